@@ -1,0 +1,43 @@
+# Every target sets up what it needs in .venv, from a clean clone with Python 3.11+ and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+NAME ?= all
+ARGS ?=
+
+.PHONY: demo test lint bench reproduce notebooks clean
+.DEFAULT_GOAL := demo
+
+$(VENV)/.core: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(PIP_INSTALL) -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.core  ## the main job on the embedded digits
+	$(BIN)/python -m experiments.launch --config=experiments/configs/quickstart.py $(ARGS)
+
+test: $(VENV)/.dev  ## the whole fast suite
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+lint: $(VENV)/.dev  ## ruff (lint and format) and the type checker
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyrefly check
+
+bench: $(VENV)/.core  ## the benchmarks, each a ratio against what a user would pick instead
+	$(BIN)/python -m experiments.benchmarks $(ARGS)
+
+reproduce: $(VENV)/.core  ## every paper experiment; NAME=isometry_table for one
+	$(BIN)/python -m experiments.reproduce --name=$(NAME) $(ARGS)
+
+notebooks: $(VENV)/.dev  ## executes the notebooks
+	$(BIN)/jupytext --to ipynb --output - colab/first_look.py > /dev/null
+	$(BIN)/python -m pytest --nbmake colab -p no:xdist $(ARGS)
+
+clean:  ## removes the virtual environment and caches; leaves runs alone
+	rm -rf $(VENV) .pytest_cache .ruff_cache nopr.egg-info

@@ -1,0 +1,70 @@
+"""Layer distributions: shapes and a density -> exact kept counts, one a layer.
+
+Every one keeps round(density * n) in all, by largest remainder.
+"""
+
+from __future__ import annotations
+
+import math
+
+from nopr import trees
+from nopr.typing import Counts, Shapes
+
+
+def uniform(shapes: Shapes, *, density: float) -> Counts:
+    """Kept weights per layer with the same density in each.
+
+    Args:
+      shapes: Shape of each prunable layer.
+      density: Kept fraction over all prunable weights, in [0, 1].
+
+    Returns:
+      Kept count per layer; they sum to round(density * n) exactly.
+
+    Raises:
+      ValueError: If `density` is outside [0, 1].
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+    total = _total(sizes, density)
+    return trees.largest_remainder([total * size / max(sum(sizes), 1) for size in sizes], total)
+
+
+def erk(shapes: Shapes, *, density: float) -> Counts:
+    r"""Kept weights per layer by the Erdős–Rényi-kernel rule.
+
+    Layer :math:`l` with sides :math:`n_i` keeps a share proportional to
+    :math:`\sum_i n_i / \prod_i n_i`; a layer that would pass 1 becomes dense and the rest is
+    shared again.
+
+    Args:
+      shapes: Shape of each prunable layer.
+      density: Kept fraction over all prunable weights, in [0, 1].
+
+    Returns:
+      Kept count per layer; they sum to round(density * n) exactly.
+
+    Raises:
+      ValueError: If `density` is outside [0, 1].
+
+    Source: Evci et al. 2020, arXiv:1911.11134.
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+    total = _total(sizes, density)
+    dense: set[int] = set()
+    while True:
+        # sum(shape) is the raw share times the size: the layer's weight in the split.
+        left = total - sum(sizes[i] for i in dense)
+        weights = {i: sum(shape) for i, shape in enumerate(shapes) if i not in dense}
+        scale = left / sum(weights.values()) if weights else 0.0
+        over = {i for i, weight in weights.items() if scale * weight > sizes[i]}
+        if not over:
+            break
+        dense |= over
+    quotas = [float(size) if i in dense else scale * weights[i] for i, size in enumerate(sizes)]
+    return trees.largest_remainder(quotas, total)
+
+
+def _total(sizes: list[int], density: float) -> int:
+    if not 0 <= density <= 1:
+        raise ValueError(f"`density` must be in [0, 1], got {density}.")
+    return round(density * sum(sizes))

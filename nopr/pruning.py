@@ -1,0 +1,155 @@
+"""From criterion, distribution, granularity and schedule to a Pruner.
+
+The order is always: score -> pool to granules -> counts -> top -> expand; a schedule repeats it,
+each round among the granules still alive.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key
+
+from nopr import granularity as granularities
+from nopr import masks as masks_
+from nopr import schedules, trees
+from nopr.typing import Batch, Counts, Criterion, Masks, Params, Pruner, Scope, Scores
+
+
+def pruner(
+    criterion: Criterion,
+    *,
+    density: float | None = None,
+    scope: Scope = "global",
+    distribution: Callable[..., Counts] | None = None,
+    granularity: granularities.Granularity | None = None,
+    schedule: Callable[..., schedules.Schedule] = schedules.one_shot,
+    rounds: int = 1,
+) -> Pruner:
+    """Composes a Pruner `(params, batch, *, masks=None, counts=None, key) -> masks`.
+
+    Args:
+      criterion: What scores the weights.
+      density: Kept fraction of all granules after the last round, in [0, 1]. Without it every call
+        must give `counts`.
+      scope: `"global"`: all granules compete; `"layer"`: those of one layer, with the same density
+        in each.
+      distribution: `(shapes, *, density) -> counts` for the layers, such as `densities.erk`;
+        replaces `scope`.
+      granularity: What is kept or removed as a whole; single weights by default.
+      schedule: A constructor of `schedules`; round t of `rounds` keeps `schedule(t)`.
+      rounds: How often to score and prune; each round scores the params masked by the one before.
+
+    Returns:
+      The Pruner. Called with `masks` it chooses among the granules alive in them. Called with
+      `counts` it keeps these instead of the scheduled ones: a number, one a round, or
+      [rounds, layers] counts per layer; they may be traced.
+
+    Raises:
+      ValueError: If `density`, `rounds` or `scope` is out of range (here), or nothing says how
+        many to keep (when called).
+    """
+    if rounds < 1:
+        raise ValueError(f"`rounds` must be at least 1, got {rounds}.")
+    if density is not None:
+        schedule(density=density, steps=rounds)  # checks the density now, not at the first call
+    if scope not in ("global", "layer"):
+        raise ValueError(f"`scope` must be one of 'global', 'layer', got {scope!r}.")
+    grain = granularities.unstructured() if granularity is None else granularity
+
+    def planned(scores: Any) -> np.ndarray:
+        """Kept granules of each round, [rounds] or [rounds, layers]."""
+        if density is None:
+            raise ValueError("The pruner has no `density`; give one, or `counts` in the call.")
+        at = schedule(density=density, steps=rounds)
+        shapes = trees.shapes(jax.eval_shape(grain.pool, scores))
+        wanted = [at(step) for step in range(1, rounds + 1)]
+        if distribution is not None:
+            return np.array([distribution(shapes, density=d) for d in wanted], np.int32)
+        return level_counts(sum(math.prod(shape) for shape in shapes), wanted)
+
+    def prune(
+        params: Params,
+        batch: Batch,
+        *,
+        masks: Masks | None = None,
+        counts: Any = None,
+        key: Key[Array, ""],
+    ) -> Masks:
+        like = jax.eval_shape(lambda: criterion(params, batch, masks=masks, key=key))
+        plan = _per_round(planned(like) if counts is None else counts, rounds)
+
+        def prune_once(masks: Masks | None, count: Any, key: Key[Array, ""]) -> Masks:
+            scores = criterion(params, batch, masks=masks, key=key)
+            return _keep(scores, count, masks, grain=grain, scope=scope)
+
+        if rounds == 1:
+            return prune_once(masks, _plain(plan[0]), key)
+        full = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), like)
+        return jax.lax.scan(
+            lambda masks, xs: (prune_once(masks, *xs), None),
+            full if masks is None else masks,
+            (jnp.asarray(plan, jnp.int32), jax.random.split(key, rounds)),
+        )[0]
+
+    return prune
+
+
+def level_counts(size: int, densities: Any) -> np.ndarray:
+    """Kept counts, round(density * size) each, of a falling series of densities.
+
+    Raises:
+      ValueError: If a density is outside [0, 1] or the series rises.
+    """
+    values = np.asarray(densities, np.float64)
+    if values.size == 0 or np.any((values < 0) | (values > 1)):
+        raise ValueError(f"`densities` must be in [0, 1] and not empty, got {densities}.")
+    if np.any(np.diff(values) > 0):
+        raise ValueError(f"`densities` must fall from level to level, got {densities}.")
+    return np.array([round(float(value) * size) for value in values], np.int32)
+
+
+def _keep(
+    scores: Scores,
+    count: Any,
+    masks: Masks | None,
+    *,
+    grain: granularities.Granularity,
+    scope: Scope,
+) -> Masks:
+    """One round: pool, choose among the granules of which any weight is alive, expand."""
+    wide = any(leaf.dtype == np.float64 for leaf in jax.tree.leaves(scores))
+    with jax.enable_x64(wide or jax.config.jax_enable_x64):
+        granules = grain.pool(scores)
+        alive = None
+        if masks is not None:
+            shares = grain.pool(jax.tree.map(lambda mask: mask.astype(jnp.float32), masks))
+            alive = jax.tree.map(lambda share: share > 0, shares)
+        by_layer = scope == "layer" or np.ndim(count) == 1
+        kept = masks_.top(
+            granules, count=count, within=alive, scope="layer" if by_layer else "global"
+        )
+        return grain.expand(kept, scores)
+
+
+def _per_round(counts: Any, rounds: int) -> Any:
+    """`counts` with a leading axis of one entry a round."""
+    if np.ndim(counts) == 0:
+        counts = jnp.reshape(counts, (1,)) if _traced(counts) else np.reshape(counts, (1,))
+    if len(counts) != rounds:
+        raise ValueError(f"`counts` must have one entry a round, {rounds}, got {len(counts)}.")
+    return counts
+
+
+def _plain(count: Any) -> Any:
+    """A concrete count as Python numbers, so that `top` can check it against what is alive."""
+    return count if _traced(count) else np.asarray(count).tolist()
+
+
+def _traced(value: Any) -> bool:
+    return isinstance(value, jax.core.Tracer)

@@ -1,0 +1,54 @@
+"""Density schedules: a constructor takes the target and gives `step -> density`.
+
+Steps run from 0 (the initial density) to `steps` (the target); past it the target stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+Schedule: TypeAlias = Callable[[float], float]
+
+
+def one_shot(*, density: float, steps: int = 1, initial: float = 1.0) -> Schedule:
+    """The initial density until the last step, and the target from there on."""
+    _check(density, steps, initial)
+    return lambda step: density if step >= steps else initial
+
+
+def linear(*, density: float, steps: int, initial: float = 1.0) -> Schedule:
+    """Equal differences between steps."""
+    _check(density, steps, initial)
+    return lambda step: initial + (density - initial) * _progress(step, steps)
+
+
+def exponential(*, density: float, steps: int, initial: float = 1.0) -> Schedule:
+    r"""Equal ratios between steps: :math:`d_i (d_f / d_i)^{t/T}`.
+
+    Source: SynFlow's schedule, Tanaka et al. 2020, arXiv:2006.05467.
+    """
+    _check(density, steps, initial)
+    return lambda step: initial * (density / initial) ** _progress(step, steps)
+
+
+def cubic(*, density: float, steps: int, initial: float = 1.0) -> Schedule:
+    r"""Fast at first, slow at the end: sparsity :math:`s_f + (s_i - s_f)(1 - t/T)^3`.
+
+    Source: Zhu & Gupta 2017, arXiv:1710.01878.
+    """
+    _check(density, steps, initial)
+    return lambda step: density + (initial - density) * (1 - _progress(step, steps)) ** 3
+
+
+def _progress(step: float, steps: int) -> float:
+    return min(max(step / steps, 0.0), 1.0)
+
+
+def _check(density: float, steps: int, initial: float) -> None:
+    if not 0 <= density <= 1:
+        raise ValueError(f"`density` must be in [0, 1], got {density}.")
+    if not density <= initial <= 1 or initial == 0:
+        raise ValueError(f"`initial` must be in (0, 1] and at least `density`, got {initial}.")
+    if steps < 1:
+        raise ValueError(f"`steps` must be at least 1, got {steps}.")

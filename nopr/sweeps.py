@@ -1,0 +1,152 @@
+"""One pure function over many cases: seeds, datasets, densities.
+
+Cases are vmapped in blocks of a fixed size, one compiled program for all of them; a finished block
+goes to a store, if there is one, so that a sweep that is killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from nopr import trees
+
+DEFAULT_BLOCK_BYTES = 256 * 2**20
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Where finished blocks are kept, by name."""
+
+    def get(self, name: str) -> Mapping[str, Any] | None:
+        """The arrays stored under `name`, or None where there are none that can be trusted."""
+        ...
+
+    def put(self, name: str, arrays: Mapping[str, Any]) -> None:
+        """Stores arrays under `name`, whole or not at all."""
+        ...
+
+
+@runtime_checkable
+class Progress(Protocol):
+    """What is told after every block."""
+
+    def __call__(self, done: int, total: int, failures: int) -> None:
+        """Takes the cases finished, all cases, and those that were not finite."""
+        ...
+
+
+class Swept(NamedTuple):
+    """Results of a sweep."""
+
+    values: PyTree
+    """What the function returned, a leading case axis on every leaf; NumPy arrays."""
+    finite: np.ndarray
+    """bool [cases]: whether every floating result of the case is finite."""
+
+    @property
+    def failures(self) -> list[int]:
+        """The indices of the cases that gave NaN or infinity, or could not be trusted."""
+        return np.flatnonzero(~self.finite).tolist()
+
+
+def run(
+    function: Callable[[Any], PyTree],
+    cases: PyTree,
+    *,
+    block: int | None = None,
+    store: Store | None = None,
+    progress: Progress | None = None,
+) -> Swept:
+    """Runs `function` on every case, vmapped in blocks.
+
+    The last block is padded with copies of its last case, so that every block is the same program;
+    the copies' results are dropped. Results depend on `block` in the last bits (XLA vectorises
+    another batch size in another way) and on nothing else.
+
+    Args:
+      function: `function(case) -> results`, pure; results are a pytree of arrays.
+      cases: A pytree whose leaves share a leading case axis; typed keys are welcome.
+      block: Cases per vmapped call; all of them by default.
+      store: Keeps finished blocks; blocks found there are not computed again. It must be one that
+        only this function, these cases and this block share.
+      progress: Called after every block.
+
+    Returns:
+      The results in case order, and which of them are finite.
+
+    Raises:
+      ValueError: If there are no cases, their leading axes differ, or `block` is below 1.
+    """
+    n = case_count(cases)
+    size = n if block is None else min(block, n)
+    if size < 1:
+        raise ValueError(f"`block` must be at least 1, got {block}.")
+    program = jax.jit(jax.vmap(function))
+    starts = range(0, n, size)
+    parts, failures = [], 0
+    for start in starts:
+        stop = min(start + size, n)
+        name = f"block-{start:08d}-{stop:08d}"
+        part = _load(store, name, function, cases)
+        if part is None:
+            part = _compute(program, cases, start, stop, size)
+            _save(store, name, part)
+        parts.append(part)
+        failures += int((~_finite(part, stop - start)).sum())
+        if progress is not None:
+            progress(stop, n, failures)
+    values = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    return Swept(values, _finite(values, n))
+
+
+def case_count(cases: PyTree) -> int:
+    """The length of the leading axis that all leaves of `cases` share.
+
+    Raises:
+      ValueError: If there is none, or a leaf has another; the message names it.
+    """
+    leaves = jax.tree.leaves(cases)
+    if not leaves or jnp.ndim(leaves[0]) == 0 or len(leaves[0]) == 0:
+        raise ValueError("`cases` must have a leading axis of at least one case, got none.")
+    n = len(leaves[0])
+    for path, leaf in zip(trees.paths(cases), leaves, strict=True):
+        if jnp.ndim(leaf) == 0 or len(leaf) != n:
+            raise ValueError(
+                f"`cases` must share their leading axis of {n}, got shape {jnp.shape(leaf)} "
+                f"at {path!r}."
+            )
+    return n
+
+
+def _compute(program: Any, cases: PyTree, start: int, stop: int, size: int) -> PyTree:
+    index = np.minimum(np.arange(start, start + size), stop - 1)
+    values = program(jax.tree.map(lambda leaf: leaf[index], cases))
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[: stop - start], values)
+
+
+def _load(store: Store | None, name: str, function: Any, cases: PyTree) -> PyTree | None:
+    found = None if store is None else store.get(name)
+    if found is None:
+        return None
+    one = jax.tree.map(lambda leaf: leaf[0], cases)
+    treedef = jax.tree.structure(jax.eval_shape(function, one))
+    return jax.tree.unflatten(treedef, [found[f"leaf_{i}"] for i in range(treedef.num_leaves)])
+
+
+def _save(store: Store | None, name: str, part: PyTree) -> None:
+    if store is not None:
+        store.put(name, {f"leaf_{i}": leaf for i, leaf in enumerate(jax.tree.leaves(part))})
+
+
+def _finite(values: PyTree, n: int) -> np.ndarray:
+    flags = np.ones(n, bool)
+    for leaf in jax.tree.leaves(values):
+        if np.issubdtype(leaf.dtype, np.floating):
+            flags &= np.isfinite(leaf).reshape(n, -1).all(axis=1)
+    return flags

@@ -1,0 +1,101 @@
+"""The nouns of the library: what flows between its functions. Imports nothing from nopr."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+from jaxtyping import Array, Bool, Key, PyTree
+
+Params: TypeAlias = PyTree
+"""Any pytree of arrays: a Flax dict, an `nnx.State`, an Equinox module, a plain dict."""
+
+Batch: TypeAlias = PyTree
+"""Any pytree whose leaves share a leading example axis."""
+
+Scores: TypeAlias = PyTree
+"""Like the params: a float array on each prunable leaf, None elsewhere; higher = keep."""
+
+Masks: TypeAlias = PyTree
+"""Like the params: a bool array on each prunable leaf (True = kept), None elsewhere."""
+
+Shapes: TypeAlias = tuple[tuple[int, ...], ...]
+"""The shape of each prunable leaf, in leaf order."""
+
+Counts: TypeAlias = tuple[int, ...]
+"""How many weights (or granules) each prunable leaf keeps, in leaf order."""
+
+Scope: TypeAlias = str
+"""Where scores compete: `"global"`, over the whole network, or `"layer"`, within each layer."""
+
+Where: TypeAlias = Callable[[str, Any], bool]
+"""`where(path, leaf)`: is this leaf prunable? Paths read like `"params/Dense_0/kernel"`."""
+
+Apply: TypeAlias = Callable[..., Array]
+"""`apply(params, inputs) -> outputs`, both with a leading example axis."""
+
+Loss: TypeAlias = Callable[..., Array]
+"""`loss(params, batch) -> scalar`, a mean over the batch."""
+
+StepLoss: TypeAlias = Callable[..., tuple[Array, Any]]
+"""`step_loss(params, state, batch, key) -> (loss, state)`: training with statistics or noise."""
+
+
+@runtime_checkable
+class Criterion(Protocol):
+    """Scores weights. Given the original params, it applies `masks` itself."""
+
+    def __call__(
+        self, params: Params, batch: Batch, *, masks: Masks | None = None, key: Key[Array, ""]
+    ) -> Scores:
+        """Returns the scores of `params` on `batch`, those outside `masks` being of no meaning."""
+        ...
+
+
+@runtime_checkable
+class Pruner(Protocol):
+    """Chooses the weights to keep; `masks` restricts the choice to those still alive."""
+
+    def __call__(
+        self,
+        params: Params,
+        batch: Batch,
+        *,
+        masks: Masks | None = None,
+        counts: Any = None,
+        key: Key[Array, ""],
+    ) -> Masks:
+        """Returns the masks; `counts` replaces the pruner's own final counts (may be traced)."""
+        ...
+
+
+@runtime_checkable
+class Train(Protocol):
+    """A training procedure, from params and masks to params whose pruned weights are 0."""
+
+    def __call__(
+        self, params: Params, masks: Masks | None, data: Batch, *, key: Key[Array, ""]
+    ) -> Params:
+        """Returns the trained params."""
+        ...
+
+
+@runtime_checkable
+class Algorithm(Protocol):
+    """A whole pruning procedure: a pure function from (data, key) to masks."""
+
+    def __call__(self, data: Batch, *, key: Key[Array, ""]) -> Masks:
+        """Returns the masks; begins with `init_key, run_key = jax.random.split(key)`."""
+        ...
+
+
+class LayerCount(NamedTuple):
+    """Kept and prunable weights of one layer."""
+
+    kept: Any
+    size: int
+    density: Any
+
+
+KeptVector: TypeAlias = Bool[Array, " n"]
+"""Masks raveled to one vector, in leaf order."""

@@ -1,0 +1,71 @@
+"""Strict flags, keys that show their seed, and where the real data is."""
+
+import os
+from pathlib import Path
+
+import jax
+import matplotlib
+import numpy as np
+import pytest
+from hypothesis import settings
+
+matplotlib.use("Agg")
+# Compilation makes the first example slow; that is no failure.
+settings.register_profile("nopr", deadline=None)
+settings.load_profile("nopr")
+
+
+@pytest.fixture
+def getkey():
+    """Fresh keys in turn; NOPR_TEST_SEED draws others."""
+    seed = int(os.environ.get("NOPR_TEST_SEED", "2024"))
+    counter = iter(range(10**6))
+
+    def key():
+        return jax.random.fold_in(jax.random.key(seed), next(counter))
+
+    return key
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(2024)
+
+
+@pytest.fixture(params=[False, True], ids=["x32", "x64"])
+def x64(request):
+    """Runs a test in single and in double precision."""
+    with jax.enable_x64(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def double():
+    """Runs a test in double precision."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def strict_promotion():
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def manual_dir():
+    """The folder with the original MNIST and Fashion-MNIST files."""
+    return _folder("NOPR_MANUAL_DIR", "the original MNIST and Fashion-MNIST files")
+
+
+@pytest.fixture(scope="session")
+def golden_dir():
+    """The folder with scores and masks of released code."""
+    return _folder("NOPR_GOLDEN_DIR", "synaptic_flow_masks.npz")
+
+
+def _folder(variable, what):
+    value = os.environ.get(variable)
+    if not value:
+        pytest.skip(f"set {variable} to the folder that holds {what}")
+    return Path(value)

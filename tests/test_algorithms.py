@@ -1,0 +1,140 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nopr import algorithms, criteria, masks, pruning, trees
+
+POINTS = 8
+
+
+def init(key):
+    one, two = jax.random.split(key)
+    return {
+        "a": {"kernel": jax.random.normal(one, (3, 6)) / 2, "bias": jnp.full(6, 0.1)},
+        "b": {"kernel": jax.random.normal(two, (6, 1)) / 2, "bias": jnp.zeros(1)},
+    }
+
+
+def apply(params, inputs):
+    hidden = jnp.tanh(inputs @ params["a"]["kernel"] + params["a"]["bias"])
+    return hidden @ params["b"]["kernel"] + params["b"]["bias"]
+
+
+def loss(params, data):
+    return jnp.mean((apply(params, data[0])[:, 0] - data[1]) ** 2)
+
+
+def train(params, kept, data, *, key):
+    """Forty steps of gradient descent that multiply by the mask."""
+    del key
+    params = params if kept is None else masks.apply(kept, params)
+
+    def step(params, _):
+        gradient = jax.grad(loss)(params, data)
+        params = jax.tree.map(lambda p, g: p - 0.2 * g, params, gradient)
+        return (params if kept is None else masks.apply(kept, params)), None
+
+    return jax.lax.scan(step, params, None, length=40)[0]
+
+
+@pytest.fixture
+def data(rng):
+    inputs = rng.normal(size=(POINTS, 3)).astype(np.float32)
+    return inputs, np.sign(inputs[:, 0]).astype(np.float32)
+
+
+def assert_same(one, two):
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+MAGNITUDE = pruning.pruner(criteria.magnitude(), density=0.25)
+LEVELS = (18, 12, 6)
+ALL = {
+    "at_init": algorithms.at_init(pruning.pruner(criteria.snip(loss), density=0.25), init=init),
+    "after_training": algorithms.after_training(MAGNITUDE, init=init, train=train),
+    "imp": algorithms.imp(
+        pruning.pruner(criteria.magnitude()), init=init, train=train, counts=LEVELS
+    ),
+}
+
+
+def test_at_init_prunes_the_params_of_the_first_half_of_the_key(data, getkey):
+    key = getkey()
+    init_key, run_key = jax.random.split(key)
+    pruner = pruning.pruner(criteria.random(), density=0.25)
+    expected = pruner(init(init_key), data, key=run_key)
+    assert_same(algorithms.at_init(pruner, init=init)(data, key=key), expected)
+
+
+def test_after_training_prunes_the_trained_params(data, getkey):
+    key = getkey()
+    trained = train(init(jax.random.split(key)[0]), None, data, key=None)
+    assert_same(ALL["after_training"](data, key=key), MAGNITUDE(trained, data, key=key))
+
+
+def test_imp_trains_prunes_and_rewinds_level_by_level(data, getkey):
+    key = getkey()
+    start = init(jax.random.split(key)[0])
+    kept, path = trees.full_masks(start), []
+    for count in LEVELS:
+        trained = train(start, kept, data, key=None)
+        kept = masks.top(criteria.magnitude()(trained, None), count=count, within=kept)
+        path.append(kept)
+    assert_same(ALL["imp"](data, key=key), kept)
+    every = algorithms.imp(
+        pruning.pruner(criteria.magnitude()), init=init, train=train, counts=LEVELS, levels=True
+    )(data, key=key)
+    assert_same(every, jax.tree.map(lambda *leaves: np.stack(leaves), *path))
+
+
+def test_imp_rewinds_to_the_step_it_is_told(data, getkey):
+    key = getkey()
+
+    def early(params, kept, data, *, key):
+        return jax.tree.map(lambda leaf: 2 * leaf, params)
+
+    rewound = algorithms.imp(
+        pruning.pruner(criteria.magnitude()), init=init, train=train, counts=(6,), rewind=early
+    )(data, key=key)
+    start = jax.tree.map(lambda leaf: 2 * leaf, init(jax.random.split(key)[0]))
+    trained = train(start, None, data, key=None)
+    assert_same(rewound, masks.top(criteria.magnitude()(trained, None), count=6))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_algorithms_are_pure_and_compose_with_jit_and_vmap(name, data, getkey, rng):
+    algorithm, key = ALL[name], getkey()
+    many = (
+        np.stack([data[0], rng.normal(size=data[0].shape).astype(np.float32)]),
+        np.stack([data[1], rng.choice([-1.0, 1.0], POINTS).astype(np.float32)]),
+    )
+    together = jax.jit(jax.vmap(lambda data: algorithm(data, key=key)))(many)
+    for i in range(2):
+        alone = algorithm(jax.tree.map(lambda leaf, i=i: leaf[i], many), key=key)
+        assert_same(jax.tree.map(lambda leaf, i=i: leaf[i], together), alone)
+    counts = [int(masks.count(jax.tree.map(lambda leaf, i=i: leaf[i], together))) for i in (0, 1)]
+    assert counts == [6, 6]
+
+
+def test_masks_found_by_training_depend_on_the_data_and_those_at_random_do_not(data, getkey):
+    key, other = getkey(), (data[0], -data[1][::-1])
+    blind = algorithms.at_init(pruning.pruner(criteria.random(), density=0.25), init=init)
+    assert_same(blind(data, key=key), blind(other, key=key))
+    seeing = ALL["after_training"]
+    differ = [
+        (a != b).any()
+        for a, b in zip(
+            *map(jax.tree.leaves, (seeing(data, key=key), seeing(other, key=key))), strict=True
+        )
+    ]
+    assert any(differ)
+
+
+@pytest.mark.parametrize(
+    ("counts", "match"),
+    [((6, 12), "must fall from level to level"), ((), "one number a level"), (6, "one number a")],
+)
+def test_levels_that_make_no_sense_are_refused(counts, match):
+    with pytest.raises(ValueError, match=match):
+        algorithms.imp(pruning.pruner(criteria.magnitude()), init=init, train=train, counts=counts)

@@ -1,0 +1,44 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nopr import densities
+
+SHAPES = ((64, 300), (300, 100), (100, 10), (3, 3, 16, 32))
+RULES = [densities.uniform, densities.erk]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@given(density=st.floats(0, 1))
+def test_counts_sum_exactly_and_fit_their_layers(rule, density):
+    counts = rule(SHAPES, density=density)
+    sizes = [math.prod(shape) for shape in SHAPES]
+    assert sum(counts) == round(density * sum(sizes))
+    assert all(0 <= count <= size for count, size in zip(counts, sizes, strict=True))
+
+
+def test_uniform_rounds_by_largest_remainder():
+    assert densities.uniform(((5, 5),) * 3, density=0.02) == (1, 1, 0)
+
+
+def test_erk_follows_the_sum_over_product_rule():
+    shapes = ((100, 100), (400, 25))  # equal sizes; sums 200 and 425
+    assert densities.erk(shapes, density=0.1) == (640, 1360)
+
+
+def test_erk_makes_a_layer_dense_that_would_pass_one_and_shares_the_rest_again():
+    shapes = ((4, 2), (100, 100), (400, 25))
+    counts = densities.erk(shapes, density=0.5)
+    left = 10_004 - 8
+    assert counts[0] == 8
+    np.testing.assert_allclose(counts[1:], [left * 200 / 625, left * 425 / 625], atol=1)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("density", [-0.1, 1.3, float("nan")])
+def test_density_outside_its_range_is_refused(rule, density):
+    with pytest.raises(ValueError, match=r"`density` must be in \[0, 1\], got"):
+        rule(SHAPES, density=density)

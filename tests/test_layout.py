@@ -1,0 +1,90 @@
+"""The import directions of the package, read from its source."""
+
+import ast
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+GROUPS = [
+    {"typing"},
+    {"trees"},
+    {"masks", "schedules", "densities", "sweeps"},
+    {"spectra", "granularity", "information"},
+    {"criteria", "surgery", "robustness"},
+    {"pruning"},
+    {"transforms", "isometry"},
+    {"finetune"},
+    {"algorithms"},
+]
+SIDE = {"networks", "data", "checkpoints", "records", "plots"}
+ONLY = {"flax": {"networks"}, "orbax": {"checkpoints"}, "matplotlib": {"plots"}}
+
+
+def modules():
+    for path in sorted((ROOT / "nopr").rglob("*.py")):
+        parts = path.relative_to(ROOT / "nopr").with_suffix("").parts
+        if parts != ("__init__",):
+            yield parts[0], path
+
+
+def imported(path):
+    """Every imported name, in full; `from nopr import trees` gives nopr.trees."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def level(module):
+    return next(i for i, group in enumerate(GROUPS) if module in group)
+
+
+CASES = [pytest.param(module, path, id=str(path.relative_to(ROOT))) for module, path in modules()]
+
+
+@pytest.mark.parametrize(("module", "path"), CASES)
+def test_imports_run_downward_only(module, path):
+    for name in imported(path):
+        package, *rest = name.split(".")
+        if package != "nopr" or not rest or rest[0] == module:
+            continue
+        target = rest[0]
+        if module in SIDE:
+            assert target in {"typing", "trees"}, f"{module} imports {target}"
+        else:
+            assert target not in SIDE, f"{module} imports {target}"
+            assert level(target) < level(module), f"{module} imports {target}"
+
+
+@pytest.mark.parametrize(("module", "path"), CASES)
+def test_each_heavy_library_has_one_importer_and_experiments_none(module, path):
+    for name in imported(path):
+        package = name.split(".")[0]
+        assert module in ONLY.get(package, {module}), f"{module} imports {package}"
+        assert package not in {"experiments", "tests"}
+
+
+def test_every_module_has_its_place():
+    known = set().union(*GROUPS) | SIDE
+    assert {module for module, _ in modules()} <= known
+
+
+def test_runtime_dependencies_cover_what_is_imported():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {
+        dependency.split(">=")[0].replace("-", "_").lower()
+        for dependency in project["dependencies"]
+    }
+    names = {"sklearn": "scikit_learn", "absl": "absl_py", "orbax": "orbax_checkpoint"}
+    names |= {"tensorflow_datasets": "tensorflow_datasets"}
+    optional = {"tensorflow", "nopr"}
+    for _, path in modules():
+        for name in imported(path):
+            package = name.split(".")[0]
+            if package in optional or package in __import__("sys").stdlib_module_names:
+                continue
+            assert names.get(package, package).lower() in declared, f"{path}: {package}"

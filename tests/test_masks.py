@@ -1,0 +1,229 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.experimental import checkify
+
+from nopr import masks
+
+pytestmark = pytest.mark.usefixtures("strict_promotion")
+
+TIED = st.lists(
+    st.sampled_from([-2.0, -1.0, -0.0, 0.0, 1e-45, 1.0, 3e38]), min_size=12, max_size=12
+)
+ALIVE = st.lists(st.booleans(), min_size=12, max_size=12)
+top_jit = jax.jit(lambda scores, k: masks.top(scores, count=k))
+top_within_jit = jax.jit(lambda scores, k, within: masks.top(scores, count=k, within=within))
+
+
+def tree(flat):
+    flat = jnp.asarray(flat, jnp.float32)
+    return {"a": flat[:8].reshape(2, 4), "skip": None, "z": [flat[8:]]}
+
+
+def flat(kept):
+    return np.concatenate([kept["a"].reshape(-1), kept["z"][0]])
+
+
+@given(scores=TIED, k=st.integers(0, 12))
+def test_top_agrees_with_sorting_when_scores_tie(scores, k):
+    expected = oracles.top(scores, k)
+    np.testing.assert_array_equal(flat(masks.top(tree(scores), count=k)), expected)
+    np.testing.assert_array_equal(flat(top_jit(tree(scores), k)), expected)
+
+
+@given(scores=TIED, within=ALIVE, k=st.integers(0, 12))
+def test_a_removed_weight_never_comes_back(scores, within, k):
+    alive = {"a": np.reshape(within[:8], (2, 4)), "skip": None, "z": [np.array(within[8:])]}
+    expected = oracles.top(scores, k, within)
+    np.testing.assert_array_equal(flat(top_within_jit(tree(scores), k, alive)), expected)
+
+
+@given(
+    scores=st.lists(
+        st.floats(width=64, allow_nan=False, allow_infinity=False), min_size=9, max_size=9
+    ),
+    k=st.integers(0, 9),
+)
+def test_float64_scores_are_ranked_in_float64_whatever_the_precision(scores, k):
+    array = np.array(scores, np.float64)
+    kept = masks.top({"w": array}, count=k)["w"]
+    np.testing.assert_array_equal(kept, oracles.top(array, k))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_scores_are_ranked_without_rounding(dtype, rng):
+    scores = jnp.asarray(rng.normal(size=200), dtype)
+    kept = masks.top({"w": scores}, count=77)["w"]
+    np.testing.assert_array_equal(kept, oracles.top(np.asarray(scores, np.float64), 77))
+
+
+@pytest.mark.parametrize("k", [0, 1, 5000, 12_345, 20_000])
+def test_ties_longer_than_a_row_keep_the_first_in_flat_order(k, rng):
+    scores = rng.integers(0, 2, size=20_000).astype(np.float32)
+    kept = masks.top({"w": scores}, count=k)["w"]
+    np.testing.assert_array_equal(kept, oracles.top(scores, k))
+
+
+def test_constant_scores_keep_the_count_and_not_everything_or_nothing():
+    assert int(masks.count(masks.top({"w": np.ones(10, np.float32)}, density=0.2))) == 2
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_layer_scope_shares_by_largest_remainder(traced):
+    scores = {name: np.ones((5, 5), np.float32) for name in "abc"}
+    if traced:
+        kept = jax.jit(lambda k: masks.top(scores, count=k, scope="layer"))(2)
+    else:
+        kept = masks.top(scores, density=0.02, scope="layer")
+    assert [int(layer.kept) for layer in masks.by_layer(kept).values()] == [1, 1, 0]
+
+
+def test_traced_and_concrete_layer_counts_agree():
+    scores = {"a": np.ones(7, np.float32), "b": np.ones(5, np.float32), "c": np.ones(9, np.float32)}
+    shared = jax.jit(lambda k: jax.tree.map(jnp.sum, masks.top(scores, count=k, scope="layer")))
+    for k in range(22):
+        concrete = jax.tree.map(jnp.sum, masks.top(scores, count=k, scope="layer"))
+        assert jax.tree.map(int, shared(k)) == jax.tree.map(int, concrete)
+
+
+def test_layer_counts_may_be_given_one_by_one():
+    scores = {"a": np.arange(4, dtype=np.float32), "b": np.arange(3, dtype=np.float32)}
+    kept = masks.top(scores, count=[1, 2], scope="layer")
+    np.testing.assert_array_equal(kept["a"], [False, False, False, True])
+    np.testing.assert_array_equal(kept["b"], [False, True, True])
+
+
+def test_density_may_be_traced_and_vmapped():
+    scores = {"w": np.arange(40, dtype=np.float32)}
+    counts = jax.vmap(lambda d: masks.count(masks.top(scores, density=d)))(
+        jnp.array([0.0, 0.25, 0.5, 1.0])
+    )
+    np.testing.assert_array_equal(counts, [0, 10, 20, 40])
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"density": 1.3}, r"`density` must be in \[0, 1\], got 1.3"),
+        ({"density": -0.1}, r"`density` must be in \[0, 1\], got -0.1"),
+        ({"density": float("nan")}, r"`density` must be in \[0, 1\], got nan"),
+        ({"count": 13}, "`count` must be a whole number from 0 to 12, the weights alive, got 13"),
+        ({"count": -1}, "`count` must be a whole number from 0 to 12, .* got -1"),
+        ({"count": 1.5}, "`count` must be a whole number .* got 1.5"),
+        ({}, "Give exactly one of `density` and `count`"),
+        ({"density": 0.1, "count": 1}, "Give exactly one of `density` and `count`"),
+        ({"density": 0.1, "scope": "galaxy"}, "`scope` must be one of 'global', 'layer'"),
+        ({"count": [1, 2, 3], "scope": "layer"}, "must be one number or 2 with scope='layer'"),
+        ({"count": 99, "scope": "layer"}, "`count` must be a whole number"),
+    ],
+)
+def test_bad_counts_are_refused(options, match):
+    with pytest.raises(ValueError, match=match):
+        masks.top(tree(np.arange(12)), **options)
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+def test_concrete_scores_that_are_not_finite_raise_and_name_the_leaf(bad):
+    scores = tree(np.arange(12))
+    scores["z"][0] = scores["z"][0].at[1].set(bad)
+    with pytest.raises(ValueError, match="1 NaN or infinite values, of 4, at 'z/0'"):
+        masks.top(scores, count=3)
+
+
+def test_traced_scores_that_are_not_finite_are_flagged_by_checkify_case_by_case():
+    scores = jnp.ones((3, 5)).at[1, 2].set(jnp.nan)
+    check = checkify.checkify(lambda s: masks.top({"w": s}, count=2), errors=checkify.user_checks)
+    error, _ = jax.jit(jax.vmap(check))(scores)
+    assert error.get().startswith("at mapped index 1: `scores` has NaN")
+    assert "index 0" not in error.get()
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_nan_of_either_sign_ranks_highest_under_a_trace(sign):
+    scores = jnp.array([1.0, 5.0, 3.0]).at[2].set(jnp.copysign(jnp.float32(jnp.nan), sign))
+    np.testing.assert_array_equal(top_jit({"w": scores}, 1)["w"], [False, False, True])
+
+
+def test_integer_scores_and_empty_trees_are_refused():
+    with pytest.raises(ValueError, match="must be floating, got int32 at 'w'"):
+        masks.top({"w": np.ones(3, np.int32)}, count=1)
+    with pytest.raises(ValueError, match="has no leaf"):
+        masks.top({"w": None}, count=1)
+
+
+def test_within_that_does_not_match_names_the_leaf():
+    with pytest.raises(ValueError, match="`within` has shape"):
+        masks.top({"w": np.ones(3, np.float32)}, count=1, within={"w": np.ones(4, bool)})
+
+
+def test_more_than_is_alive_is_refused():
+    with pytest.raises(ValueError, match="from 0 to 1, the weights alive, got 2"):
+        masks.top({"w": np.ones(2, np.float32)}, count=2, within={"w": np.array([True, False])})
+
+
+def test_apply_zeroes_pruned_weights_and_no_other_leaf():
+    params = {"kernel": np.array([[1.0, np.nan], [3.0, -4.0]], np.float32), "bias": np.ones(2)}
+    kept = {"kernel": np.array([[True, False], [False, True]]), "bias": None}
+    applied = masks.apply(kept, params)
+    np.testing.assert_array_equal(applied["kernel"], [[1, 0], [0, -4]])
+    assert applied["bias"] is params["bias"]
+    assert not np.signbit(applied["kernel"]).ravel()[:3].any()
+
+
+def test_apply_works_on_an_nnx_state_and_names_a_leaf_that_does_not_match():
+    state = nnx.state(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.Param)
+    kept = masks.top({"k": jnp.abs(state.kernel[...])}, density=0.5)
+    scores = jax.tree.map(lambda x: jnp.abs(x) if x.ndim == 2 else None, state)
+    applied = masks.apply(masks.top(scores, density=0.5), state)
+    assert int(jnp.sum(applied.kernel[...] != 0)) == int(masks.count(kept)) == 6
+    with pytest.raises(ValueError, match=r"shape \(2, 2\) at 'kernel'"):
+        masks.apply({"kernel": np.ones((2, 2), bool)}, {"kernel": np.ones((3, 4))})
+
+
+def test_combine_keeps_what_all_keep_or_what_any_keeps():
+    a, b = (
+        {"w": np.array(bits), "b": None} for bits in ([True, True, False], [True, False, False])
+    )
+    np.testing.assert_array_equal(masks.combine(a, b)["w"], [True, False, False])
+    np.testing.assert_array_equal(masks.combine(a, b, rule=jnp.logical_or)["w"], a["w"])
+    with pytest.raises(ValueError, match="shape"):
+        masks.combine(a, {"w": np.ones(2, bool), "b": None})
+    with pytest.raises(ValueError, match="at least one mask tree"):
+        masks.combine()
+
+
+def test_counts_and_densities_by_layer_add_up():
+    kept = {"a": np.array([[True, False]]), "b": None, "c": np.array([True, True, False])}
+    layers = masks.by_layer(kept)
+    assert list(layers) == ["a", "c"]
+    assert [(int(x.kept), x.size) for x in layers.values()] == [(1, 2), (2, 3)]
+    assert int(masks.count(kept)) == 3
+    assert masks.size(kept) == 5
+    np.testing.assert_allclose(masks.density(kept), 0.6, rtol=1e-6)
+
+
+def test_shuffle_keeps_the_count_of_each_layer_and_moves_weights(getkey, rng):
+    kept = {"a": rng.random((30, 20)) < 0.2, "b": rng.random(50) < 0.5}
+    shuffled = masks.shuffle(kept, key=getkey())
+    for name in kept:
+        assert shuffled[name].sum() == kept[name].sum()
+        assert (np.asarray(shuffled[name]) != kept[name]).any()
+
+
+def test_pack_tells_every_mask_from_every_other():
+    codes = [
+        tuple(np.asarray(masks.pack({"w": np.array(bits)})).tolist())
+        for bits in itertools.product([False, True], repeat=6)
+    ]
+    assert len(set(codes)) == 64
+    long = {"w": np.arange(70) % 3 == 0}
+    words = np.asarray(masks.pack(long))
+    bits = [bool(words[i // 32] >> np.uint32(i % 32) & np.uint32(1)) for i in range(70)]
+    np.testing.assert_array_equal(bits, long["w"])

@@ -1,0 +1,207 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nopr import criteria, densities, granularity, masks, pruning, schedules, trees
+
+LAYERS = ("layer_0/kernel", "layer_1/kernel", "layer_2/kernel")
+
+
+def net(rng, sides=(6, 20, 10, 4)):
+    return {
+        f"layer_{i}": {
+            "kernel": rng.normal(size=(a, b)).astype(np.float32),
+            "bias": np.zeros(b, np.float32),
+        }
+        for i, (a, b) in enumerate(zip(sides, sides[1:], strict=False))
+    }
+
+
+def counts(kept):
+    return [int(layer.kept) for layer in masks.by_layer(kept).values()]
+
+
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.5, 1.0])
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_prune_keeps_exactly_the_requested_count(density, scope, rng, getkey):
+    prune = pruning.pruner(criteria.magnitude(), density=density, scope=scope)
+    kept = prune(net(rng), None, key=getkey())
+    assert int(masks.count(kept)) == round(density * masks.size(kept))
+
+
+def test_a_distribution_sets_the_count_of_each_layer(rng, getkey):
+    prune = pruning.pruner(criteria.random(), density=0.1, distribution=densities.erk)
+    kept = prune(net(rng), None, key=getkey())
+    shapes = trees.shapes(kept)
+    assert tuple(counts(kept)) == densities.erk(shapes, density=0.1)
+
+
+def test_layer_scope_is_the_uniform_distribution(rng, getkey):
+    key, params = getkey(), net(rng)
+    by_scope = pruning.pruner(criteria.magnitude(), density=0.13, scope="layer")
+    by_rule = pruning.pruner(criteria.magnitude(), density=0.13, distribution=densities.uniform)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        by_scope(params, None, key=key),
+        by_rule(params, None, key=key),
+    )
+
+
+@pytest.mark.parametrize("distribution", [None, densities.erk])
+def test_rounds_only_ever_remove_and_end_where_the_schedule_ends(distribution, rng, getkey):
+    params, seen = net(rng), []
+
+    def watching(params, batch, *, masks=None, key):
+        jax.debug.callback(
+            lambda *leaves: seen.append([np.array(x) for x in leaves]),
+            *jax.tree.leaves(masks),
+            ordered=True,
+        )
+        return criteria.random()(params, batch, masks=masks, key=key)
+
+    prune = pruning.pruner(
+        watching, density=0.1, schedule=schedules.exponential, rounds=4, distribution=distribution
+    )
+    kept = prune(params, None, key=getkey())
+    jax.effects_barrier()
+    path = [*seen, [np.array(leaf) for leaf in jax.tree.leaves(kept)]]
+    totals = [sum(int(leaf.sum()) for leaf in leaves) for leaves in path]
+    n = masks.size(kept)
+    assert totals == [round(n * 0.1 ** (t / 4)) for t in range(5)]
+    for before, after in zip(path, path[1:], strict=False):
+        assert all((b >= a).all() for b, a in zip(before, after, strict=True))
+
+
+def test_each_round_scores_the_network_that_the_round_before_left(rng, getkey):
+    """SynFlow, three rounds in the scan against three calls by hand."""
+    params = net(rng)
+    score = criteria.synflow(forward, input_shape=(6,))
+    plan = [200, 100, 50]
+    prune = pruning.pruner(score, rounds=3)
+    together = prune(params, None, counts=np.array(plan), key=getkey())
+    kept = trees.full_masks(params)
+    for count in plan:
+        scores = score(masks.apply(kept, params), None, key=None)
+        kept = masks.top(scores, count=count, within=kept)
+    jax.tree.map(np.testing.assert_array_equal, together, kept)
+
+
+def forward(params, inputs):
+    for i in range(3):
+        inputs = jax.nn.relu(inputs @ params[f"layer_{i}"]["kernel"])
+    return inputs
+
+
+def test_masks_given_in_the_call_restrict_the_choice(rng, getkey):
+    params = net(rng)
+    alive = jax.tree.map(lambda w: rng.random(w.shape) < 0.5, trees.select(params))
+    prune = pruning.pruner(criteria.magnitude(), density=0.2)
+    kept = prune(params, None, masks=alive, key=getkey())
+    assert all(
+        bool(jnp.all(a >= k)) for a, k in zip(*map(jax.tree.leaves, (alive, kept)), strict=True)
+    )
+    assert int(masks.count(kept)) == round(0.2 * masks.size(kept))
+
+
+def test_unit_density_counts_units_and_the_weight_density_is_smaller(rng, getkey):
+    prune = pruning.pruner(
+        criteria.magnitude(), density=0.2, scope="layer", granularity=granularity.units(LAYERS)
+    )
+    kept = prune(net(rng), None, key=getkey())
+    assert [leaf.any(axis=0).sum() for leaf in jax.tree.leaves(kept)] == [4, 2, 4]
+    assert counts(kept) == [6 * 4, 4 * 2, 2 * 4]
+
+
+def test_units_pruned_twice_stay_whole(rng, getkey):
+    params = net(rng)
+    grain = granularity.units(LAYERS)
+    first = pruning.pruner(criteria.magnitude(), density=0.5, scope="layer", granularity=grain)
+    second = pruning.pruner(criteria.magnitude(), density=0.2, scope="layer", granularity=grain)
+    half = first(params, None, key=getkey())
+    kept = second(params, None, masks=half, key=getkey())
+    assert counts(kept) == [6 * 4, 4 * 2, 2 * 4]
+    assert all((h >= k).all() for h, k in zip(*map(jax.tree.leaves, (half, kept)), strict=True))
+
+
+def test_one_compilation_serves_all_counts_and_networks(rng, getkey):
+    traces = []
+
+    def counted(params, batch, *, masks=None, key):
+        traces.append(1)
+        return criteria.magnitude()(params, batch, masks=masks, key=key)
+
+    prune = jax.jit(lambda params, k, key: pruning.pruner(counted)(params, None, counts=k, key=key))
+    for k in (3, 30, 100):
+        assert int(masks.count(prune(net(rng), k, getkey()))) == k
+    assert len(traces) <= 2  # one to see the shapes and one to run
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"density": 1.3}, r"`density` must be in \[0, 1\], got 1.3"),
+        ({"density": 0.1, "rounds": 0}, "`rounds` must be at least 1, got 0"),
+        ({"density": 0.1, "scope": "all"}, "`scope` must be one of 'global', 'layer', got 'all'"),
+    ],
+)
+def test_bad_options_are_refused_when_the_pruner_is_made(options, match):
+    with pytest.raises(ValueError, match=match):
+        pruning.pruner(criteria.magnitude(), **options)
+
+
+def test_a_pruner_without_density_needs_counts_one_a_round(rng, getkey):
+    with pytest.raises(ValueError, match="has no `density`"):
+        pruning.pruner(criteria.magnitude())(net(rng), None, key=getkey())
+    with pytest.raises(ValueError, match="one entry a round, 3, got 1"):
+        pruning.pruner(criteria.magnitude(), rounds=3)(net(rng), None, counts=5, key=getkey())
+
+
+def test_nothing_prunable_is_refused(getkey):
+    with pytest.raises(ValueError, match="No leaf of `params` is prunable"):
+        pruning.pruner(criteria.magnitude(), density=0.5)({"b": np.ones(3)}, None, key=getkey())
+
+
+def test_level_counts_round_each_density_and_must_fall():
+    np.testing.assert_array_equal(pruning.level_counts(21, [1.0, 0.5, 0.1]), [21, 10, 2])
+    with pytest.raises(ValueError, match="must fall"):
+        pruning.level_counts(21, [0.1, 0.5])
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\]"):
+        pruning.level_counts(21, [1.5])
+
+
+def residual(params, inputs):
+    """A residual network of 109 hidden layers and a readout, without normalisation."""
+    values = inputs @ params["first"]["kernel"]
+    values, _ = jax.lax.scan(
+        lambda h, w: (h + jax.nn.relu(h @ w[0]) @ w[1], None),
+        values,
+        (params["blocks"]["a"], params["blocks"]["b"]),
+    )
+    return values @ params["last"]["kernel"]
+
+
+def test_synflow_prunes_a_110_layer_residual_network_as_float64_does(rng, getkey):
+    """R passes 1e38 here, so that float32 alone gives nothing but infinities."""
+    width, blocks = 24, 54
+    params = {
+        "first": {"kernel": rng.normal(size=(8, width))},
+        "blocks": {name: rng.normal(size=(blocks, width, width)) for name in "ab"},
+        "last": {"kernel": rng.normal(size=(width, 5))},
+    }
+    params = jax.tree.map(lambda leaf: leaf.astype(np.float32), params)
+    single = residual(jax.tree.map(jnp.abs, params), jnp.ones((1, 8)))
+    assert not bool(jnp.all(jnp.isfinite(single)))
+
+    def prune(params, key):
+        score = criteria.synflow(residual, input_shape=(8,))
+        pruner = pruning.pruner(score, density=0.1, schedule=schedules.exponential, rounds=20)
+        return pruner(params, None, key=key)
+
+    key = getkey()
+    ours = jax.jit(prune)(params, key)
+    with jax.enable_x64(True):
+        double = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
+        expected = jax.jit(prune)(double, key)
+    assert int(masks.count(ours)) == round(0.1 * masks.size(ours))
+    jax.tree.map(np.testing.assert_array_equal, ours, expected)
