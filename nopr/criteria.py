@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from nopr import trees
+from nopr import precision, trees
 from nopr.typing import Apply, Batch, Criterion, Loss, Masks, Params, Scores, Where
 
 
@@ -130,18 +130,20 @@ def synflow(
         params: Params, batch: Batch, *, masks: Masks | None = None, key: Any = None
     ) -> Scores:
         del batch, key
-        with jax.enable_x64(True):
-            positive = jax.tree.map(_positive_double, params)
-            weights = _living(positive, masks, where)
-            ones = jnp.ones((1, *input_shape), jnp.float64)
+        return precision.in_double(flow_scores, params, masks)
 
-            def flow(weights: Params) -> Array:
-                replaced = trees.overlay(lambda _, new: new, positive, weights)
-                return jnp.sum(apply(replaced, ones))
+    def flow_scores(params: Params, masks: Masks | None) -> Scores:
+        positive = jax.tree.map(_positive_double, params)
+        weights = _living(positive, masks, where)
+        ones = jnp.ones((1, *input_shape), jnp.float64)
 
-            total, gradient = jax.value_and_grad(flow)(weights)
-            scale = jnp.where(total == 0, jnp.ones_like(total), total)
-            return jax.tree.map(lambda w, g: jnp.abs(w * g) / scale, weights, gradient)
+        def flow(weights: Params) -> Array:
+            replaced = trees.overlay(lambda _, new: new, positive, weights)
+            return jnp.sum(apply(replaced, ones))
+
+        total, gradient = jax.value_and_grad(flow)(weights)
+        scale = jnp.where(total == 0, jnp.ones_like(total), total)
+        return jax.tree.map(lambda w, g: jnp.abs(w * g) / scale, weights, gradient)
 
     return score
 

@@ -6,6 +6,7 @@ A mask tree has a bool array on each prunable leaf (True = kept) and None elsewh
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ import numpy as np
 from jax.experimental import checkify
 from jaxtyping import Array, Bool, Int, Key, UInt
 
-from nopr import trees
+from nopr import precision, trees
 from nopr.typing import LayerCount, Masks, Params, Scope, Scores
 
 _ROW = 4096  # ties among more weights than this are counted in rows, which needs no long cumsum
@@ -54,30 +55,19 @@ def top(
         Under a trace the last is a `checkify.debug_check`, and NaN of either sign ranks highest;
         a count that passes the living weights keeps just these.
     """
-    raw, treedef = jax.tree.flatten(scores)
+    leaves, treedef = jax.tree.flatten(scores)
+    _check_floating(leaves, trees.paths(scores))
     if within is not None:
         trees.check_same(within, scores, name="within", other="scores")
-    wide = any(leaf.dtype == np.float64 for leaf in raw)
-    # float64 scores stay float64 even where the caller's program is in single precision.
-    with jax.enable_x64(wide or jax.config.jax_enable_x64):
-        leaves = [jnp.asarray(leaf) for leaf in raw]
-        alive = None if within is None else [jnp.asarray(m) for m in jax.tree.leaves(within)]
-        _check_scores(leaves, trees.paths(scores))
-        counts = _counts(leaves, alive, density=density, count=count, scope=scope)
-        keys = [_order_key(leaf, np.float64 if wide else np.float32) for leaf in leaves]
-        if alive is not None:
-            keys = [
-                jnp.where(mask, key, jnp.zeros_like(key))
-                for key, mask in zip(keys, alive, strict=True)
-            ]
-        if scope == "global":
-            joined, unravel = trees.ravel(keys)
-            kept = unravel(_keep_highest(joined, counts[0]))
-        else:
-            kept = [
-                _keep_highest(key.reshape(-1), k).reshape(key.shape)
-                for key, k in zip(keys, counts, strict=True)
-            ]
+    alive = None if within is None else [jnp.asarray(leaf) for leaf in jax.tree.leaves(within)]
+    counts = _counts(leaves, alive, density=density, count=count, scope=scope)
+    choose = partial(_choose, scope=scope)
+    if any(leaf.dtype == np.float64 for leaf in leaves):
+        # float64 stays float64, even where the caller's program is in single precision.
+        kept, finite = precision.in_double(choose, leaves, alive, counts)
+    else:
+        kept, finite = choose(leaves, alive, counts)
+    _check_finite(finite, trees.paths(scores))
     return jax.tree.unflatten(treedef, kept)
 
 
@@ -158,6 +148,28 @@ def pack(masks: Masks) -> UInt[Array, " words"]:
     return jnp.sum(padded << jnp.arange(32, dtype=jnp.uint32)[None, :], axis=1, dtype=jnp.uint32)
 
 
+def _choose(
+    leaves: list[Any], alive: list[Any] | None, counts: list[Any], *, scope: Scope
+) -> tuple[list[Array], list[Array]]:
+    """The masks of the leaves, and for each whether its scores are finite."""
+    leaves = [jnp.asarray(leaf) for leaf in leaves]
+    dtype = np.float64 if any(leaf.dtype == np.float64 for leaf in leaves) else np.float32
+    keys = [_order_key(leaf, dtype) for leaf in leaves]
+    if alive is not None:
+        keys = [
+            jnp.where(mask, key, jnp.zeros_like(key)) for key, mask in zip(keys, alive, strict=True)
+        ]
+    if scope == "global":
+        joined, unravel = trees.ravel(keys)
+        kept = unravel(_keep_highest(joined, counts[0]))
+    else:
+        kept = [
+            _keep_highest(key.reshape(-1), k).reshape(key.shape)
+            for key, k in zip(keys, counts, strict=True)
+        ]
+    return kept, [jnp.all(jnp.isfinite(leaf)) for leaf in leaves]
+
+
 @jax.jit
 def _keep_highest(keys: UInt[Array, " n"], k: Any) -> Bool[Array, " n"]:
     """The k highest keys, the first among equals; keys of 0 are dead and never kept."""
@@ -212,7 +224,7 @@ def _order_key(scores: Array, dtype: Any) -> Array:
 
 
 def _counts(
-    leaves: Sequence[Array],
+    leaves: Sequence[Any],
     alive: Sequence[Array] | None,
     *,
     density: Any,
@@ -245,8 +257,10 @@ def _counts(
 
 def _total(density: Any, n: int) -> Any:
     if _traced(density):
-        with jax.enable_x64(True):  # float32 cannot hold a product past 2**24
-            return jnp.rint(density.astype(jnp.float64) * float(n)).astype(jnp.int32)
+        # float32 cannot hold a product past 2**24.
+        return precision.in_double(
+            lambda d: jnp.rint(d.astype(jnp.float64) * float(n)).astype(jnp.int32), density
+        )
     if np.ndim(density) or not 0 <= float(density) <= 1:
         raise ValueError(f"`density` must be in [0, 1], got {density}.")
     return round(float(density) * n)
@@ -259,44 +273,44 @@ def _share(total: Any, sizes: Sequence[int]) -> list[Any]:
         share = max(0, min(int(total), n))  # out of range is refused by the caller
         counts = trees.largest_remainder([share * side / n for side in sizes], share)
         return list(counts) if share == int(total) else [total] * len(sizes)
-    with jax.enable_x64(True):
-        products = total.astype(jnp.int64) * np.asarray(sizes, np.int64)
-        floors, remainders = products // np.int64(n), products % np.int64(n)
-        order = jnp.argsort(-remainders, stable=True)
-        rank = jnp.zeros(len(sizes), jnp.int64).at[order].set(np.arange(len(sizes)))
-        extra = rank < total.astype(jnp.int64) - jnp.sum(floors)
-        floors = floors + extra.astype(jnp.int64)
-        return [k.astype(jnp.int32) for k in floors]
+    return precision.in_double(partial(_share_traced, sizes=np.asarray(sizes, np.int64)), total)
+
+
+def _share_traced(total: Array, *, sizes: np.ndarray) -> list[Array]:
+    total = total.astype(jnp.int64)
+    products, n = total * sizes, sizes.sum()
+    floors, remainders = products // n, products % n
+    order = jnp.argsort(-remainders, stable=True)
+    rank = jnp.zeros(len(sizes), jnp.int64).at[order].set(np.arange(len(sizes)))
+    extra = rank < total - jnp.sum(floors)
+    return [k.astype(jnp.int32) for k in floors + extra.astype(jnp.int64)]
 
 
 def _checked_count(k: Any, room: Any) -> Any:
     if _traced(k) or _traced(room):
-        return jnp.clip(k, 0, room)
+        return jnp.clip(k, 0, room).astype(jnp.int32)
     if int(k) != k or not 0 <= int(k) <= int(room):
         raise ValueError(
             f"`count` must be a whole number from 0 to {int(room)}, the weights alive, got {k}."
         )
-    return int(k)
+    return np.int32(k)
 
 
-def _check_scores(leaves: Sequence[Array], paths: Sequence[str]) -> None:
+def _check_floating(leaves: Sequence[Any], paths: Sequence[str]) -> None:
     if not leaves:
         raise ValueError("`scores` has no leaf: nothing is prunable.")
     for path, leaf in zip(paths, leaves, strict=True):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise ValueError(f"`scores` must be floating, got {leaf.dtype} at {path!r}.")
-        if _traced(leaf):
-            checkify.debug_check(
-                jnp.all(jnp.isfinite(leaf)), f"`scores` has NaN or infinite values at {path!r}."
-            )
-            continue
-        finite = jnp.isfinite(leaf)
-        if not bool(finite.all()):
-            bad = int((~finite).sum())
-            raise ValueError(
-                f"`scores` has {bad} NaN or infinite values, of {leaf.size}, at {path!r}. "
-                "Check the weights and the loss that were scored."
-            )
+
+
+def _check_finite(finite: Sequence[Array], paths: Sequence[str]) -> None:
+    for path, flag in zip(paths, finite, strict=True):
+        message = f"`scores` has NaN or infinite values at {path!r}"
+        if _traced(flag):
+            checkify.debug_check(flag, message + ".")
+        elif not bool(flag):
+            raise ValueError(f"{message}. Check the weights and the loss that were scored.")
 
 
 def _traced(value: Any) -> bool:

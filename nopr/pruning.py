@@ -17,7 +17,7 @@ from jaxtyping import Array, Key
 
 from nopr import granularity as granularities
 from nopr import masks as masks_
-from nopr import schedules, trees
+from nopr import precision, schedules, trees
 from nopr.typing import Batch, Counts, Criterion, Masks, Params, Pruner, Scope, Scores
 
 
@@ -100,6 +100,34 @@ def pruner(
     return prune
 
 
+def levels(pruner: Pruner, counts: Any) -> Pruner:
+    """A Pruner that gives the masks of many densities from one scoring.
+
+    Args:
+      pruner: Any Pruner.
+      counts: What it keeps at each level, on the leading axis: a number, or one entry a round as
+        in a call of `pruner`.
+
+    Returns:
+      A Pruner whose masks have a leading level axis.
+    """
+    plan = jnp.asarray(counts, jnp.int32)
+
+    def prune(
+        params: Params,
+        batch: Batch,
+        *,
+        masks: Masks | None = None,
+        counts: Any = None,
+        key: Key[Array, ""],
+    ) -> Masks:
+        if counts is not None:
+            raise ValueError("The counts of `levels` are fixed; give `counts` to its pruner.")
+        return jax.vmap(lambda k: pruner(params, batch, masks=masks, counts=k, key=key))(plan)
+
+    return prune
+
+
 def level_counts(size: int, densities: Any) -> np.ndarray:
     """Kept counts, round(density * size) each, of a falling series of densities.
 
@@ -124,17 +152,14 @@ def _keep(
 ) -> Masks:
     """One round: pool, choose among the granules of which any weight is alive, expand."""
     wide = any(leaf.dtype == np.float64 for leaf in jax.tree.leaves(scores))
-    with jax.enable_x64(wide or jax.config.jax_enable_x64):
-        granules = grain.pool(scores)
-        alive = None
-        if masks is not None:
-            shares = grain.pool(jax.tree.map(lambda mask: mask.astype(jnp.float32), masks))
-            alive = jax.tree.map(lambda share: share > 0, shares)
-        by_layer = scope == "layer" or np.ndim(count) == 1
-        kept = masks_.top(
-            granules, count=count, within=alive, scope="layer" if by_layer else "global"
-        )
-        return grain.expand(kept, scores)
+    granules = precision.in_double(grain.pool, scores) if wide else grain.pool(scores)
+    alive = None
+    if masks is not None:
+        shares = grain.pool(jax.tree.map(lambda mask: mask.astype(jnp.float32), masks))
+        alive = jax.tree.map(lambda share: share > 0, shares)
+    by_layer = scope == "layer" or np.ndim(count) == 1
+    kept = masks_.top(granules, count=count, within=alive, scope="layer" if by_layer else "global")
+    return grain.expand(kept, scores)
 
 
 def _per_round(counts: Any, rounds: int) -> Any:

@@ -6,6 +6,7 @@ goes to a store, if there is one, so that a sweep that is killed goes on where i
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -56,9 +57,10 @@ class Swept(NamedTuple):
 
 
 def run(
-    function: Callable[[Any], PyTree],
+    function: Callable[..., PyTree],
     cases: PyTree,
     *,
+    shared: PyTree = None,
     block: int | None = None,
     store: Store | None = None,
     progress: Progress | None = None,
@@ -70,8 +72,12 @@ def run(
     another batch size in another way) and on nothing else.
 
     Args:
-      function: `function(case) -> results`, pure; results are a pytree of arrays.
+      function: `function(case) -> results`, or `function(case, shared)` with `shared`; pure;
+        results are a pytree of arrays. It is compiled once for each function object, so pass the
+        same one when you call again.
       cases: A pytree whose leaves share a leading case axis; typed keys are welcome.
+      shared: Arrays that every case reads, such as a data set; passed to the compiled program
+        rather than built into it.
       block: Cases per vmapped call; all of them by default.
       store: Keeps finished blocks; blocks found there are not computed again. It must be one that
         only this function, these cases and this block share.
@@ -87,15 +93,17 @@ def run(
     size = n if block is None else min(block, n)
     if size < 1:
         raise ValueError(f"`block` must be at least 1, got {block}.")
-    program = jax.jit(jax.vmap(function))
-    starts = range(0, n, size)
+    program = _program(function, shared is not None)
+    extra = () if shared is None else (shared,)
     parts, failures = [], 0
-    for start in starts:
+    for start in range(0, n, size):
         stop = min(start + size, n)
         name = f"block-{start:08d}-{stop:08d}"
-        part = _load(store, name, function, cases)
+        part = _load(store, name, program, cases, extra)
         if part is None:
-            part = _compute(program, cases, start, stop, size)
+            index = np.minimum(np.arange(start, start + size), stop - 1)
+            values = program(_take(cases, index), *extra)
+            part = jax.tree.map(lambda leaf, k=stop - start: np.asarray(leaf)[:k], values)
             _save(store, name, part)
         parts.append(part)
         failures += int((~_finite(part, stop - start)).sum())
@@ -124,18 +132,23 @@ def case_count(cases: PyTree) -> int:
     return n
 
 
-def _compute(program: Any, cases: PyTree, start: int, stop: int, size: int) -> PyTree:
-    index = np.minimum(np.arange(start, start + size), stop - 1)
-    values = program(jax.tree.map(lambda leaf: leaf[index], cases))
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[: stop - start], values)
+@functools.lru_cache(maxsize=16)  # bounded, so that compiled programs are let go of
+def _program(function: Callable[..., PyTree], shares: bool) -> Any:
+    return jax.jit(jax.vmap(function, in_axes=(0, None) if shares else 0))
 
 
-def _load(store: Store | None, name: str, function: Any, cases: PyTree) -> PyTree | None:
+def _take(cases: PyTree, index: np.ndarray) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[index], cases)
+
+
+def _load(
+    store: Store | None, name: str, program: Any, cases: PyTree, extra: tuple[Any, ...]
+) -> PyTree | None:
     found = None if store is None else store.get(name)
     if found is None:
         return None
-    one = jax.tree.map(lambda leaf: leaf[0], cases)
-    treedef = jax.tree.structure(jax.eval_shape(function, one))
+    like = program.eval_shape(_take(cases, np.array([0])), *extra)
+    treedef = jax.tree.structure(like)
     return jax.tree.unflatten(treedef, [found[f"leaf_{i}"] for i in range(treedef.num_leaves)])
 
 

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 GROUPS = [
-    {"typing"},
+    {"typing", "precision"},
     {"trees"},
     {"masks", "schedules", "densities", "sweeps"},
     {"spectra", "granularity", "information"},

@@ -162,6 +162,17 @@ def test_nothing_prunable_is_refused(getkey):
         pruning.pruner(criteria.magnitude(), density=0.5)({"b": np.ones(3)}, None, key=getkey())
 
 
+def test_levels_give_the_masks_of_every_count_from_one_pruner(rng, getkey):
+    params, key = net(rng), getkey()
+    prune = pruning.pruner(criteria.random())
+    together = pruning.levels(prune, [5, 50])(params, None, key=key)
+    for i, k in enumerate([5, 50]):
+        alone = prune(params, None, counts=k, key=key)
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_array_equal(a[i], b), together, alone)
+    with pytest.raises(ValueError, match="counts of `levels` are fixed"):
+        pruning.levels(prune, [5])(params, None, counts=3, key=key)
+
+
 def test_level_counts_round_each_density_and_must_fall():
     np.testing.assert_array_equal(pruning.level_counts(21, [1.0, 0.5, 0.1]), [21, 10, 2])
     with pytest.raises(ValueError, match="must fall"):

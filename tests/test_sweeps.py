@@ -39,6 +39,24 @@ def test_every_block_is_the_same_compiled_program():
     assert len(traces) == 1
 
 
+def test_a_second_sweep_of_the_same_function_compiles_nothing():
+    traces = []
+
+    def traced(case):
+        traces.append(1)
+        return case["x"]
+
+    for _ in range(2):
+        sweeps.run(traced, CASES, block=3)
+    assert len(traces) == 1
+
+
+def test_shared_arrays_reach_every_case_unbatched():
+    table = np.arange(10.0, dtype=np.float32)
+    swept = sweeps.run(lambda case, table: table @ table * case["x"], CASES, shared=table, block=3)
+    np.testing.assert_allclose(swept.values, 285 * CASES["x"], rtol=1e-6)
+
+
 def test_typed_keys_are_cases_like_any_other():
     keys = jax.random.split(jax.random.key(0), 5)
     swept = sweeps.run(jax.random.normal, keys, block=2)

@@ -1,0 +1,118 @@
+"""Exact mask information on the cube task of "No Free Prune", appendix C.2.
+
+Six labelled corners of the cube, a ReLU net of one hidden layer, every parameter prunable, biases
+too: so few datasets that each pruning algorithm runs on all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import methods
+from nopr import algorithms, finetune, information, networks, pruning, trees
+from nopr.data import synthetic
+from nopr.typing import Algorithm
+
+
+class Task(NamedTuple):
+    """The enumerated data, the network, and how it is trained."""
+
+    data: synthetic.Enumeration
+    network: networks.Network
+    problem: methods.Problem
+    train: Any
+    size: int
+
+
+def task(
+    *,
+    law: str,
+    dimension: int,
+    points: int,
+    width: int,
+    steps: int,
+    learning_rate: float,
+    initialization: str,
+) -> Task:
+    """Builds the cube task.
+
+    Args:
+      law: How datasets are drawn; see `synthetic.cube`.
+      dimension: Sides of the cube.
+      points: Examples in a dataset.
+      width: Hidden units.
+      steps: Steps of full-batch gradient descent on the squared error.
+      learning_rate: Of these.
+      initialization: See `networks.Dense`.
+    """
+    network = networks.mlp((width, 1), inputs=dimension, initialization=initialization)
+    loss = finetune.squared_error(network.apply)
+    descend = finetune.gradient_descent(loss, steps=steps, learning_rate=learning_rate)
+    like = jax.eval_shape(network.init, jax.random.key(0))
+    problem = methods.Problem(
+        apply=network.apply,
+        loss=loss,
+        grasp_loss=loss,
+        input_shape=(dimension,),
+        layers=network.layers,
+        shapes=trees.shapes(trees.select(like, trees.everything)),
+        where=trees.everything,
+    )
+    return Task(
+        data=synthetic.cube(dimension=dimension, points=points, law=law),
+        network=network,
+        problem=problem,
+        train=lambda params, masks, data, *, key: descend(params, masks, data, key=key).params,
+        size=sum(int(np.prod(shape)) for shape in problem.shapes),
+    )
+
+
+def pruned_counts(name: str, task: Task, pruned: Sequence[int]) -> tuple[int, ...]:
+    """How many weights a method prunes at each level.
+
+    Whole units can only go with all of their weights: incoming, outgoing and the bias.
+    """
+    if name != "units_after":
+        return tuple(pruned)
+    inputs, width = task.problem.shapes[1]
+    return tuple((inputs + 2) * units for units in range(1, width))
+
+
+def algorithm(name: str, task: Task, pruned: Sequence[int], *, synflow_rounds: int) -> Algorithm:
+    """The algorithm of a method, its masks stacked over the levels of `pruned`."""
+    prune = methods.pruner(name, task.problem, synflow_rounds=synflow_rounds)
+    init, train = task.network.init, task.train
+    kept = [task.size - count for count in pruned]
+    if name == "imp":
+        return algorithms.imp(prune, init=init, train=train, counts=kept, levels=True)
+    if name == "units_after":
+        width = task.problem.shapes[1][1]
+        counts: Any = [width - units for units in range(1, width)]
+    else:
+        counts = [
+            methods.plan(name, k / task.size, task.problem, synflow_rounds=synflow_rounds)
+            for k in kept
+        ]
+    many = pruning.levels(prune, np.array(counts))
+    if name in methods.AT_INIT:
+        return algorithms.at_init(many, init=init)
+    return algorithms.after_training(many, init=init, train=train)
+
+
+def measure(
+    algorithm: Algorithm, task: Task, *, check: bool = True, key: Any
+) -> dict[str, np.ndarray]:
+    """Exact bits, ceilings and number of masks, a row a level, for the initialisation of `key`."""
+    result = information.exact(
+        algorithm, task.data.datasets, weights=task.data.weights, levels=True, check=check, key=key
+    )
+    return {
+        "bits": np.asarray(result.bits),
+        "choice_ceiling_bits": np.asarray(result.choice_ceiling_bits),
+        "distinct": np.asarray(result.distinct),
+        "conditional_entropy_bits": np.asarray(result.conditional_entropy_bits),
+    }

@@ -1,0 +1,264 @@
+"""Runs one experiment in a run directory of its own; run again, it goes on or says it is done.
+
+python -m experiments.launch --config=experiments/configs/NAME.py[:variant] [flags]
+
+  --config=FILE.py[:variant]  the experiment's config
+  --config.KEY=VALUE          changes one field of it
+  --workdir=DIR               where to write; runs/NAME[-variant]-HASH by default
+  --rerun                     sets a run that is there aside and begins anew
+  --traceback                 shows where an error was raised
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import re
+import signal
+import sys
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from nopr import records
+
+# jax is imported late, so that a bad flag is told at once.
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
+_CONFIGS = Path("experiments") / "configs"
+_USER_ERRORS = (ValueError, OSError, records.RunError)
+
+
+class UsageError(Exception):
+    """The command cannot be carried out as it was written; the message says what to change."""
+
+
+class _Terminated(BaseException):
+    pass
+
+
+@dataclass(frozen=True)
+class Command:
+    """What was asked on the command line."""
+
+    config: ConfigDict
+    variant: str
+    workdir: Path
+    rerun: bool
+    traceback: bool
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command line `argv` (with the program's name first) and returns the exit status."""
+    if {"--help", "-help", "-h"} & set(argv[1:]):
+        print(__doc__.strip())
+        return 0
+    debug = "--traceback" in argv
+    workdir = None
+    try:
+        command = parse(argv)
+        workdir, debug = command.workdir, command.traceback
+        module = _find_experiment(command.config.experiment)
+        _launch(command, module)
+    except UsageError as error:
+        return _fail(error)
+    except _USER_ERRORS as error:
+        if debug:
+            raise
+        return _fail(error)
+    except (KeyboardInterrupt, _Terminated) as stop:
+        where = f"; what is done is in {workdir}" if workdir else ""
+        print(f"Stopped{where}. The same command goes on from there.", file=sys.stderr)
+        return 130 if isinstance(stop, KeyboardInterrupt) else 143
+    return 0
+
+
+def parse(argv: Sequence[str]) -> Command:
+    """Reads the command line without starting anything.
+
+    Args:
+      argv: The program's name and the flags.
+
+    Returns:
+      The command, its config with all changes made and locked.
+
+    Raises:
+      UsageError: For anything that cannot be understood; the message is one line.
+    """
+    path, rest = _split_config(list(argv))
+    config, variant = _load_config(path)
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    flags.DEFINE_bool("rerun", False, "", flag_values=values)
+    flags.DEFINE_bool("traceback", False, "", flag_values=values)
+    _check_keys(rest, config)
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=rest)
+        extra = values(rest)[1:]
+        name = records.run_name(values.config.experiment, variant, values.config.to_dict())
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(_line(error)) from error
+    if extra:
+        raise UsageError(f"{extra[0]!r} is not a flag. Flags read like --config.KEY=VALUE.")
+    workdir = Path(values.workdir) if values.workdir else Path("runs") / name
+    return Command(values.config, variant, workdir, values.rerun, values.traceback)
+
+
+# --- The config --------------------------------------------------------------------------------
+
+
+def _split_config(argv: list[str]) -> tuple[str, list[str]]:
+    """Takes --config=PATH out of the command line."""
+    for index, word in enumerate(argv):
+        if word.startswith(("--config=", "-config=")):
+            return word.partition("=")[2], argv[:index] + argv[index + 1 :]
+        if word in ("--config", "-config") and index + 1 < len(argv):
+            return argv[index + 1], argv[:index] + argv[index + 2 :]
+    raise UsageError(f"Flag --config is missing: --config={_CONFIGS}/NAME.py. {_config_choices()}")
+
+
+def _load_config(path: str) -> tuple[ConfigDict, str]:
+    name, _, variant = path.partition(":")
+    if not Path(name).is_file():
+        near = difflib.get_close_matches(Path(name).stem, _config_names(), 1)
+        hint = f"Did you mean {_CONFIGS / near[0]}.py? " if near else ""
+        raise UsageError(f"There is no config file {name!r}. {hint}{_config_choices()}")
+    get_config = getattr(_load_module(name), "get_config", None)
+    if get_config is None:
+        raise UsageError(f"{name!r} has no function `get_config`.")
+    if variant and not inspect.signature(get_config).parameters:
+        raise UsageError(f"{name!r} has no variants, got {variant!r}.")
+    try:
+        config = get_config(variant) if variant else get_config()
+    except (ValueError, KeyError) as error:
+        raise UsageError(f"{path!r} is refused: {_line(error)}") from error
+    if not isinstance(config, ConfigDict) or not isinstance(config.get("experiment"), str):
+        raise UsageError(f"`get_config` of {name!r} must return a ConfigDict with `experiment`.")
+    return config, variant
+
+
+def _load_module(path: str) -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location(f"config_{Path(path).stem}", path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"The config file {path!r} must be a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UsageError(f"{path!r} is not Python: {_line(error)}") from error
+    return module
+
+
+def _config_names() -> list[str]:
+    return sorted(path.stem for path in _CONFIGS.glob("*.py") if not path.stem.startswith("_"))
+
+
+def _config_choices() -> str:
+    names = _config_names()
+    if not names:
+        return f"There are none in {_CONFIGS} under {Path.cwd()}; run this from the repository."
+    return f"In {_CONFIGS}: {', '.join(names)}."
+
+
+def _check_keys(words: list[str], config: ConfigDict) -> None:
+    """Refuses an unknown `--config.KEY` with its full name and the nearest right one."""
+    known = set(_keys(config))
+    for word in words:
+        match = _OVERRIDE.match(word)
+        if match and match[1] not in known:
+            below = [key for key in sorted(known) if key.startswith(f"{match[1]}.")]
+            near = below or difflib.get_close_matches(match[1], known, 1)
+            hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(sorted(known))}."
+            raise UsageError(f"There is no config key {match[1]!r}.{hint}")
+
+
+def _keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
+    for key in config:
+        if isinstance(config[key], ConfigDict):
+            yield from _keys(config[key], f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _line(error: BaseException) -> str:
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    text = re.sub(r"\('([^']*)', '[^']*'\)$", r"\1", text)  # absl shows some arguments as a tuple.
+    return " ".join(text.split()) or type(error).__name__
+
+
+# --- The run -----------------------------------------------------------------------------------
+
+
+def _find_experiment(name: str) -> str:
+    """The module of an experiment; a name with dots is a module from anywhere."""
+    module = name if "." in name else f"experiments.{name}"
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        found = None
+    if found is None:
+        raise UsageError(f"There is no module {module!r} to run; see `experiment` in the config.")
+    return module
+
+
+def _launch(command: Command, module: str) -> None:
+    _prepare_environment(command.workdir)
+    if command.rerun:
+        previous = records.set_aside(command.workdir)
+        if previous is not None:
+            print(f"The run that was there is now in {previous}")
+    origin = importlib.util.find_spec(module)
+    with records.open_run(
+        command.workdir,
+        config=command.config.to_dict(),
+        experiment=command.config.experiment,
+        variant=command.variant,
+        sources=[Path(origin.origin)] if origin is not None and origin.origin else [],
+    ) as run:
+        if run.finished:
+            _tell_finished(command.config.experiment, run)
+            return
+        print(f"{command.config.experiment}: writing to {run.directory}", flush=True)
+        run.finish(importlib.import_module(module).run(command.config, run))
+        print(f"Done: {run.report if run.report.exists() else run.directory}")
+
+
+def _tell_finished(experiment: str, run: records.Run) -> None:
+    print(run.table, end="\n\n")
+    where = run.report if run.report.exists() else run.directory
+    age = " by an earlier version of the code" if run.outdated else ""
+    print(f"{experiment} is finished{age}: {where}\nNothing was run; --rerun runs it anew.")
+
+
+def _prepare_environment(workdir: Path) -> None:
+    """What must be settled before jax starts: quiet, and the thread pool of a run that goes on."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    try:
+        before = json.loads((workdir / "environment.json").read_bytes())["threads"]
+    except (OSError, ValueError, KeyError, TypeError):
+        before = records.threads()
+    os.environ.setdefault("NPROC", str(before))
+
+
+def _terminate(signum: int, frame: Any) -> NoReturn:
+    del signum, frame
+    raise _Terminated
+
+
+def _fail(error: BaseException) -> int:
+    print(f"error: {_line(error)}", file=sys.stderr)
+    return 2 if isinstance(error, UsageError) else 1
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(main(sys.argv))

@@ -1,0 +1,60 @@
+"""Lengths of training as people write them: `"10ep"` or `"500it"`, never two at once."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+_LENGTH = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ep|it)\s*")
+
+
+def per_epoch(examples: int, *, batch_size: int | None, remainder: bool = True) -> int:
+    """The gradient steps in one pass over the data.
+
+    Args:
+      examples: How many there are.
+      batch_size: Examples a step; None for all of them at once.
+      remainder: Whether the last, smaller batch is a step too.
+    """
+    size = examples if batch_size is None else batch_size
+    if not 1 <= size <= examples:
+        raise ValueError(f"`batch_size` must be in [1, {examples}], got {size}.")
+    return -(-examples // size) if remainder else examples // size
+
+
+def iterations(length: str, *, steps_per_epoch: int) -> int:
+    """The gradient steps that `length` stands for; part of an epoch is rounded to whole steps.
+
+    Raises:
+      ValueError: If `length` does not read like `"10ep"` or `"500it"`.
+    """
+    number, unit = _parse(length)
+    return round(number * steps_per_epoch) if unit == "ep" else int(number)
+
+
+def epochs(length: str, *, steps_per_epoch: int | None = None) -> int:
+    """The whole epochs that `length` stands for.
+
+    Args:
+      length: Such as `"10ep"`; `"500it"` where the steps of an epoch are given and divide it.
+      steps_per_epoch: The gradient steps in one epoch.
+
+    Raises:
+      ValueError: If `length` is no whole number of epochs.
+    """
+    number, unit = _parse(length)
+    if unit == "it":
+        if steps_per_epoch is None:
+            raise ValueError(f"A length in epochs is needed here, such as '10ep', got {length!r}.")
+        number /= steps_per_epoch
+    if number.denominator != 1:
+        detail = f" at {steps_per_epoch} steps an epoch" if unit == "it" else ""
+        raise ValueError(f"A whole number of epochs is needed here, got {length!r}{detail}.")
+    return int(number)
+
+
+def _parse(length: str) -> tuple[Fraction, str]:
+    match = _LENGTH.fullmatch(length)
+    if match is None or (match[2] == "it" and "." in match[1]):
+        raise ValueError(f"A length must read like '10ep' or '500it', got {length!r}.")
+    return Fraction(match[1]), match[2]

@@ -1,0 +1,211 @@
+"""Preparing and reading image sets with TensorFlow Datasets; this module imports it.
+
+TFDS's own builders of these sets need TensorFlow, so a small builder of ours writes them as
+array_record, which `as_data_source` reads back without it. A set is prepared in a scratch folder
+with a `download_dir` of its own (TFDS knows downloads by base name, and the files of MNIST and
+Fashion-MNIST have the same ones) and moved into place by one rename. What is read back is checked
+against a SHA-256 of the prepared files, written beside them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from requests import RequestException
+from tensorflow_datasets.core.download.checksums import UrlInfo
+from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+
+from nopr.data.archives import VERSION, Archive, prepared_folder
+from nopr.data.arrays import Raw, Split, first_line
+
+_BLOCK = 1000
+_MANIFEST = "sha256.json"
+_SCRATCH = ".preparing-"
+_STALE_SECONDS = 24 * 3600.0
+
+
+class _Info(tfds.core.DatasetInfo):
+    """Knows that the sets of this package are not in TFDS's public bucket."""
+
+    def initialize_from_bucket(self) -> None:
+        """Asks no network, and leaves no temporary folder."""
+
+
+class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Writes the images of an `Archive`; subclassed for each by `_builder`."""
+
+    VERSION = tfds.core.Version(VERSION)
+    archive: Archive
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Tensor(
+                shape=self.archive.shape, dtype=np.uint8, encoding="bytes"
+            ),
+            "label": tfds.features.ClassLabel(num_classes=self.archive.classes),
+        }
+        return _Info(
+            builder=self,
+            features=tfds.features.FeaturesDict(features),
+            supervised_keys=("image", "label"),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager):
+        # Not download_and_extract: TFDS would keep what it extracts under the base name alone.
+        found = dl_manager.download(self.archive.urls)
+        files = {name: Path(path) for name, path in found.items()}
+        return {split: self._generate_examples(files, split) for split in self.archive.sizes}
+
+    def _generate_examples(self, files, split):
+        images, labels = self.archive.read(files, split)
+        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+            yield index, {"image": image, "label": int(label)}
+
+
+def prepare(archive: Archive, data_dir: Path, *, manual: Path | None) -> None:
+    """Prepares `archive`, from the original files in `manual` or else from the network.
+
+    Whatever fails, nothing half-prepared is left. Two processes may prepare at once: the second to
+    finish throws its copy away.
+
+    Raises:
+      OSError: If `data_dir` cannot be written, or the download fails.
+      ValueError: If a download is not what was published.
+    """
+    target = prepared_folder(archive, data_dir)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target.parent)
+        with _scratch_folder(target.parent) as scratch:
+            ready = _generate(archive, scratch, manual)
+            _write_manifest(ready)
+            _publish(ready, target)
+    except (RequestException, tfds.download.DownloadError) as error:
+        raise ConnectionError(f"Fetching {archive.name!r} failed: {first_line(error)}.") from None
+    except NonMatchingChecksumError as error:
+        found = str(error).replace("\n", " ")
+        raise ValueError(f"{archive.name!r} did not arrive as published. {found}") from None
+    except OSError as error:
+        raise OSError(
+            f"{archive.name!r} cannot be prepared in `data_dir` {data_dir}: {first_line(error)}. "
+            "Pass another `data_dir` or set NOPR_DATA_DIR."
+        ) from None
+
+
+def read(archive: Archive, data_dir: Path) -> Raw:
+    """Reads the prepared copy of `archive`.
+
+    Raises:
+      ValueError: If it is damaged; nothing is deleted.
+    """
+    folder = prepared_folder(archive, data_dir)
+    _check_manifest(folder)
+    builder = tfds.builder_from_directory(folder)
+    train, test = (_read_split(archive, builder, split) for split in ("train", "test"))
+    return Raw(train, test, archive.classes, mean=archive.mean, std=archive.std)
+
+
+def _builder(archive: Archive, data_dir: Path) -> tfds.core.GeneratorBasedBuilder:
+    infos = {
+        archive.urls[name]: UrlInfo(tfds.core.utils.Size(size_bytes), sha256, name)
+        for name, size_bytes, sha256 in archive.files
+    }
+    name = f"nopr_{archive.name}"
+    members = {"name": name, "archive": archive, "url_infos": infos, "__module__": __name__}
+    return type(name, (_Builder,), members, skip_registration=True)(data_dir=data_dir)
+
+
+def _generate(archive: Archive, scratch: Path, manual: Path | None) -> Path:
+    config = tfds.download.DownloadConfig(
+        manual_dir=manual, try_download_gcs=False, force_checksums_validation=True
+    )
+    with _quiet(progress=manual is None):
+        _builder(archive, scratch).download_and_prepare(
+            download_dir=scratch / "downloads", download_config=config, file_format="array_record"
+        )
+    return prepared_folder(archive, scratch)
+
+
+def _publish(ready: Path, target: Path) -> None:
+    try:
+        ready.rename(target)
+    except OSError:
+        if not target.is_dir():  # else another process was first
+            raise
+
+
+@contextlib.contextmanager
+def _scratch_folder(parent: Path) -> Iterator[Path]:
+    """A folder that is gone afterwards, though downloads may still be writing to it."""
+    scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=parent))
+    try:
+        yield scratch
+    finally:
+        for _ in range(50):
+            shutil.rmtree(scratch, ignore_errors=True)
+            if not scratch.exists():
+                break
+            time.sleep(0.1)
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what a preparation killed a day ago or more has left."""
+    for scratch in folder.glob(f"{_SCRATCH}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - scratch.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(scratch)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.iterdir() if path.name != _MANIFEST)
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _write_manifest(folder: Path) -> None:
+    (folder / _MANIFEST).write_text(json.dumps(_digests(folder), indent=1))
+
+
+def _check_manifest(folder: Path) -> None:
+    try:
+        intact = json.loads((folder / _MANIFEST).read_text()) == _digests(folder)
+    except (OSError, ValueError):
+        intact = False
+    if not intact:
+        raise ValueError(
+            f"The prepared copy in {folder} is damaged: its files do not have the SHA-256 that "
+            f"{_MANIFEST} names. Delete that folder and it will be prepared again."
+        )
+
+
+def _read_split(archive: Archive, builder, split: str) -> Split:
+    source = builder.as_data_source(split)
+    size = archive.sizes[split]
+    images = np.empty((size, *archive.shape), np.uint8)
+    labels = np.empty(size, np.int32)
+    for start in range(0, size, _BLOCK):
+        # One by one takes four times as long.
+        records = source.__getitems__(range(start, min(start + _BLOCK, size)))
+        images[start : start + _BLOCK] = [record["image"] for record in records]
+        labels[start : start + _BLOCK] = [record["label"] for record in records]
+    return Split(images, labels)
+
+
+@contextlib.contextmanager
+def _quiet(*, progress: bool) -> Iterator[None]:
+    """Keeps TFDS's chatter off the terminal, its download bars on stderr excepted."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        if not progress:
+            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        yield

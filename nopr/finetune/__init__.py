@@ -1,0 +1,41 @@
+"""Training under masks as one compiled program, and evaluation of every example.
+
+A training procedure is a pure function `train(params, masks, data, *, key)`. The masks are traced,
+so one compilation serves every pruner and density, and `jax.vmap` runs many seeds or datasets at
+once with the data shared between them. `advance` is the same loop for those who want to stop, look,
+save the carry and go on.
+
+A compilation is shared between calls that pass the same functions: make a loss, a transformation or
+a trainer once and hand it around.
+"""
+
+from nopr.finetune.batches import epoch_rates, steps_per_epoch
+from nopr.finetune.loop import Carry, History, Monitor, advance, start
+from nopr.finetune.losses import Evaluation, cross_entropy, evaluate, squared_error, stateless
+from nopr.finetune.training import (
+    Descended,
+    Fitted,
+    gradient_descent,
+    raise_if_not_finite,
+    trainer,
+)
+
+__all__ = [
+    "Carry",
+    "Descended",
+    "Evaluation",
+    "Fitted",
+    "History",
+    "Monitor",
+    "advance",
+    "cross_entropy",
+    "epoch_rates",
+    "evaluate",
+    "gradient_descent",
+    "raise_if_not_finite",
+    "squared_error",
+    "start",
+    "stateless",
+    "steps_per_epoch",
+    "trainer",
+]

@@ -1,0 +1,80 @@
+"""Examples on the device: how many there are, a batch of them, and how many steps they make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from nopr import trees
+from nopr.typing import Batch
+
+
+def steps_per_epoch(examples: int, *, batch_size: int | None, remainder: bool = True) -> int:
+    """Number of steps that `advance` takes in an epoch.
+
+    Args:
+      examples: Number of examples.
+      batch_size: Examples a step; None for all.
+      remainder: Whether the examples left over make a step.
+    """
+    if batch_size is None:
+        return 1
+    return examples // batch_size + (1 if remainder and examples % batch_size else 0)
+
+
+def epoch_rates(rates: Mapping[int, float], *, steps_per_epoch: int) -> optax.Schedule:
+    """A learning rate that changes at the start of given epochs.
+
+    Args:
+      rates: From epoch to the rate from then on, such as `{0: 0.01, 30: 0.001}`; must hold epoch 0.
+      steps_per_epoch: Steps an epoch.
+
+    Returns:
+      An optax schedule.
+
+    Raises:
+      ValueError: If `rates` says nothing of epoch 0.
+    """
+    if 0 not in rates:
+        raise ValueError(f"`rates` must have a rate for epoch 0, got epochs {sorted(rates)}.")
+    epochs = sorted(rates)
+    constants = [optax.constant_schedule(rates[epoch]) for epoch in epochs]
+    return optax.join_schedules(constants, [epoch * steps_per_epoch for epoch in epochs[1:]])
+
+
+def check_batch_size(batch_size: int | None) -> None:
+    """Checks that a batch size is None or positive."""
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1 or None, got {batch_size}.")
+
+
+def examples_in(data: Batch) -> int:
+    """The common length of the leaves of `data`.
+
+    Raises:
+      ValueError: If they differ, there is no leaf, or there is no example.
+    """
+    lengths = {path: jnp.shape(leaf)[:1] for path, leaf in _named(data)}
+    if len(set(lengths.values())) != 1 or () in lengths.values():
+        shapes = {path: jnp.shape(leaf) for path, leaf in _named(data)}
+        raise ValueError(
+            f"The leaves of `data` must share a leading example axis, got shapes {shapes}."
+        )
+    (examples,) = next(iter(lengths.values()))
+    if examples < 1:
+        raise ValueError("`data` must have at least one example, got none.")
+    return examples
+
+
+def take(data: Batch, rows: Int[Array, " batch"]) -> Batch:
+    """The examples at `rows`; a row past the end gives the last one."""
+    return jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=0, mode="clip"), data)
+
+
+def _named(data: Batch) -> list[tuple[str, Any]]:
+    return list(zip(trees.paths(data), jax.tree.leaves(data), strict=True))

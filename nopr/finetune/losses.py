@@ -1,0 +1,140 @@
+"""Losses, and the evaluation of a classifier on every example."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from nopr.finetune.batches import check_batch_size, examples_in, take
+from nopr.typing import Apply, Batch, Loss, Params, StepLoss
+
+
+class Evaluation(NamedTuple):
+    """How well a classifier does on some data.
+
+    Attributes:
+      accuracy: Fraction of the examples whose largest output is at their label.
+      loss: Mean cross-entropy in nats.
+      count: Number of examples.
+    """
+
+    accuracy: Float[Array, ""]
+    loss: Float[Array, ""]
+    count: int
+
+
+def cross_entropy(apply: Apply, *, temperature: float = 1.0) -> Loss:
+    """The mean cross-entropy in nats of `apply(params, inputs) / temperature`.
+
+    Args:
+      apply: Gives the logits, `[batch, classes]`.
+      temperature: Positive; the logits are divided by it.
+
+    Returns:
+      `loss(params, (inputs, labels))`, with integer labels `[batch]`.
+
+    Raises:
+      ValueError: If `temperature` is not positive; from the loss, if the labels are not integers.
+    """
+    if not temperature > 0:
+        raise ValueError(f"`temperature` must be positive, got {temperature}.")
+
+    def loss(params: Params, batch: Batch) -> Float[Array, ""]:
+        inputs, labels = batch
+        return jnp.mean(_cross_entropies(apply(params, inputs) / temperature, labels))
+
+    return loss
+
+
+def squared_error(apply: Apply) -> Loss:
+    """The mean over the examples of the squared error, summed over the outputs.
+
+    Args:
+      apply: Gives the predictions, `[batch, out]`.
+
+    Returns:
+      `loss(params, (inputs, targets))`, with targets `[batch, out]`, or `[batch]` for one output.
+
+    Raises:
+      ValueError: From the loss, if predictions and targets differ in size.
+    """
+
+    def loss(params: Params, batch: Batch) -> Float[Array, ""]:
+        inputs, targets = batch
+        outputs = jnp.asarray(apply(params, inputs))
+        if jnp.size(targets) != outputs.size or len(targets) != len(outputs):
+            raise ValueError(
+                f"The targets must have the shape of the outputs, {outputs.shape}, "
+                f"got {jnp.shape(targets)}."
+            )
+        return jnp.sum(jnp.square(outputs - jnp.reshape(targets, outputs.shape))) / len(outputs)
+
+    return loss
+
+
+def stateless(loss: Loss) -> StepLoss:
+    """Turns `loss(params, batch)` into a `step_loss(params, state, batch, key)`."""
+
+    def step_loss(
+        params: Params, state: PyTree, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[Array, PyTree]:
+        del key
+        return loss(params, batch), state
+
+    return step_loss
+
+
+def evaluate(apply: Apply, params: Params, data: Batch, *, batch_size: int = 1000) -> Evaluation:
+    """Accuracy and cross-entropy of a classifier over every example.
+
+    Args:
+      apply: Gives the logits, `[batch, classes]`.
+      params: Its params.
+      data: `(inputs, labels)`, the labels integers.
+      batch_size: Examples at a time; it bounds the memory and changes nothing but rounding.
+
+    Returns:
+      The evaluation; NaN outputs give a NaN loss.
+
+    Raises:
+      ValueError: If `batch_size` is less than 1, the leaves of `data` differ in length or have no
+        example, or the labels are not integers.
+    """
+    check_batch_size(batch_size)
+    count = examples_in(data)
+    accuracy, loss = _evaluate(params, data, apply=apply, batch_size=min(batch_size, count))
+    return Evaluation(accuracy, loss, count)
+
+
+@partial(jax.jit, static_argnames=("apply", "batch_size"))
+def _evaluate(
+    params: Params, data: Batch, *, apply: Apply, batch_size: int
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    examples = examples_in(data)
+
+    def sums(first: Int[Array, ""]) -> tuple[Array, Array]:
+        rows = first + jnp.arange(batch_size)
+        inputs, labels = take(data, rows)
+        logits = apply(params, inputs)
+        losses = _cross_entropies(logits, labels)
+        right = jnp.argmax(logits, axis=-1) == labels
+        counted = rows < examples  # the last batch is filled up with the last example
+        return jnp.sum(counted & right), jnp.sum(jnp.where(counted, losses, 0))
+
+    right, loss = jax.lax.map(sums, jnp.arange(0, examples, batch_size))
+    return jnp.sum(right) / examples, jnp.sum(loss) / examples
+
+
+def _cross_entropies(logits: Any, labels: Any) -> Float[Array, " batch"]:
+    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"The labels must be integers of shape {logits.shape[:-1]}, "
+            f"got {labels.dtype} of shape {labels.shape}."
+        )
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)

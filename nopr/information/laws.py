@@ -1,0 +1,169 @@
+"""The law of a mask: which masks occur, how often, and how many bits choosing one can take."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float64, Int64, UInt8, UInt32
+from scipy.special import betaln
+
+from nopr import masks as masks_
+from nopr import trees
+from nopr.information.entropies import Values, distribution
+from nopr.typing import Masks
+
+
+class Law(NamedTuple):
+    """A law over masks, the most probable first.
+
+    Attributes:
+      words: Each distinct mask as `masks.pack` packs it.
+      counts: Cases that have it, whatever their weight: what the entropy estimators take.
+      probabilities: Weight of the cases that have it.
+      first: Index of the first case that has it, so that `masks[first]` are the distinct masks.
+      outcomes: For every case, which of the distinct masks it has.
+    """
+
+    words: UInt32[np.ndarray, "distinct words"]
+    counts: Int64[np.ndarray, " distinct"]
+    probabilities: Float64[np.ndarray, " distinct"]
+    first: Int64[np.ndarray, " distinct"]
+    outcomes: Int64[np.ndarray, " cases"]
+
+
+def law(masks: Masks, *, weights: Values | None = None) -> Law:
+    """Groups equal masks: the law of a mask over many cases, enumerated or sampled.
+
+    With samples, `plug_in(law(masks).counts)` and its kin estimate the entropy.
+
+    Args:
+      masks: Masks of which every leaf has a leading axis of cases.
+      weights: Probability of each case, summing to 1; uniform when None.
+
+    Returns:
+      The law, on the host.
+
+    Raises:
+      ValueError: If the leading axes differ (the leaf is named), there are no cases or no leaves,
+        or `weights` are not a law over the cases.
+    """
+    cases = leading_axis(masks, name="masks")
+    for path, leaf in zip(trees.paths(masks), jax.tree.leaves(masks), strict=True):
+        if leaf.dtype != bool:
+            raise ValueError(f"`masks` must be bool, got {leaf.dtype} at {path!r}.")
+    words = np.asarray(_pack(masks))
+    return group_words(words, case_weights(weights, cases))
+
+
+def group_words(
+    words: UInt32[np.ndarray, "cases words"], weights: Float64[np.ndarray, " cases"]
+) -> Law:
+    """The law of masks that are packed already, under `weights` that sum to 1."""
+    first, outcomes, counts = _group(np.ascontiguousarray(words).view(np.uint8))
+    probabilities = np.bincount(outcomes, weights, minlength=len(first))
+    probabilities /= probabilities.sum()  # so that a single outcome has exactly 1
+    order = np.argsort(-probabilities, kind="stable")
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    return Law(
+        words[first[order]], counts[order], probabilities[order], first[order], rank[outcomes]
+    )
+
+
+def choice_bits(size: int, kept: Any) -> float:
+    r"""The bits it takes to say which weights are kept: a ceiling on the entropy of a mask.
+
+    .. math:: \log_2 \sum_{k \in \text{kept}} \binom{\text{size}}{k}
+
+    Args:
+      size: Prunable weights.
+      kept: The number kept, or all the numbers that may occur (repeats count once).
+
+    Returns:
+      The ceiling in bits.
+
+    Raises:
+      ValueError: If a number is not a whole one in [0, size], or there is none.
+    """
+    occurring = np.unique(np.asarray(kept))
+    if not occurring.size or occurring.dtype.kind not in "iu":
+        raise ValueError(f"`kept` must be whole numbers, at least one, got {kept!r}.")
+    if occurring[0] < 0 or occurring[-1] > size:
+        raise ValueError(f"`kept` must be in [0, {size}], got {kept!r}.")
+    # C(n, k) = 1 / ((n + 1) B(n - k + 1, k + 1)); betaln does not cancel as three lgammas do.
+    k = occurring.astype(np.float64)
+    logs = -(betaln(size - k + 1, k + 1) + np.log1p(size)) / np.log(2)
+    return float(np.logaddexp2.reduce(logs)) + 0.0
+
+
+def dataset_groups(
+    datasets: Any, cases: int
+) -> tuple[Int64[np.ndarray, " distinct"], Int64[np.ndarray, " cases"]]:
+    """First index of each distinct data set, and which of them each case is; equal bit for bit."""
+    rows = [np.zeros((cases, 1), np.uint8)]  # a row of no bytes at all can still be grouped
+    for leaf in jax.tree.leaves(datasets):
+        plain = jax.random.key_data(leaf) if is_key(leaf) else leaf
+        flat = np.ascontiguousarray(plain).reshape(cases, -1)
+        rows.append(flat.view(np.uint8) if flat.size else rows[0])
+    first, inverse, _ = _group(np.concatenate(rows, axis=1))
+    return first, inverse
+
+
+def is_key(leaf: Any) -> bool:
+    """Is this an array of typed PRNG keys?"""
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def case_weights(weights: Values | None, cases: int) -> Float64[np.ndarray, " cases"]:
+    """The probability of each case, uniform when `weights` is None.
+
+    Raises:
+      ValueError: If `weights` are not a law over `cases` cases.
+    """
+    if weights is None:
+        return np.full(cases, 1 / cases)
+    found = distribution(weights, name="weights")
+    if len(found) != cases:
+        raise ValueError(f"`weights` must have one entry a case, {cases}, got {len(found)}.")
+    return found
+
+
+def leading_axis(tree: Any, *, name: str) -> int:
+    """The length of the leading axis that all leaves of `tree` share.
+
+    Raises:
+      ValueError: If `tree` has no leaves, or a leaf has no, an empty or another leading axis.
+    """
+    leaves = jax.tree.leaves(tree)
+    if not leaves:
+        raise ValueError(f"`{name}` must have at least one array, got none.")
+    for path, leaf in zip(trees.paths(tree), leaves, strict=True):
+        if not np.shape(leaf) or not np.shape(leaf)[0]:
+            raise ValueError(
+                f"`{name}` must have a leading axis of at least one case, got shape "
+                f"{np.shape(leaf)} at {path!r}."
+            )
+        if len(leaf) != len(leaves[0]):
+            raise ValueError(
+                f"`{name}` must share one leading axis, got {len(leaf)} cases at {path!r} and "
+                f"{len(leaves[0])} at {trees.paths(tree)[0]!r}."
+            )
+    return len(leaves[0])
+
+
+def _group(
+    rows: UInt8[np.ndarray, "cases bytes"],
+) -> tuple[
+    Int64[np.ndarray, " distinct"], Int64[np.ndarray, " cases"], Int64[np.ndarray, " distinct"]
+]:
+    """First index, inverse and counts of the distinct rows; comparing bytes is the fastest."""
+    whole = np.ascontiguousarray(rows).view(f"V{rows.shape[1]}").reshape(-1)
+    _, first, inverse, counts = np.unique(
+        whole, return_index=True, return_inverse=True, return_counts=True
+    )
+    return first, inverse, counts
+
+
+_pack = jax.jit(jax.vmap(masks_.pack))

@@ -1,0 +1,224 @@
+"""Repairing dynamical isometry: weights that keep the lengths of signals after pruning.
+
+Pruning a trained network lets the singular values of its Jacobian collapse. `orthogonalize` puts
+in the place of every kernel a semi-orthogonal one in the span of its weights, so that each layer
+for itself is an isometry on its smaller side.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import tree_flatten_with_path, tree_map_with_path
+from jaxtyping import Array, Float
+
+from nopr import surgery, trees
+from nopr.typing import Masks, Params, Where
+
+_METHODS = ("polar", "qr")
+
+
+def orthogonalize(
+    params: Params,
+    masks: Masks | None = None,
+    *,
+    gain: Any = 1.0,
+    method: str = "qr",
+    where: Where = trees.is_prunable,
+    layers: Sequence[str] | None = None,
+) -> Params:
+    r"""Replaces every kernel by a semi-orthogonal one: OrthP.
+
+    A kernel is flattened to :math:`A` of shape [out, rest] and transposed if that has fewer rows
+    than columns. From the reduced factors :math:`A = QR` the kernel becomes
+
+    .. math:: \mathrm{gain} \cdot Q \, \mathrm{sign}(\mathrm{diag} R), \qquad \mathrm{sign}(0) = 1,
+
+    turned back: Gram-Schmidt of the filters in their order, all with their old orientation. The
+    smaller of :math:`K^T K` and :math:`K K^T` of the new kernel :math:`K` is
+    :math:`\mathrm{gain}^2 I`. Biases and other leaves stay as they are.
+
+    With unit masks, a block of whole inputs and outputs in each kernel, the same is done to the
+    kept block alone, as if the rest had been physically removed, and the rest becomes 0. This
+    holds for traced masks too, so it jits and vmaps over params and masks.
+
+    Each layer is an isometry then. A linear network is one only while its widths do not grow
+    again: where masks leave a kernel fewer inputs than outputs, the network behind it has singular
+    values of 0, or others than 1, and a warning says so.
+
+    Args:
+      params: The parameters.
+      masks: Masks of whole units or filters (`granularity.units`, `granularity.filters`), or None.
+      gain: Singular value of the new kernels: a positive number (1 for linear networks, sqrt(2)
+        for ReLU), or a function `(path, leaf) -> number`.
+      method: `"qr"` as above, or `"polar"`: :math:`U V^T` of the singular value decomposition
+        :math:`A = U S V^T`, the orthogonal matrix that is nearest to :math:`A`. Where the kept
+        block lacks rank, both fill up with directions that are orthogonal but arbitrary.
+      where: `where(path, leaf)`, true for the kernels that are replaced.
+      layers: The paths of all kernels from input to output. With them the warning also sees
+        inputs that nothing leads to (see `surgery.live`); results do not depend on it.
+
+    Returns:
+      Params like `params`.
+
+    Raises:
+      ValueError: If a mask is not a block of whole inputs and outputs, a weight is NaN or
+        infinite, the trees do not match (each with the leaf's path), or an option is none of the
+        above. Under a trace such masks, and such weights, give NaN instead.
+
+    Warns:
+      UserWarning: If concrete masks leave a kernel fewer inputs than outputs by removing inputs.
+
+    Source: Wang et al. 2021, arXiv:2105.05916.
+    """
+    if method not in _METHODS:
+        raise ValueError(
+            f"`method` must be one of {', '.join(map(repr, _METHODS))}, got {method!r}."
+        )
+    chosen = trees.select(params, where)
+    found = _masks_by_path(params, masks)
+    _warn_if_widths_grow(masks, layers)
+
+    def repair(path: Any, leaf: Any) -> Any:
+        name = trees.path_string(path)
+        _check_kernel(name, leaf)
+        matrix = jnp.asarray(leaf).reshape(-1, leaf.shape[-1])
+        block = _replace_block(matrix, found.get(name), method, name)
+        return (_gain(gain, name, leaf) * block).reshape(leaf.shape).astype(leaf.dtype)
+
+    return trees.overlay(lambda _, new: new, params, tree_map_with_path(repair, chosen))
+
+
+def _replace_block(
+    matrix: Float[Array, "rest out"], mask: Any, method: str, path: str
+) -> Float[Array, "rest out"]:
+    """The matrix with its kept block made semi-orthogonal and zeros elsewhere."""
+    matrix = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
+    with jax.default_matmul_precision("highest"):
+        if mask is None:
+            return _semi_orthogonal(matrix, matrix.shape, method)
+        mask = mask.reshape(matrix.shape)
+        if isinstance(mask, jax.core.Tracer):
+            return _replace_traced_block(matrix, mask, method)
+        block = np.ix_(*_kept_sides(np.asarray(mask), path))
+        kept = matrix[block]
+        if kept.size == 0:
+            return jnp.zeros_like(matrix)
+        return jnp.zeros_like(matrix).at[block].set(_semi_orthogonal(kept, kept.shape, method))
+
+
+def _replace_traced_block(
+    matrix: Float[Array, "rest out"], mask: Array, method: str
+) -> Float[Array, "rest out"]:
+    """As the concrete block, with static shapes: the kept rows and columns are moved to the front.
+
+    A factor of the leading block padded with zeros is the factor of the block, padded.
+    """
+    rows, columns = jnp.any(mask, axis=1), jnp.any(mask, axis=0)
+    # A mask that is no block would bring pruned weights back; NaN cannot go unseen.
+    is_block = jnp.all(mask == (rows[:, None] & columns))
+    row_order = jnp.argsort(~rows, stable=True)
+    column_order = jnp.argsort(~columns, stable=True)
+    front = jnp.where(mask, matrix, 0)[row_order][:, column_order]
+    new = _semi_orthogonal(front, (jnp.sum(rows), jnp.sum(columns)), method)
+    back = new[jnp.argsort(row_order)][:, jnp.argsort(column_order)]
+    return jnp.where(is_block, jnp.where(mask, back, 0), jnp.nan)
+
+
+def _semi_orthogonal(
+    matrix: Float[Array, "rest out"], block: tuple[Any, ...], method: str
+) -> Float[Array, "rest out"]:
+    """The semi-orthogonal factor of the leading block of [rows, columns]; the rest must be 0.
+
+    The longer side is orthogonalized along the shorter one; of [out, rest], a square counts as
+    tall. Traced sides need both ways, of which the right one is selected.
+    """
+    rows, columns = block
+    if isinstance(rows, int):
+        if columns >= rows:
+            return _orthonormal_columns(matrix.T, rows, method).T
+        return _orthonormal_columns(matrix, columns, method)
+    return jnp.where(
+        columns >= rows,
+        _orthonormal_columns(matrix.T, rows, method).T,
+        _orthonormal_columns(matrix, columns, method),
+    )
+
+
+def _orthonormal_columns(
+    matrix: Float[Array, "long short"], count: Any, method: str
+) -> Float[Array, "long short"]:
+    """Makes the first `count` columns orthonormal; the other ones have no meaning.
+
+    No more columns are kept than rows, so none of them lies past the matrix' number of rows.
+    """
+    width = min(matrix.shape)
+    q, r = jnp.linalg.qr(matrix[:, :width])
+    if method == "qr":
+        q = q * jnp.where(jnp.diagonal(r) < 0, -1, 1)
+    else:
+        # Ones on the removed part of the diagonal keep its null space apart from the block's.
+        removed = jnp.arange(width) >= count
+        u, _, v = jnp.linalg.svd(r + jnp.diag(removed.astype(r.dtype)))
+        q = q @ (u @ v)
+    return jnp.pad(q, ((0, 0), (0, matrix.shape[1] - width)))
+
+
+def _kept_sides(mask: np.ndarray, path: str) -> tuple[np.ndarray, np.ndarray]:
+    """The kept rows and columns of a concrete mask, which must be all of their crossings."""
+    rows, columns = mask.any(axis=1), mask.any(axis=0)
+    if not np.array_equal(mask, np.logical_and.outer(rows, columns)):
+        raise ValueError(
+            f"`masks` must keep whole inputs and outputs for `orthogonalize`, and at {path!r} it "
+            "does not. For unstructured masks use `isometry.approximate` (approximate isometry, "
+            "Lee et al. 2020), which is not part of this release."
+        )
+    return np.flatnonzero(rows), np.flatnonzero(columns)
+
+
+def _masks_by_path(params: Params, masks: Masks | None) -> dict[str, Any]:
+    if masks is None:
+        return {}
+    trees.check_matches(masks, params)
+    found = {trees.path_string(path): leaf for path, leaf in tree_flatten_with_path(masks)[0]}
+    for path, mask in found.items():
+        if mask.dtype != bool:
+            raise ValueError(f"`masks` must be bool, got {mask.dtype} at {path!r}.")
+    return found
+
+
+def _check_kernel(path: str, leaf: Any) -> None:
+    if leaf.ndim < 2:
+        raise ValueError(f"A kernel must have two or more sides, got {leaf.shape} at {path!r}.")
+    if not isinstance(leaf, jax.core.Tracer) and not np.all(np.isfinite(leaf)):
+        raise ValueError(f"`params` has NaN or infinite values at {path!r}.")
+
+
+def _gain(gain: Any, path: str, leaf: Any) -> Any:
+    value = gain(path, leaf) if isinstance(gain, Callable) else gain
+    if not isinstance(value, jax.core.Tracer) and not (np.ndim(value) == 0 and 0 < value < np.inf):
+        raise ValueError(f"`gain` must be positive and finite, got {value} at {path!r}.")
+    return value
+
+
+def _warn_if_widths_grow(masks: Masks | None, layers: Sequence[str] | None) -> None:
+    if masks is None or any(isinstance(m, jax.core.Tracer) for m in jax.tree.leaves(masks)):
+        return
+    with jax.ensure_compile_time_eval():  # the masks may be constants inside a trace
+        seen = masks if layers is None else surgery.live(masks, layers)
+    for path, mask in zip(trees.paths(seen), jax.tree.leaves(seen), strict=True):
+        flat = np.asarray(mask).reshape(-1, mask.shape[-1])
+        ins, outs = int(flat.any(axis=1).sum()), int(flat.any(axis=0).sum())
+        if ins < min(outs, flat.shape[0]):
+            warnings.warn(
+                f"The masks leave {ins} inputs to the {outs} outputs of {path!r}: each layer "
+                "becomes an isometry, but the network cannot be one where its widths grow.",
+                UserWarning,
+                stacklevel=3,
+            )
+            return

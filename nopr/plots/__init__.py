@@ -1,0 +1,28 @@
+"""Figures of results: each from plain numbers, and saved beside the numbers that it shows.
+
+A plot function draws on a `matplotlib.figure.Figure` of its own and never touches pyplot, so it
+is safe in any thread, notebook or headless job. Every series has a colour that the colour-blind
+can tell apart, a marker, and a label at its end. What cannot be drawn honestly (nothing, NaN,
+infinities) is an error that names the series.
+
+    >>> from nopr import plots
+    >>> rows = [{"method": "snip", "density": 0.05, "mean": 95.2, "half_width": 0.4, "n": 5}]
+    >>> figure = plots.accuracy_against_density(rows)
+    >>> figure.axes[0].get_xlabel()
+    'weights kept, % (log scale; fewer to the right)'
+"""
+
+from nopr.plots.distributions import singular_value_rows, singular_values
+from nopr.plots.files import Saved, curve_rows, save
+from nopr.plots.lines import accuracy_against_density, bits_against_pruned, lines_with_intervals
+
+__all__ = [
+    "Saved",
+    "accuracy_against_density",
+    "bits_against_pruned",
+    "curve_rows",
+    "lines_with_intervals",
+    "save",
+    "singular_value_rows",
+    "singular_values",
+]

@@ -1,0 +1,94 @@
+"""Figures on disk: a PNG, and beside it the CSV of the numbers that it shows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from nopr.plots.canvas import STYLE, Curves, Rows, check_finite
+
+_DPI = 150
+
+
+class Saved(NamedTuple):
+    """Where a figure and its numbers were written."""
+
+    png: Path
+    csv: Path
+
+
+def save(figure: Figure, rows: Rows, directory: str | os.PathLike[str], name: str) -> Saved:
+    """Writes `NAME.png` and `NAME.csv`: the figure, and the numbers that it shows.
+
+    Each file appears whole or not at all, and the same figure gives the same bytes.
+
+    Args:
+      figure: The figure.
+      rows: The numbers shown, one mapping a line; what is missing or None is an empty cell.
+      directory: Where to write; made if it is not there.
+      name: The files' name without its ending.
+
+    Returns:
+      The paths of both files.
+
+    Raises:
+      ValueError: If there are no rows or a number is not finite; nothing is written then.
+    """
+    table, picture = _csv(rows), io.BytesIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(picture, format="png", dpi=_DPI, metadata={"Software": None})
+    saved = Saved(Path(directory, f"{name}.png"), Path(directory, f"{name}.csv"))
+    saved.png.parent.mkdir(parents=True, exist_ok=True)
+    _write(saved.csv, table)
+    _write(saved.png, picture.getvalue())
+    return saved
+
+
+def curve_rows(curves: Curves, published: Curves | None = None) -> list[dict[str, Any]]:
+    """The numbers of curves as rows for `save`, one mapping a point.
+
+    Args:
+      curves: By name: columns of one length, such as `pruned`, `mean`, `low` and `high`.
+      published: The same for published points.
+
+    Returns:
+      Mappings with `method`, `source` (`"computed"` or `"published"`) and each column.
+    """
+    return [
+        {"method": name, "source": source, **dict(zip(columns, values, strict=True))}
+        for source, group in (("computed", curves), ("published", published or {}))
+        for name, columns in group.items()
+        for values in zip(*(np.asarray(v).tolist() for v in columns.values()), strict=True)
+    ]
+
+
+def _csv(rows: Rows) -> bytes:
+    if not rows:
+        raise ValueError("`rows` must hold the numbers that the figure shows, got none.")
+    text = io.StringIO()
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for number, row in enumerate(rows):
+        for key, value in row.items():
+            if isinstance(value, float | np.floating):
+                check_finite(f"column {key!r} of row {number}", value)
+        writer.writerow({k: v.item() if isinstance(v, np.generic) else v for k, v in row.items()})
+    return text.getvalue().encode()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Writes to a temporary name and renames, so that a killed run leaves no half file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

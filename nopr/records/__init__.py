@@ -1,0 +1,35 @@
+"""Run directories: what was asked, what it ran on, what came out, and what is already done.
+
+A directory belongs to one config and to one process at a time. Everything in it is written aside
+and renamed, so that a run can be killed at any moment, or the disk fill up, without harm to what
+was there. Long work is cut into stages (and sweeps into chunks); a finished stage is a file with
+its SHA-256 and the code and machine it came from, and is computed again when any of these differ.
+
+    with records.open_run("runs/quickstart", config=config, experiment="quickstart") as run:
+        if not run.finished:
+            trained = run.stage("training", lambda: train_all(config))
+            run.metric(10, "test", "snip/accuracy", trained["accuracy"][-1])
+            run.finish({"snip_test_accuracy": trained["accuracy"][-1]})
+"""
+
+from nopr.records.context import digest, environment, run_name, source_digest, threads
+from nopr.records.files import RunError, sync_directory, write_bytes, write_csv, write_text
+from nopr.records.run import Run, open_run, set_aside
+from nopr.records.store import Store
+
+__all__ = [
+    "Run",
+    "RunError",
+    "Store",
+    "digest",
+    "environment",
+    "open_run",
+    "run_name",
+    "set_aside",
+    "source_digest",
+    "sync_directory",
+    "threads",
+    "write_bytes",
+    "write_csv",
+    "write_text",
+]

@@ -1,0 +1,138 @@
+"""What a result depends on: the config, the code, the versions, the machine."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+_PRESENTATION = ("plots.py", "launch.py", "report.py", "reproduce.py")
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def digest(config: Mapping[str, Any]) -> str:
+    """Ten hexadecimal digits that stand for a nested config, whatever the order of its keys.
+
+    Raises:
+      ValueError: If a value is not a finite number, a string, a bool, None, or a list of these.
+    """
+    return hashlib.sha256(canonical(config).encode()).hexdigest()[:10]
+
+
+def run_name(experiment: str, variant: str, config: Mapping[str, Any]) -> str:
+    """The directory name of a run: `experiment-variant-digest`, without an empty variant."""
+    words = (experiment.rpartition(".")[2], re.sub(r"[^\w.]+", "_", variant), digest(config))
+    return "-".join(word for word in words if word)
+
+
+@functools.cache
+def source_digest(*extra: Path) -> str:
+    """Ten hexadecimal digits that stand for the code of nopr, of its experiments, and of `extra`.
+
+    Files that only present results (plots, report, launcher) and the configs are left out: they
+    cannot change a number that is not in the config as well.
+    """
+    found = {*(_ROOT / "nopr").rglob("*.py"), *(_ROOT / "experiments").glob("*.py"), *extra}
+    total = hashlib.sha256()
+    for path in sorted(path for path in found if path.name not in _PRESENTATION):
+        name = path.relative_to(_ROOT).as_posix() if path.is_relative_to(_ROOT) else path.name
+        total.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()[:10]
+
+
+def threads() -> int:
+    """The size of XLA's thread pool on the CPU, which changes the last bits of results.
+
+    It is `NPROC` where that is set, as `experiments.launch` does before jax starts.
+    """
+    given = os.environ.get("NPROC", "")
+    if given.isdigit():
+        return int(given)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def environment(*sources: Path) -> dict[str, Any]:
+    """What a run runs on: versions, commit, code, devices, flags. Starts jax's devices."""
+    import jax
+
+    commit, changed = _commit()
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "devices": [device.device_kind for device in jax.devices()],
+        "threads": threads(),
+        "x64": bool(jax.config.read("jax_enable_x64")),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "source": source_digest(*sources),
+        "commit": commit,
+        "uncommitted_changes": changed,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def context(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of an environment that may change the bits of a result."""
+    kept = (*_PACKAGES, "threads", "x64", "xla_flags", "source")
+    return {key: facts.get(key) for key in kept} | {"device": sorted(set(facts.get("devices", ())))}
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    here = Path(__file__).resolve()
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(here.parent), *words]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=20, check=True
+        ).stdout.strip()
+
+    try:
+        # An installed copy may lie inside the work tree of some other repository.
+        if not git("ls-files", here.name):
+            return None, None
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and nothing to spare; ValueError for what is not plain data."""
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`config` must hold plain finite values{_culprit(value)}.") from error
+
+
+def _culprit(config: Any) -> str:
+    for key, value in _flat(config) if isinstance(config, Mapping) else ():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            return f", got {value!r} at {key!r}"
+    return ""
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """The first keys, as `a.b`, in which two nested mappings differ, with both values."""
+    old, new = dict(_flat(there)), dict(_flat(here))
+    keys = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+    shown = [f"{key} ({old.get(key)!r} there, {new.get(key)!r} here)" for key in keys[:3]]
+    return ", ".join(shown) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

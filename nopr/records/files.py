@@ -1,0 +1,108 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import errno
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+class RunError(RuntimeError):
+    """A run directory cannot be used. The message is one line and says what to do."""
+
+
+def write_bytes(path: str | Path, data: bytes) -> Path:
+    """Writes a file whole or not at all: aside, to the disk, then renamed into place.
+
+    Args:
+      path: Where to; missing folders are made.
+      data: The contents.
+
+    Returns:
+      The path.
+
+    Raises:
+      RunError: If it cannot be written, as on a full disk; what was there is untouched.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(aside, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+        sync_directory(path.parent)
+    return path
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Writes a text file as UTF-8, whole or not at all; see `write_bytes`."""
+    return write_bytes(path, text.encode())
+
+
+def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Writes rows as CSV under a header of their keys, whole or not at all.
+
+    Args:
+      path: Where to.
+      rows: At least one; all with the keys of the first. NumPy scalars are written as the numbers
+        they are, with every digit, and None as an empty cell.
+
+    Returns:
+      The path.
+
+    Raises:
+      ValueError: If there are no rows, or one has other keys than the first.
+      RunError: If it cannot be written.
+    """
+    if not rows:
+        raise ValueError(f"`rows` must not be empty; {str(path)!r} would have no header.")
+    header = list(rows[0])
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    for index, row in enumerate(rows):
+        if set(row) != set(header):
+            raise ValueError(f"`rows` must share their keys {header}, got {list(row)} at {index}.")
+        writer.writerow([plain_scalar(row[key]) for key in header])
+    return write_text(path, text.getvalue())
+
+
+def sync_directory(path: str | Path) -> None:
+    """Makes the names in a directory durable: a rename is only safe after this."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turns an OSError into a RunError of one line that names `path` and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunError(
+                f"The disk is full: {str(path)!r} was not written, and what was there is "
+                "unchanged. Free some space and run the same command again."
+            ) from error
+        reason = error.strerror or error
+        raise RunError(f"Cannot write {str(path)!r}: {reason}. Choose another place.") from error
+
+
+def plain_scalar(value: Any) -> Any:
+    """The Python number in a NumPy or JAX scalar; anything else as it is."""
+    return value.item() if hasattr(value, "item") else value

@@ -1,0 +1,56 @@
+"""metrics.jsonl: one line for each (step, split, name)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nopr.records.files import explained, write_bytes
+
+
+class Metrics:
+    """Appends lines to metrics.jsonl; writing the same (step, split, name) again replaces it."""
+
+    def __init__(self, path: Path, say: Callable[[str], Any]):
+        self._path = path
+        self._lines: dict[tuple[Any, ...], bytes] = {}
+        broken = 0
+        for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+            key = _key(line)
+            if key is None:
+                broken += 1
+            else:
+                self._lines[key] = line
+        if broken:
+            say(f"{path}: dropped {broken} broken line(s), cut off by a kill or a crash.")
+            self._rewrite()
+
+    def add(self, step: int, split: str, name: str, value: float | None) -> None:
+        """Records one value; None where it is not a finite number."""
+        row = {"step": step, "split": split, "name": name, "value": value}
+        key, line = (step, split, name), (json.dumps(row, allow_nan=False) + "\n").encode()
+        before, self._lines[key] = self._lines.get(key), line
+        if before is None:
+            with explained(self._path), open(self._path, "ab", buffering=0) as file:
+                file.write(line)
+        elif before != line:
+            self._rewrite()
+
+    def clear(self) -> None:
+        """Drops every line."""
+        if self._lines:
+            self._lines = {}
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        write_bytes(self._path, b"".join(self._lines.values()))
+
+
+def _key(line: bytes) -> tuple[Any, ...] | None:
+    try:
+        found = json.loads(line)
+        return (found["step"], found["split"], found["name"]) if line.endswith(b"\n") else None
+    except (ValueError, KeyError, TypeError):
+        return None

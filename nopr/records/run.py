@@ -1,0 +1,335 @@
+"""One run: its directory, its lock, its stages, metrics, table and summary."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import itertools
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nopr.records.context import canonical, context, differences, environment, source_digest
+from nopr.records.files import RunError, explained, plain_scalar, write_text
+from nopr.records.metrics import Metrics
+from nopr.records.store import Store, to_stderr
+
+
+class Run:
+    """An open run directory. Made by `open_run`.
+
+    Attributes:
+      directory: The run directory.
+      finished: Whether a whole summary is there already; nothing more need be done then.
+      outdated: Whether it was finished by other code than the present.
+    """
+
+    def __init__(
+        self, directory: Path, *, config: Any, sources: Sequence[Path], say: Callable[[str], Any]
+    ):
+        self.directory = directory
+        self.say = say
+        self._config = config
+        self._sources = tuple(sources)
+        self.finished, self.outdated = self._state()
+        self._context: dict[str, Any] = {}
+        if not self.finished:
+            self._begin()
+
+    @property
+    def figures(self) -> Path:
+        """The folder for figures and the CSVs of what they plot."""
+        return self._folder("figures")
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder for `nopr.checkpoints`."""
+        return self._folder("checkpoints")
+
+    @property
+    def report(self) -> Path:
+        """Where the report for people goes."""
+        return self.directory / "report.html"
+
+    def stage(
+        self,
+        name: str,
+        compute: Callable[[], Any],
+        *,
+        code: str = "",
+        finite: bool = False,
+    ) -> dict[str, Any]:
+        """The result of `compute()`, from the disk if an earlier run of this got so far.
+
+        Args:
+          name: Names the stage; unique in the run.
+          compute: Returns a nested dict (or NamedTuple) of arrays, numbers and strings.
+          code: What else the result depends on, such as a version or a length. The config, the
+            source of nopr and its experiments, the versions and the device are seen to.
+          finite: Whether NaN and infinities are an error.
+
+        Returns:
+          A nested dict of NumPy arrays and scalars, the same whether computed or read.
+
+        Raises:
+          ValueError: If a value cannot be stored, or is not finite where it must be.
+          RunError: If it cannot be written.
+        """
+        store = self.store(code=code)
+        found = store.get(name)
+        if found is not None:
+            self.say(f"{name}: done before, taken from {store.directory / name}.npz")
+            return found
+        started = time.perf_counter()
+        values = compute()
+        if finite:
+            _check_finite(name, values)
+        values = store.put(name, values)
+        self.say(f"{name}: done in {time.perf_counter() - started:.1f} s")
+        return values
+
+    def store(self, name: str = "", *, code: str = "") -> Store:
+        """Results kept under `name`, as the chunks of a sweep are; see `stage` for `code`."""
+        self._check_unfinished()
+        depends = {**self._context, "config": self._config, "code": code}
+        return Store(self.directory / "stages" / name, context=depends, say=self.say)
+
+    def metric(self, step: int, split: str, name: str, value: Any) -> None:
+        """Records one number; the same (step, split, name) again replaces what was there.
+
+        Args:
+          step: The step or epoch it belongs to.
+          split: Such as `"train"` or `"test"`.
+          name: What it is, with its unit, such as `"snip/density_0.2/accuracy"`.
+          value: A number; NaN and infinities are written as null.
+
+        Write what a stage returned, after it, rather than inside its `compute`: then the metrics
+        are whole however often the run was cut off.
+        """
+        self._check_unfinished()
+        number = float(value)
+        self._metrics.add(int(step), split, name, number if math.isfinite(number) else None)
+
+    def show_table(self, text: str) -> None:
+        """Prints the table of the results and keeps it, to be shown when asked again."""
+        write_text(self.directory / "table.txt", text.rstrip("\n") + "\n")
+        print(text, flush=True)
+
+    @property
+    def table(self) -> str:
+        """The table as it was shown; without one, the lines of the summary."""
+        path = self.directory / "table.txt"
+        if path.exists():
+            return path.read_text().rstrip("\n")
+        summary = self.summary
+        width = max(map(len, summary), default=0)
+        return "\n".join(f"{name:{width}}  {value}" for name, value in summary.items())
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The summary of a finished run."""
+        return json.loads((self.directory / "summary.json").read_bytes())
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Writes the summary and marks the run as finished.
+
+        Args:
+          summary: Flat; numbers and strings, with the units in the names.
+
+        Raises:
+          ValueError: If a value is neither a finite number nor a string; names it.
+        """
+        plain = {name: _summary_value(name, value) for name, value in summary.items()}
+        text = json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
+        write_text(self.directory / "summary.json", text)
+        facts = {
+            "summary_sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "source": source_digest(*self._sources),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        write_text(self.directory / "DONE", json.dumps(facts, indent=2) + "\n")
+        self.finished, self.outdated = True, False
+
+    def _check_unfinished(self) -> None:
+        if self.finished:
+            raise RunError(
+                f"{str(self.directory)!r} is finished and takes nothing more. "
+                "Read its summary, or set it aside and run it anew."
+            )
+
+    def _state(self) -> tuple[bool, bool]:
+        done = self.directory / "DONE"
+        if not done.exists():
+            return False, False
+        facts = _read_json(done) or {}
+        try:
+            summary = (self.directory / "summary.json").read_bytes()
+        except OSError:
+            summary = b""
+        if hashlib.sha256(summary).hexdigest() != facts.get("summary_sha256"):
+            self.say(f"{self.directory / 'summary.json'} is damaged; making it again.")
+            return False, False
+        return True, facts.get("source") != source_digest(*self._sources)
+
+    def _begin(self) -> None:
+        """Clears what a killed run left half-written and notes what this one runs on."""
+        with explained(self.directory):
+            for left in self.directory.rglob(".*.tmp"):
+                left.unlink()
+            (self.directory / "DONE").unlink(missing_ok=True)
+        path = self.directory / "environment.json"
+        before = _read_json(path)
+        facts = environment(*self._sources)
+        self._context = context(facts)
+        self._metrics = Metrics(self.directory / "metrics.jsonl", self.say)
+        if before is not None and context(before) != self._context:
+            self._metrics.clear()
+        write_text(path, json.dumps(facts, indent=2) + "\n")
+
+    def _folder(self, name: str) -> Path:
+        path = self.directory / name
+        with explained(path):
+            path.mkdir(exist_ok=True)
+        return path
+
+
+@contextlib.contextmanager
+def open_run(
+    workdir: str | Path,
+    *,
+    config: Mapping[str, Any],
+    experiment: str,
+    variant: str = "",
+    sources: Sequence[Path] = (),
+    say: Callable[[str], Any] = to_stderr,
+) -> Iterator[Run]:
+    """Opens a run directory for this process alone, new or to go on with.
+
+    Args:
+      workdir: The directory; made if it is missing.
+      config: Nested plain dict, such as `ConfigDict.to_dict()`.
+      experiment: The experiment's name.
+      variant: The config file's variant, for people to read.
+      sources: Code the results depend on besides nopr and its experiments.
+      say: Called with one line for a person at a time.
+
+    Yields:
+      The run; its `finished` tells whether anything is to be done.
+
+    Raises:
+      RunError: If the directory cannot be written, is in use by a live run, or holds something
+        else: a run of another config (the message names the keys) or files of no run.
+    """
+    directory = Path(workdir)
+    asked = {"experiment": experiment, "config": json.loads(canonical(config))}
+    with _locked(directory):
+        _settle_config(directory, asked, variant)
+        yield Run(directory, config=asked["config"], sources=sources, say=say)
+
+
+def set_aside(workdir: str | Path) -> Path | None:
+    """Renames a run directory that is not in use to `<name>.previous-<n>`; None if there is none.
+
+    Raises:
+      RunError: If it is in use, or cannot be renamed.
+    """
+    directory = Path(workdir)
+    if not directory.is_dir() or not any(directory.iterdir()):
+        return None
+    names = (directory.with_name(f"{directory.name}.previous-{n}") for n in itertools.count(1))
+    target = next(path for path in names if not path.exists())
+    with _locked(directory), explained(directory):
+        os.rename(directory, target)
+    return target
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Holds the kernel's lock on the directory, which goes with the process however it ends."""
+    with explained(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        if not (directory / "LOCK").exists():
+            _check_ours(directory)
+        lock = open(directory / "LOCK", "a+")  # noqa: SIM115
+    with lock:
+        with explained(directory):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                raise RunError(
+                    f"{str(directory)!r} is in use by another run (process {lock.read().strip()}). "
+                    "Wait until it ends, or choose another work directory."
+                ) from None
+            lock.truncate(0)
+            lock.write(f"{os.getpid()}\n")
+            lock.flush()
+        yield
+
+
+def _check_ours(directory: Path) -> None:
+    names = {path.name for path in directory.iterdir() if path.suffix != ".tmp"} - {"LOCK"}
+    if names and "config.json" not in names:
+        raise RunError(
+            f"{str(directory)!r} holds files of no run ({min(names)!r}). "
+            "Choose another work directory, or an empty one."
+        )
+
+
+def _settle_config(directory: Path, asked: dict[str, Any], variant: str) -> None:
+    path = directory / "config.json"
+    _check_ours(directory)
+    if not path.exists():
+        write_text(path, json.dumps({**asked, "variant": variant}, indent=2) + "\n")
+    there = _read_json(path)
+    if there is None or not {"experiment", "config"} <= set(there):
+        raise RunError(f"{str(path)!r} cannot be read. Choose another work directory.")
+    changes = differences({key: there[key] for key in asked}, asked)
+    if changes:
+        raise RunError(
+            f"{str(directory)!r} holds a run of another config: {changes}. "
+            "Choose another work directory."
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _check_finite(name: str, values: Any, path: str = "") -> None:
+    values = values._asdict() if hasattr(values, "_asdict") else values
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            _check_finite(name, value, f"{path}/{key}".lstrip("/"))
+        return
+    array = np.asarray(values)
+    if array.dtype.kind in "fc" and not np.isfinite(array).all():
+        count = int((~np.isfinite(array)).sum())
+        raise ValueError(
+            f"The stage {name!r} has {count} of {array.size} values that are NaN or infinite "
+            f"at {path!r}."
+        )
+
+
+def _summary_value(name: str, value: Any) -> float | int | str:
+    value = plain_scalar(value) if getattr(value, "size", 1) == 1 else value
+    if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    raise ValueError(
+        f"`summary` must hold finite numbers and strings, got {value!r} at {name!r}. "
+        "Leave out what was not measured, or say why in a string."
+    )

@@ -1,0 +1,269 @@
+"""Exact input-output Jacobians of a network, their singular values, and summaries of these.
+
+Dynamical isometry asks whether the singular values of the Jacobian d outputs / d inputs lie near
+1, so that signals and gradients pass without being blown up or lost. Here they are computed
+exactly, one Jacobian an example. Nothing is jitted: wrap what you call often in `jax.jit`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from nopr.typing import Apply, Params
+
+CHUNK_BYTES = 2**28
+"""Estimated working memory, in bytes, to which the default `chunk` keeps one chunk of examples."""
+
+_MARK = 7919  # a prime that no layer has, as a batch size: it marks what grows with the batch
+_MODES = ("auto", "forward", "reverse")
+_METHODS = ("gram", "svd")
+
+
+class Summary(NamedTuple):
+    """Scalars that describe the singular values of a batch of Jacobians.
+
+    Attributes:
+      mean: Over all values and examples: the "mean JSV" of the pruning literature.
+      std: Their standard deviation (divided by n).
+      max: The largest.
+      min: The smallest.
+      condition_number: Median over examples of largest / smallest; infinite where the smallest
+        is 0.
+      fraction_near_one: Fraction of the values within [0.5, 2].
+    """
+
+    mean: Array
+    std: Array
+    max: Array
+    min: Array
+    condition_number: Array
+    fraction_near_one: Array
+
+
+def jacobian(
+    apply: Apply,
+    params: Params,
+    inputs: Any,
+    *,
+    mode: str = "auto",
+    chunk: int | None = None,
+) -> Float[Array, "batch out in"]:
+    r"""The Jacobian :math:`J = \partial f(x) / \partial x` of every example.
+
+    Both sides are raveled, so inputs and outputs may have any shape. Each example goes through
+    `apply` by itself, as a batch of one: normalisation layers must be in inference mode. Matrix
+    products run at the highest precision. Works under jit, and under vmap over `params`.
+
+    Args:
+      apply: `apply(params, inputs) -> outputs`, both with a leading example axis.
+      params: Any pytree that `apply` takes.
+      inputs: Floating, [batch, ...].
+      mode: `"forward"` pushes one tangent an input (`jax.jacfwd`), `"reverse"` pulls one
+        cotangent an output (`jax.jacrev`); `"auto"` takes the smaller side: forward for tall or
+        square Jacobians, reverse for wide ones. They agree to rounding.
+      chunk: Examples differentiated at once; the chunks run one after the other. By default as
+        many as an estimate from the sizes of the activations puts within `CHUNK_BYTES`, at least
+        one. The result itself comes on top, and vmap multiplies it.
+
+    Returns:
+      [batch, out, in], in the dtype of the outputs.
+
+    Raises:
+      ValueError: If `mode` or `chunk` is none of the above, the inputs are not floating, or a
+        Jacobian has a NaN or infinite entry (the message has the first such example). Under a
+        trace the NaN is passed on instead.
+    """
+    values, finite = _map(apply, params, inputs, mode=mode, chunk=chunk, then=lambda j: j)
+    _check_finite(finite)
+    return values
+
+
+def singular_values(
+    apply: Apply,
+    params: Params,
+    inputs: Any,
+    *,
+    mode: str = "auto",
+    chunk: int | None = None,
+    method: str = "svd",
+) -> Float[Array, "batch least"]:
+    r"""All singular values of the Jacobian of every example, in descending order.
+
+    The Jacobians live for one chunk only. See `jacobian` for what is differentiated.
+
+    Args:
+      apply: `apply(params, inputs) -> outputs`, both with a leading example axis.
+      params: Any pytree that `apply` takes.
+      inputs: Floating, [batch, ...].
+      mode: `"auto"`, `"forward"` or `"reverse"`.
+      chunk: Examples differentiated at once; by default within `CHUNK_BYTES`.
+      method: `"svd"`, good to a few units of rounding of the *largest* value; or `"gram"`, the
+        square roots of the eigenvalues of the smaller of :math:`J J^T` and :math:`J^T J`, some
+        times as fast. Squaring costs half of the digits: with :math:`\epsilon` the
+        rounding unit, a value :math:`s` is wrong by about :math:`\epsilon s_{max}^2 / s`, and
+        nothing below :math:`\sqrt{\epsilon} s_{max}` (3e-4 of the largest in float32, 1.5e-8 in
+        float64) can be trusted. Means survive this; the least value and the condition number of
+        an ill-conditioned network do not.
+
+    Returns:
+      [batch, min(out, in)], descending, float32 or float64.
+
+    Raises:
+      ValueError: As `jacobian`, or if `method` is unknown. Under a trace the values of an example
+        whose Jacobian is not finite are NaN.
+    """
+    if method not in _METHODS:
+        raise ValueError(
+            f"`method` must be one of {', '.join(map(repr, _METHODS))}, got {method!r}."
+        )
+    decompose = _by_svd if method == "svd" else _by_gram
+    values, finite = _map(apply, params, inputs, mode=mode, chunk=chunk, then=decompose)
+    _check_finite(finite)
+    return jnp.where(finite[:, None], values, jnp.nan)
+
+
+def summarize(values: Float[Array | np.ndarray, "*batch least"]) -> Summary:
+    """Summary statistics of singular values.
+
+    Args:
+      values: Singular values, one Jacobian on the last axis, in any order.
+
+    Returns:
+      The summary, as scalars. Works under jit and vmap.
+
+    Raises:
+      ValueError: If there are none, or a concrete value is NaN, infinite or negative.
+    """
+    values = jnp.asarray(values)
+    if values.size == 0:
+        raise ValueError(f"`values` must hold singular values, got shape {values.shape}.")
+    if not isinstance(values, jax.core.Tracer) and not _valid(np.asarray(values)):
+        raise ValueError("`values` must be finite and not negative to be singular values.")
+    largest, least = jnp.max(values, axis=-1), jnp.min(values, axis=-1)
+    return Summary(
+        mean=jnp.mean(values),
+        std=jnp.std(values),
+        max=jnp.max(largest),
+        min=jnp.min(least),
+        condition_number=jnp.median(jnp.where(least == 0, jnp.inf, largest / least)),
+        fraction_near_one=jnp.mean((values >= 0.5) & (values <= 2), dtype=values.dtype),
+    )
+
+
+def _map(
+    apply: Apply,
+    params: Params,
+    inputs: Any,
+    *,
+    mode: str,
+    chunk: int | None,
+    then: Callable[[Array], Array],
+) -> tuple[Array, Bool[Array, " batch"]]:
+    """`then` of the Jacobian of every example, and whether that Jacobian is finite."""
+    inputs = _checked_inputs(inputs)
+
+    def one(example: Array) -> Array:
+        return apply(params, example[None])[0].reshape(-1)
+
+    example = jax.ShapeDtypeStruct(inputs.shape[1:], inputs.dtype)
+    outs, ins = jax.eval_shape(one, example).size, math.prod(example.shape)
+    mode = _resolve(mode, outs, ins)
+    differentiate = jax.jacfwd(one) if mode == "forward" else jax.jacrev(one)
+
+    def measure(example: Array) -> tuple[Array, Array]:
+        matrix = differentiate(example).reshape(outs, ins)
+        return then(matrix), jnp.all(jnp.isfinite(matrix))
+
+    with jax.default_matmul_precision("highest"):
+        if chunk is None:
+            passes = ins if mode == "forward" else outs
+            chunk = _default_chunk(one, example, passes=passes, entries=outs * ins)
+        if chunk < 1:
+            raise ValueError(f"`chunk` must be at least 1, got {chunk}.")
+        if chunk >= len(inputs):
+            return jax.vmap(measure)(inputs)
+        return jax.lax.map(measure, inputs, batch_size=chunk)
+
+
+def _valid(values: np.ndarray) -> bool:
+    return bool(np.all(np.isfinite(values) & (values >= 0)))
+
+
+def _checked_inputs(inputs: Any) -> Array:
+    inputs = jnp.asarray(inputs)
+    if not jnp.issubdtype(inputs.dtype, jnp.floating):
+        raise ValueError(f"`inputs` must be floating to differentiate by, got {inputs.dtype}.")
+    if inputs.ndim < 2 or inputs.size == 0:
+        raise ValueError(f"`inputs` must be [batch, ...] and not empty, got shape {inputs.shape}.")
+    return inputs
+
+
+def _resolve(mode: str, outs: int, ins: int) -> str:
+    if mode not in _MODES:
+        raise ValueError(f"`mode` must be one of {', '.join(map(repr, _MODES))}, got {mode!r}.")
+    if mode == "auto":
+        return "forward" if ins <= outs else "reverse"
+    return mode
+
+
+def _check_finite(finite: Bool[Array, " batch"]) -> None:
+    if isinstance(finite, jax.core.Tracer) or bool(jnp.all(finite)):
+        return
+    bad = np.flatnonzero(~np.asarray(finite))
+    raise ValueError(
+        f"The Jacobian of example {bad[0]} has a NaN or infinite entry ({bad.size} of "
+        f"{finite.size} examples do). Check the params and the inputs."
+    )
+
+
+def _by_svd(matrix: Float[Array, "out in"]) -> Float[Array, " least"]:
+    return jnp.linalg.svd(_at_least_single(matrix), full_matrices=False, compute_uv=False)
+
+
+def _by_gram(matrix: Float[Array, "out in"]) -> Float[Array, " least"]:
+    matrix = _at_least_single(matrix)
+    if matrix.shape[0] > matrix.shape[1]:
+        matrix = matrix.T
+    # Rounding can leave the zero eigenvalues slightly negative.
+    return jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(matrix @ matrix.T)[::-1], 0))
+
+
+def _at_least_single(matrix: Array) -> Array:
+    return matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
+
+
+def _default_chunk(
+    one: Callable[[Array], Array],
+    example: jax.ShapeDtypeStruct,
+    *,
+    passes: int,
+    entries: int,
+) -> int:
+    """Examples within `CHUNK_BYTES`, from the activations of one example.
+
+    All of them are held once for the way back, and about three of the largest at a time are
+    carried once a tangent or cotangent; the Jacobian itself is held with its decomposition.
+    """
+    stacked = jax.ShapeDtypeStruct((_MARK, *example.shape), example.dtype)
+    traced = jax.make_jaxpr(jax.vmap(one))(stacked)
+    sizes = [size // _MARK for size in _sizes(traced.jaxpr) if size % _MARK == 0]
+    largest = max([*sizes, math.prod(example.shape)])
+    numbers = sum(sizes) + 3 * passes * largest + 3 * entries
+    return max(1, CHUNK_BYTES // (numbers * max(4, example.dtype.itemsize)))
+
+
+def _sizes(jaxpr: Any) -> Iterator[int]:
+    """The size of every value computed in a jaxpr and in those inside it."""
+    for equation in jaxpr.eqns:
+        yield from (getattr(variable.aval, "size", 0) for variable in equation.outvars)
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                if hasattr(inner, "eqns"):
+                    yield from _sizes(inner)

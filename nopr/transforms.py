@@ -1,0 +1,106 @@
+"""Optax transformations for training under masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.tree_util import tree_flatten_with_path, tree_map_with_path
+from jaxtyping import Array, PyTree
+
+from nopr import trees
+from nopr.typing import Masks, Params
+
+Transformation: TypeAlias = optax.GradientTransformation | optax.MultiSteps
+"""Whatever optax trains with."""
+
+
+def keep(tx: Transformation, masks: Masks | None) -> optax.GradientTransformationExtraArgs:
+    r"""Trains the kept weights with `tx` and holds the pruned ones at exactly 0.
+
+    With mask :math:`m`, gradient :math:`g`, weight :math:`w` and :math:`u` the update of `tx` for
+    the gradient :math:`m \odot g`, the update is :math:`u` where :math:`m` is true and :math:`-w`
+    elsewhere. So momentum, weight decay, Adam's moments and clipping by global norm see living
+    weights only, as if the others had been taken out of the network.
+
+    The masks are data: build the transformation inside the jitted function and one compilation
+    serves all masks. The state is that of `tx`. In an `optax.chain`, `keep` belongs around the
+    whole chain, or around its last link; a clip that comes before it sees the pruned gradients too.
+
+    Args:
+      tx: Any optax transformation.
+      masks: Masks of the params, None on what is not prunable; None for a dense network.
+
+    Returns:
+      A transformation whose `update` needs the params; extra arguments go to `tx`.
+
+    Raises:
+      ValueError: From `update`, if the params are missing or `masks` do not match the gradients;
+        the message names the leaf.
+    """
+    tx = _with_extra_arguments(tx)
+    if masks is None:
+        return tx
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: Params | None = None, **extra: Any
+    ) -> tuple[optax.Updates, optax.OptState]:
+        if params is None:
+            raise ValueError(
+                "`params` must be given to the `update` of `transforms.keep`, got None. "
+                "Call `update(gradients, state, params)`."
+            )
+        updates, state = tx.update(_overlay(_kept, updates, masks), state, params, **extra)
+        return _overlay(_kept_or_removed, updates, masks, params), state
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
+def _with_extra_arguments(tx: Transformation) -> optax.GradientTransformationExtraArgs:
+    if isinstance(tx, optax.MultiSteps):  # optax's own conversion drops the extra arguments
+        return optax.GradientTransformationExtraArgs(tx.init, tx.update)
+    return optax.with_extra_args_support(tx)
+
+
+def _kept(update: Array, mask: Array) -> Array:
+    return jnp.where(mask, update, jnp.zeros_like(update))
+
+
+def _kept_or_removed(update: Array, mask: Array, param: Array) -> Array:
+    return jnp.where(mask, update, -jnp.asarray(param, update.dtype))
+
+
+def _overlay(f: Callable[..., Array], updates: PyTree, masks: Masks, *rest: PyTree) -> PyTree:
+    """Maps `f` over the leaves of `updates` that have a mask; the others stay as they are."""
+    masks = _within_sight(masks, updates)
+    trees.check_matches(masks, updates, name="masks", other="updates")
+    columns = [_by_path(tree) for tree in (masks, *rest)]
+    leaves, treedef = tree_flatten_with_path(updates)
+    named = [(trees.path_string(path), leaf) for path, leaf in leaves]
+    return jax.tree.unflatten(
+        treedef,
+        [
+            f(leaf, *(column[path] for column in columns)) if path in columns[0] else leaf
+            for path, leaf in named
+        ],
+    )
+
+
+def _within_sight(masks: Masks, updates: PyTree) -> Masks:
+    """Puts None where `optax.masked` or `multi_transform` has hidden a leaf or a whole subtree."""
+    nodes, _ = tree_flatten_with_path(updates, is_leaf=_is_hidden)
+    hidden = tuple(trees.path_string(path) + "/" for path, node in nodes if _is_hidden(node))
+    return tree_map_with_path(
+        lambda path, mask: None if f"{trees.path_string(path)}/".startswith(hidden) else mask, masks
+    )
+
+
+def _is_hidden(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
+
+
+def _by_path(tree: PyTree) -> dict[str, Any]:
+    return {trees.path_string(path): leaf for path, leaf in tree_flatten_with_path(tree)[0]}

@@ -1,0 +1,173 @@
+"""Granules: pooling scores and spreading masks, against loops over filters and units."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nopr import granularity, masks, trees
+
+LAYERS = ("conv/kernel", "dense_10/kernel", "dense_2/kernel")  # in order; leaves sort 10 before 2
+SHAPES = {"conv": (2, 2, 1, 3), "dense_10": (6, 5), "dense_2": (5, 4)}  # a flatten of 2 x 3
+
+
+def network(rng):
+    return {
+        name: {"bias": jnp.zeros(shape[-1]), "kernel": jnp.asarray(rng.normal(size=shape))}
+        for name, shape in SHAPES.items()
+    }
+
+
+def scores_of(rng):
+    return jax.tree.map(jnp.abs, trees.select(network(rng)))
+
+
+def unit_masks(conv, dense):
+    """By hand: channel c of the flattened image is input 3 * position + c."""
+    conv, dense = np.asarray(conv, bool), np.asarray(dense, bool)
+    first = np.zeros((2, 2, 1, 3), bool)
+    first[..., conv] = True
+    second = np.zeros((6, 5), bool)
+    for position in range(2):
+        for channel in range(3):
+            second[3 * position + channel] = conv[channel] & dense
+    third = np.stack([dense] * 4, axis=1)
+    return {"conv/kernel": first, "dense_10/kernel": second, "dense_2/kernel": third}
+
+
+def test_unstructured_granules_are_the_weights_themselves(rng):
+    scores, grain = scores_of(rng), granularity.unstructured()
+    assert grain.pool(scores) is scores
+    kept = masks.top(scores, count=7)
+    assert grain.expand(kept, scores) is kept
+    assert sum(granularity.sizes(grain, scores).values()) == 12 + 30 + 20
+
+
+def test_filter_scores_are_means_over_everything_but_the_output(rng):
+    scores = scores_of(rng)
+    pooled = granularity.filters().pool(scores)
+    for name in SHAPES:
+        kernel = np.asarray(scores[name]["kernel"])
+        by_hand = [kernel[..., j].mean() for j in range(kernel.shape[-1])]
+        np.testing.assert_allclose(pooled[name]["kernel"], by_hand, rtol=1e-6)
+        assert pooled[name]["bias"] is None
+
+
+def test_filters_are_kept_or_removed_whole_and_other_leaves_stay_whole(rng):
+    scores = scores_of(rng)
+    grain = granularity.filters(lambda path, leaf: leaf.ndim == 4)
+    pooled = grain.pool(scores)
+    assert trees.paths(pooled) == ("conv/kernel",)
+    kept = grain.expand(masks.top(pooled, count=2), scores)
+    weakest = int(np.argmin(pooled["conv"]["kernel"]))
+    np.testing.assert_array_equal(kept["conv"]["kernel"].all((0, 1, 2)), np.arange(3) != weakest)
+    assert int(masks.count(kept)) == 8 + 30 + 20
+    assert kept["dense_2"]["bias"] is None
+
+
+def test_units_pool_the_incoming_weights_of_all_but_the_last_layer(rng):
+    scores = scores_of(rng)
+    grain = granularity.units(LAYERS)
+    pooled = grain.pool(scores)
+    assert pooled["dense_2"]["kernel"] is None
+    assert granularity.sizes(grain, scores) == {"conv/kernel": 3, "dense_10/kernel": 5}
+    np.testing.assert_allclose(
+        pooled["dense_10"]["kernel"], np.mean(scores["dense_10"]["kernel"], axis=0), rtol=1e-6
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.booleans(), min_size=8, max_size=8))
+def test_unit_masks_remove_a_unit_with_all_that_the_next_layer_reads_from_it(kept):
+    like = scores_of(np.random.default_rng(1))
+    granules = jax.tree.map(lambda _: None, like)
+    granules["conv"]["kernel"], granules["dense_10"]["kernel"] = (
+        np.array(kept[:3]),
+        np.array(kept[3:]),
+    )
+    found = granularity.units(LAYERS).expand(granules, like)
+    expected = unit_masks(kept[:3], kept[3:])
+    assert trees.paths(found) == ("conv/kernel", "dense_10/kernel", "dense_2/kernel")
+    for path, mask in zip(trees.paths(found), jax.tree.leaves(found), strict=True):
+        np.testing.assert_array_equal(mask, expected[path])
+
+
+def test_pooled_masks_tell_which_granules_are_alive():
+    grain = granularity.units(LAYERS)
+    like = scores_of(np.random.default_rng(1))
+    granules = jax.tree.map(lambda leaf: jnp.arange(leaf.size) % 2 == 0, grain.pool(like))
+    shares = grain.pool(grain.expand(granules, like))
+    jax.tree.map(
+        lambda share, kept: np.testing.assert_array_equal(share > 0, kept), shares, granules
+    )
+
+
+def test_units_jit_and_vmap_like_a_loop(rng):
+    grain = granularity.units(LAYERS)
+    stack = jax.tree.map(lambda leaf: jnp.stack([leaf, -leaf, leaf**2]), scores_of(rng))
+
+    def prune(scores):
+        return grain.expand(masks.top(grain.pool(scores), count=4), scores)
+
+    together = jax.jit(jax.vmap(prune))(stack)
+    for case in range(3):
+        alone = prune(jax.tree.map(lambda leaf, i=case: leaf[i], stack))
+        found = jax.tree.map(lambda leaf, i=case: leaf[i], together)
+        jax.tree.map(np.testing.assert_array_equal, found, alone)
+
+
+def test_filters_and_units_take_an_nnx_state():
+    state = nnx.state(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.Param)
+    scores = jax.tree.map(jnp.abs, trees.select(state))
+    (path,) = trees.paths(scores)
+    grain = granularity.filters()
+    kept = grain.expand(masks.top(grain.pool(scores), count=1), scores)
+    assert jax.tree.structure(kept) == jax.tree.structure(scores)
+    assert int(masks.count(kept)) == 3
+
+    model = nnx.List([nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.Linear(4, 2, rngs=nnx.Rngs(1))])
+    scores = trees.select(nnx.state(model, nnx.Param))
+    grain = granularity.units(trees.paths(scores))
+    kept = grain.expand(masks.top(grain.pool(scores), count=1), scores)
+    assert int(masks.count(kept)) == 3 + 2
+    assert path
+
+
+def test_layers_that_do_not_fit_the_tree_are_named(rng):
+    scores = scores_of(rng)
+
+    def pool(*layers):
+        return granularity.units(layers).pool(scores)
+
+    with pytest.raises(ValueError, match="must name at least two kernels, got"):
+        pool("conv/kernel")
+    with pytest.raises(ValueError, match=r"names 'conv/kernal'.*choose from \['conv/kernel'"):
+        pool("conv/kernal", "dense_10/kernel")
+    with pytest.raises(ValueError, match="has a leaf at 'dense_2/kernel' that is not in `layers`"):
+        pool("conv/kernel", "dense_10/kernel")
+    with pytest.raises(ValueError, match="each kernel once"):
+        pool("conv/kernel", "conv/kernel")
+    with pytest.raises(
+        ValueError, match="'dense_2/kernel' has 5 inputs, and the layer before it has 3 out"
+    ):
+        pool("conv/kernel", "dense_2/kernel", "dense_10/kernel")
+    dense = {"a": jnp.ones((2, 3)), "b": jnp.ones((6, 2))}
+    with pytest.raises(ValueError, match="'b' has 6 inputs"):
+        granularity.units(("a", "b")).pool(dense)  # only a convolution is flattened
+    with pytest.raises(ValueError, match=r"two or more sides, got \(3,\) at 'b'"):
+        granularity.units(("a", "b")).pool({"a": jnp.ones((2, 3)), "b": jnp.ones(3)})
+
+
+def test_granule_masks_of_another_shape_are_named(rng):
+    scores = scores_of(rng)
+    grain = granularity.units(LAYERS)
+    wrong = jax.tree.map(lambda leaf: jnp.ones(2, bool), grain.pool(scores))
+    with pytest.raises(ValueError, match=r"shape \(3,\) at 'conv/kernel', .* got shape \(2,\)"):
+        grain.expand(wrong, scores)
+    with pytest.raises(ValueError, match=r"at 'dense_2/kernel', one entry a filter, got none"):
+        granularity.filters().expand(grain.pool(scores), scores)
+    with pytest.raises(ValueError, match="`granule_masks` has shape"):
+        granularity.unstructured().expand(grain.pool(scores), scores)

@@ -1,0 +1,339 @@
+"""The launcher: bad commands cost one line and no time; a run that is cut off goes on."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments import launch, reproduce, steps
+
+ROOT = Path(__file__).resolve().parents[1]
+
+EXPERIMENT = """
+import os, time
+import numpy as np
+
+def run(config, run):
+    if config.data.name != "digits":
+        raise FileNotFoundError(f"The data set {config.data.name!r} was looked for\\nin /nowhere.")
+    if config.rate < 0:
+        raise TypeError("a mistake in the code")
+    total = 0.0
+    for index in range(config.stages):
+        def compute():
+            if os.environ.get("PAUSE_IN") == str(index):
+                open("paused", "w").close()
+                time.sleep(60)
+            return {"x": np.random.default_rng(index).normal(size=100)}
+        x = run.stage(f"stage_{index}", compute)["x"]
+        run.metric(index, "train", "mean", x.mean())
+        total += x.sum()
+    run.show_table("total\\n" + str(total))
+    return {"total": total, "rate": config.rate}
+"""
+
+CONFIG = """
+from ml_collections import ConfigDict
+
+def get_config(variant=""):
+    if variant not in ("", "long"):
+        raise ValueError(f"`variant` must be long, got {variant!r}.")
+    return ConfigDict({
+        "experiment": "toys.light", "stages": 5 if variant else 3, "rate": 0.5, "quiet": False,
+        "data": {"name": "digits"},
+    })
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a light experiment, its config, and some that are wrong."""
+    folder = tmp_path_factory.mktemp("place")
+    files = {
+        "toys/light.py": EXPERIMENT,
+        "light.py": CONFIG,
+        "plain.py": "from ml_collections import ConfigDict\n"
+        "def get_config(): return ConfigDict({'experiment': 'toys.light'})\n",
+        "torn.py": "def get_config(:\n",
+        "empty.py": "",
+        "other/notes.txt": "mine",
+    }
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+@pytest.fixture
+def here(place, monkeypatch):
+    monkeypatch.chdir(place)
+    monkeypatch.syspath_prepend(place)
+    monkeypatch.setenv("NPROC", "2")
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "2")
+    monkeypatch.setenv("GRPC_VERBOSITY", "ERROR")
+    return place
+
+
+def _start(place, *words, **variables):
+    path = os.pathsep.join([str(ROOT), str(place)])
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.launch", "--config=light.py", *words],
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": path, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _run(place, *words):
+    process = _start(place, *words)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+@contextlib.contextmanager
+def _paused(place, *words):
+    """A launch that waits in the middle of its second stage."""
+    flag = place / "paused"
+    flag.unlink(missing_ok=True)
+    process = _start(place, *words, PAUSE_IN="1")
+    try:
+        limit = time.monotonic() + 60
+        while not flag.exists() and process.poll() is None and time.monotonic() < limit:
+            time.sleep(0.02)
+        assert flag.exists(), process.communicate()
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _contents(folder):
+    """The bytes of all that a run leaves, but for what tells of the time and the process."""
+    dated = {"LOCK", "DONE", "environment.json"}
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in dated]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+# --- Bad commands ------------------------------------------------------------------------------
+
+GOOD = "--config=light.py"
+BAD = {
+    "no config": ([], "--config is missing"),
+    "no such file": (["--config=lite.py"], "no config file 'lite.py'"),
+    "not python": (["--config=torn.py"], "'torn.py' is not Python"),
+    "no get_config": (["--config=empty.py"], "no function `get_config`"),
+    "text": (["--config=other/notes.txt"], "must be a Python file"),
+    "bad variant": (["--config=light.py:lung"], "`variant` must be long, got 'lung'"),
+    "no variants": (["--config=plain.py:long"], "has no variants, got 'long'"),
+    "unknown key": ([GOOD, "--config.stagse=3"], "no config key 'stagse'. Did you mean 'stages'?"),
+    "unknown inner key": ([GOOD, "--config.data.nme=a"], "Did you mean 'data.name'?"),
+    "unknown negated key": ([GOOD, "--noconfig.quite"], "Did you mean 'quiet'?"),
+    "hopeless key": ([GOOD, "--config.zzz=3"], "Known: data.name, experiment, quiet"),
+    "a section": ([GOOD, "--config.data={'nam': 1}"], "Did you mean 'data.name'?"),
+    "below a value": ([GOOD, "--config.stages.x=3"], "no config key 'stages.x'"),
+    "not an integer": ([GOOD, "--config.stages=0.5"], "--config.stages=0.5: invalid literal"),
+    "not a number": ([GOOD, "--config.rate=fast"], "--config.rate=fast: could not convert"),
+    "not a bool": ([GOOD, "--config.quiet=7"], "--config.quiet=7: Non-boolean argument"),
+    "not finite": ([GOOD, "--config.rate=nan"], "got nan at 'rate'"),
+    "no value": ([GOOD, "--config.stages"], "Missing value for flag"),
+    "unknown flag": ([GOOD, "--workdri=x"], "Unknown command line flag 'workdri'. Did you mean"),
+    "a word": ([GOOD, "fast"], "'fast' is not a flag"),
+    "unknown experiment": ([GOOD, "--config.experiment=lite"], "no module 'experiments.lite'"),
+    "unknown module": ([GOOD, "--config.experiment=no.lite"], "no module 'no.lite'"),
+    "file in the way": ([GOOD, "--workdir=light.py"], "Cannot write 'light.py': File exists"),
+    "no such place": ([GOOD, "--workdir=/proc/runs/x"], "Cannot write '/proc/runs/x'"),
+    "files of no run": ([GOOD, "--workdir=other"], "holds files of no run ('notes.txt')"),
+    "rerun of no run": ([GOOD, "--workdir=other", "--rerun"], "holds files of no run"),
+    "missing data": ([GOOD, "--config.data.name=mnist"], "'mnist' was looked for in /nowhere."),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), BAD.values(), ids=BAD)
+def test_a_bad_command_costs_one_line_and_changes_nothing(here, capsys, words, message):
+    kept = {path: path.read_bytes() for path in here.glob("*.py")}
+    assert launch.main(["launch", *words]) != 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert (here / "other" / "notes.txt").read_text() == "mine"
+    assert [path.name for path in (here / "other").iterdir()] == ["notes.txt"]
+    assert {path: path.read_bytes() for path in here.glob("*.py")} == kept
+
+
+def test_a_bad_flag_is_told_before_jax_is_imported(place):
+    code = (
+        "import sys; from experiments import launch;"
+        "code = launch.main(['launch', '--config=light.py', '--config.stagse=3']);"
+        "sys.exit(code if 'jax' not in sys.modules else 99)"
+    )
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert time.perf_counter() - started < 10  # 0.25 s alone on the machine.
+
+
+def test_a_mistake_in_the_code_shows_where_it_is(here):
+    with pytest.raises(TypeError, match="a mistake in the code"):
+        launch.main(["launch", GOOD, "--config.rate=-1"])
+
+
+def test_the_place_of_an_error_is_shown_when_asked(here):
+    with pytest.raises(FileNotFoundError, match="looked for"):
+        launch.main(["launch", GOOD, "--config.data.name=mnist", "--traceback"])
+
+
+# --- Runs --------------------------------------------------------------------------------------
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(place):
+    code, out, err = _run(place, "--workdir=runs/whole")
+    assert code == 0, err
+    assert "writing to runs/whole" in out
+
+    with _paused(place, "--workdir=runs/killed") as process:
+        second, _, refusal = _run(place, "--workdir=runs/killed")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert second == 1
+    assert refusal.splitlines() == [
+        f"error: 'runs/killed' is in use by another run (process {process.pid}). "
+        "Wait until it ends, or choose another work directory."
+    ]
+
+    code, resumed, err = _run(place, "--workdir=runs/killed")
+    assert code == 0, err
+    assert "stage_0: done before" in err
+    assert "stage_1: done in" in err
+    assert _contents(place / "runs/killed") == _contents(place / "runs/whole")
+    assert out.splitlines()[1:3] == resumed.splitlines()[1:3]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_says_how_to_go_on(place, number, code):
+    with _paused(place, f"--workdir=runs/stopped_{code}") as process:
+        process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert err.splitlines()[-1] == (
+        f"Stopped; what is done is in runs/stopped_{code}. The same command goes on from there."
+    )
+    assert "Traceback" not in err
+
+
+def test_a_finished_run_is_shown_and_not_run_again_unless_asked(here, capsys):
+    words = ["launch", "--config=light.py:long"]
+    assert launch.main(words) == 0
+    first = capsys.readouterr().out
+    (directory,) = Path("runs").glob("light-long-*")
+    assert first.splitlines()[0] == f"toys.light: writing to {directory}"
+    assert first.splitlines()[1] == "total"
+
+    (directory / "report.html").write_text("<html>")
+    summary = (directory / "summary.json").read_bytes()
+    assert launch.main(words) == 0
+    again = capsys.readouterr()
+    assert again.out.splitlines()[:2] == first.splitlines()[1:3]
+    assert f"toys.light is finished: {directory}/report.html" in again.out
+    assert again.err == ""
+
+    assert launch.main([*words, "--rerun"]) == 0
+    anew = capsys.readouterr()
+    assert f"The run that was there is now in {directory}.previous-1" in anew.out
+    assert "done before" not in anew.err
+    assert (directory / "summary.json").read_bytes() == summary
+    assert Path(f"{directory}.previous-1", "DONE").exists()
+
+
+def test_a_work_directory_of_another_config_is_refused(here, capsys):
+    assert launch.main(["launch", GOOD, "--workdir=runs/one"]) == 0
+    before = _contents(here / "runs/one")
+    capsys.readouterr()
+    assert launch.main(["launch", GOOD, "--workdir=runs/one", "--config.rate=1"]) == 1
+    error = capsys.readouterr().err
+    assert "another config: config.rate (0.5 there, 1.0 here)" in error
+    assert len(error.splitlines()) == 1
+    assert _contents(here / "runs/one") == before
+
+
+def test_a_run_that_goes_on_keeps_its_thread_pool(here, monkeypatch):
+    monkeypatch.delenv("NPROC")
+    workdir = here / "runs/pool"
+    workdir.mkdir(parents=True)
+    (workdir / "environment.json").write_text(json.dumps({"threads": 7}))
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    launch._prepare_environment(workdir)
+    assert os.environ["NPROC"] == "7"
+
+
+# --- Reproductions and lengths -----------------------------------------------------------------
+
+
+def test_all_reproduces_every_paper_experiment_with_the_flags_given():
+    commands = reproduce.commands("all", ["--config.seeds=1"])
+    assert [command[3] for command in commands] == [
+        f"--config={path}" for path in reproduce.PAPERS.values()
+    ]
+    assert all(command[4:] == ["--config.seeds=1"] for command in commands)
+
+
+@pytest.mark.parametrize("path", reproduce.PAPERS.values(), ids=reproduce.PAPERS)
+def test_every_paper_config_loads(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert launch.parse(["launch", f"--config={path}"]).config.experiment
+
+
+def test_an_unknown_reproduction_costs_one_line_with_the_choices(capsys):
+    assert reproduce.main(["reproduce", "--name=isometry"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "error: `--name` must be one of all, isometry_table, mask_information, "
+        "mask_information_repetition, got 'isometry'."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"), [("10ep", 70), ("0.5ep", 4), ("500it", 500), (" 1 ep ", 7)]
+)
+def test_lengths_read_as_gradient_steps(length, expected):
+    assert steps.iterations(length, steps_per_epoch=7) == expected
+
+
+def test_lengths_read_as_whole_epochs():
+    assert steps.epochs("10ep") == 10
+    assert steps.epochs("21it", steps_per_epoch=7) == 3
+    with pytest.raises(ValueError, match=r"whole number of epochs .*'20it' at 7 steps an epoch"):
+        steps.epochs("20it", steps_per_epoch=7)
+    with pytest.raises(ValueError, match=r"whole number of epochs .*'0\.5ep'"):
+        steps.epochs("0.5ep")
+    with pytest.raises(ValueError, match=r"in epochs .*'20it'"):
+        steps.epochs("20it")
+
+
+@pytest.mark.parametrize("length", ["", "10", "ep", "-1ep", "1.5it", "10ep 5it", "10 epochs"])
+def test_a_length_that_reads_otherwise_is_refused(length):
+    with pytest.raises(ValueError, match="must read like '10ep' or '500it'"):
+        steps.iterations(length, steps_per_epoch=7)
+
+
+def test_steps_of_an_epoch_count_the_last_partial_batch():
+    assert steps.per_epoch(100, batch_size=30) == 4
+    assert steps.per_epoch(100, batch_size=30, remainder=False) == 3
+    assert steps.per_epoch(100, batch_size=None) == 1
+    with pytest.raises(ValueError, match=r"`batch_size` must be in \[1, 100\], got 101"):
+        steps.per_epoch(100, batch_size=101)

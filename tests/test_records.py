@@ -1,0 +1,438 @@
+"""Run directories: what is there is whole, is of this config, and is not computed twice."""
+
+import contextlib
+import errno
+import json
+import os
+import resource
+import signal
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nopr import records
+from nopr.records.files import explained
+
+CONFIG = {"data": {"name": "digits", "classes": (1, 2)}, "rate": 0.1}
+
+
+class Curve(NamedTuple):
+    steps: np.ndarray
+    loss: jax.Array
+
+
+@pytest.fixture
+def said():
+    return []
+
+
+@pytest.fixture
+def opened(tmp_path, said):
+    def opened(config=CONFIG, workdir="run", **options):
+        options = {"experiment": "light", "say": said.append, **options}
+        return records.open_run(tmp_path / workdir, config=config, **options)
+
+    return opened
+
+
+def _never():
+    raise AssertionError("computed again")
+
+
+# --- Names -------------------------------------------------------------------------------------
+
+
+def test_the_digest_sees_every_value_but_not_the_order_of_keys():
+    shuffled = {"rate": 0.1, "data": {"classes": [1, 2], "name": "digits"}}
+    assert records.digest(CONFIG) == records.digest(shuffled)
+    assert records.digest(CONFIG) != records.digest({**CONFIG, "rate": 0.2})
+    assert records.digest({"n": 1}) != records.digest({"n": "1"})
+
+
+def test_a_run_is_named_by_experiment_variant_and_digest():
+    tail = records.digest(CONFIG)
+    assert records.run_name("quickstart", "", CONFIG) == f"quickstart-{tail}"
+    assert records.run_name("lab.light", "a/b c", CONFIG) == f"light-a_b_c-{tail}"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), object, b"x"])
+def test_a_config_value_that_is_not_plain_is_refused_with_its_key(value):
+    with pytest.raises(ValueError, match=r"got .* at 'data\.name'"):
+        records.digest({"data": {"name": value}})
+
+
+def test_the_source_digest_changes_with_the_code(tmp_path):
+    code = tmp_path / "code.py"
+    code.write_text("x = 1\n")
+    before = records.source_digest(code)
+    assert before != records.source_digest()
+    other = tmp_path / "other" / "code.py"
+    records.write_text(other, "x = 2\n")
+    assert before != records.source_digest(other)
+
+
+# --- Stages ------------------------------------------------------------------------------------
+
+VALUES = {
+    "curve": Curve(np.arange(3), jnp.array([0.5, np.nan, -0.0])),
+    "layer_0/kernel": {"50%": np.zeros((0, 2), bool), "name": "Erdős", "n": 3},
+    "complex": np.array([1 + 2j]),
+    "names": ["a", "bcd"],
+    "value": np.float32(0.1),
+}
+
+
+def _assert_values(found):
+    assert found["curve"]["loss"].dtype == np.float32
+    np.testing.assert_array_equal(found["curve"]["steps"], [0, 1, 2])
+    np.testing.assert_array_equal(found["curve"]["loss"], [0.5, np.nan, -0.0])
+    assert np.signbit(found["curve"]["loss"][2])
+    assert found["layer_0/kernel"]["50%"].shape == (0, 2)
+    assert found["layer_0/kernel"]["name"] == "Erdős"
+    assert found["layer_0/kernel"]["n"] == 3
+    assert found["complex"] == 1 + 2j
+    assert list(found["names"]) == ["a", "bcd"]
+    assert found["value"] == np.float32(0.1)
+    assert isinstance(found["value"], np.float32)
+
+
+def test_a_stage_is_computed_once_and_read_back_the_same(opened):
+    with opened() as run:
+        _assert_values(run.stage("a/b", lambda: VALUES))
+    with opened() as run:
+        _assert_values(run.stage("a/b", _never))
+
+
+def test_the_same_values_give_the_same_bytes(opened, tmp_path):
+    for workdir in ("one", "two"):
+        with opened(workdir=workdir) as run:
+            run.stage("a", lambda: VALUES)
+    for name in ("a.npz", "a.json"):
+        one, two = (tmp_path / folder / "stages" / name for folder in ("one", "two"))
+        assert one.read_bytes() == two.read_bytes()
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def _flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def _remove(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize("damage", [_truncate, _flip_a_bit, _remove])
+def test_a_damaged_stage_is_said_and_computed_again(opened, said, damage):
+    with opened() as run:
+        run.stage("a", lambda: {"x": np.arange(99)})
+    damage(run.directory / "stages" / "a.npz")
+    said.clear()
+    with opened() as run:
+        assert run.stage("a", lambda: {"x": 7})["x"] == 7
+    assert "a.npz is damaged" in said[0]
+
+
+def test_a_stage_without_its_seal_is_unfinished_and_computed_again(opened):
+    with opened() as run:
+        run.stage("a", lambda: {"x": 1})
+        (run.directory / "stages" / "a.json").unlink()
+        assert run.stage("a", lambda: {"x": 2})["x"] == 2
+
+
+def test_a_damaged_seal_is_said_and_the_stage_computed_again(opened, said):
+    with opened() as run:
+        run.stage("a", lambda: {"x": 1})
+        _truncate(run.directory / "stages" / "a.json")
+        _truncate(run.directory / "stages" / "a.json")
+        assert run.stage("a", lambda: {"x": 2})["x"] == 2
+    assert any("damaged" in line for line in said)
+
+
+def test_a_stage_of_other_code_is_said_and_computed_again(opened, said, tmp_path):
+    code = tmp_path / "code.py"
+    code.write_text("x = 1\n")
+    with opened() as run:
+        run.stage("a", lambda: {"x": 1}, code="v1")
+        assert run.stage("a", _never, code="v1")["x"] == 1
+        said.clear()
+        assert run.stage("a", lambda: {"x": 2}, code="v2")["x"] == 2
+    assert "out of date: code ('v1' there, 'v2' here)" in said[0]
+    said.clear()
+    with opened(sources=[code]) as run:
+        assert run.stage("a", lambda: {"x": 3}, code="v2")["x"] == 3
+    assert "out of date: source (" in said[0]
+
+
+def test_a_store_keeps_chunks_apart_by_name(opened):
+    with opened() as run:
+        one, two = run.store("sweep"), run.store("other")
+        assert one.get("0000") is None
+        one.put("0000", {"bits": np.arange(3)})
+        np.testing.assert_array_equal(one.get("0000")["bits"], [0, 1, 2])
+        assert two.get("0000") is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, object(), jax.random.key(0), jnp.ones(2, jnp.bfloat16), [[1], [2, 3]]],
+    ids=["None", "object", "key", "bfloat16", "ragged"],
+)
+def test_what_cannot_be_stored_is_refused_with_its_name(opened, value):
+    with opened() as run, pytest.raises(ValueError, match="at 'a/b'"):
+        run.stage("s", lambda: {"a": {"b": value}})
+
+
+def test_nan_is_an_error_where_a_stage_must_be_finite(opened):
+    with opened() as run:
+        with pytest.raises(ValueError, match=r"'s' has 1 of 3 values .* at 'curve/loss'"):
+            run.stage("s", lambda: VALUES, finite=True)
+        assert run.stage("s", lambda: {"x": 1, "name": "a"}, finite=True)["x"] == 1
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a//b", "/root", "a b", "."])
+def test_a_stage_name_that_is_no_file_name_is_refused(opened, name):
+    with opened() as run, pytest.raises(ValueError, match="`name` must be"):
+        run.stage(name, dict)
+
+
+# --- Metrics -----------------------------------------------------------------------------------
+
+
+def _rows(run):
+    return [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_metric_written_again_replaces_the_first(opened):
+    with opened() as run:
+        run.metric(0, "train", "loss", np.float32(0.5))
+        run.metric(1, "train", "loss", float("nan"))
+    with opened() as run:
+        run.metric(0, "train", "loss", 0.5)
+        run.metric(0, "train", "loss", 0.25)
+        run.metric(0, "test", "loss", jnp.ones(()))
+    assert _rows(run) == [
+        {"step": 0, "split": "train", "name": "loss", "value": 0.25},
+        {"step": 1, "split": "train", "name": "loss", "value": None},
+        {"step": 0, "split": "test", "name": "loss", "value": 1.0},
+    ]
+
+
+@pytest.mark.parametrize("cut", [1, 9])
+def test_a_torn_last_line_is_dropped_and_said(opened, said, cut):
+    with opened() as run:
+        for step in range(3):
+            run.metric(step, "train", "loss", step)
+    path = run.directory / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-cut])
+    with opened() as run:
+        assert any("dropped 1 broken line" in line for line in said)
+        run.metric(2, "train", "loss", 2)
+    assert [row["step"] for row in _rows(run)] == [0, 1, 2]
+
+
+def test_metrics_of_other_code_are_dropped(opened, tmp_path):
+    code = tmp_path / "code.py"
+    code.write_text("x = 1\n")
+    with opened() as run:
+        run.metric(0, "train", "loss", 1)
+    with opened(sources=[code]) as run:
+        assert _rows(run) == []
+
+
+# --- The end -----------------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_known_with_its_summary_and_table(opened, capsys):
+    with opened() as run:
+        assert not run.finished
+        run.show_table("a  b\n1  2")
+        run.finish({"bits": np.float64(1.5), "count": jnp.int32(3), "note": "n/a"})
+        assert run.finished
+    assert capsys.readouterr().out == "a  b\n1  2\n"
+    with opened() as run:
+        assert run.finished
+        assert not run.outdated
+        assert run.summary == {"bits": 1.5, "count": 3, "note": "n/a"}
+        assert run.table == "a  b\n1  2"
+        for late in (lambda: run.stage("a", _never), lambda: run.metric(0, "test", "x", 1)):
+            with pytest.raises(records.RunError, match="is finished and takes nothing more"):
+                late()
+
+
+def test_a_run_finished_by_other_code_is_finished_but_outdated(opened, tmp_path):
+    (tmp_path / "code.py").write_text("x = 1\n")
+    with opened() as run:
+        run.finish({"bits": 1.5})
+    with opened(sources=[tmp_path / "code.py"]) as run:
+        assert run.finished
+        assert run.outdated
+        assert run.table == "bits  1.5"
+
+
+@pytest.mark.parametrize("damage", [_truncate, _flip_a_bit, _remove])
+def test_a_damaged_summary_is_said_and_the_run_not_finished(opened, said, damage):
+    with opened() as run:
+        run.finish({"bits": 1.5})
+    damage(run.directory / "summary.json")
+    with opened() as run:
+        assert not run.finished
+        assert not (run.directory / "DONE").exists()
+    assert "summary.json is damaged" in said[-1]
+
+
+@pytest.mark.parametrize("value", [float("nan"), np.inf, None, True, [1], np.ones(2)], ids=repr)
+def test_a_summary_holds_only_finite_numbers_and_strings(opened, value):
+    with opened() as run:
+        with pytest.raises(ValueError, match="at 'bad'"):
+            run.finish({"good": 1, "bad": value})
+        assert not (run.directory / "summary.json").exists()
+
+
+def test_the_environment_says_what_it_ran_on(opened):
+    with opened() as run:
+        facts = json.loads((run.directory / "environment.json").read_bytes())
+    assert facts["jax"] == jax.__version__
+    assert facts["source"] == records.source_digest()
+    assert facts["devices"] == [device.device_kind for device in jax.devices()]
+
+
+# --- Directories that cannot be used -----------------------------------------------------------
+
+
+def test_two_runs_in_one_directory_are_refused(opened):
+    with opened(), pytest.raises(records.RunError, match=f"in use .*process {os.getpid()}"):
+        opened().__enter__()
+    with opened():
+        pass
+
+
+def test_a_run_of_another_config_is_refused_with_the_keys(opened):
+    with opened():
+        pass
+    other = {"data": {"name": "mnist", "classes": (1, 2)}, "rate": 0.1}
+    with pytest.raises(records.RunError, match=r"data\.name \('digits' there, 'mnist' here\)\. "):
+        opened(other).__enter__()
+    with pytest.raises(records.RunError, match=r"experiment \('light' there, 'heavy' here\)"):
+        opened(experiment="heavy").__enter__()
+
+
+def test_a_folder_of_other_files_is_refused_and_untouched(opened, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "summary.json").write_text("mine")
+    with pytest.raises(records.RunError, match=r"files of no run \('summary.json'\)"):
+        opened().__enter__()
+    with pytest.raises(records.RunError, match="files of no run"):
+        records.set_aside(folder)
+    assert [path.name for path in folder.iterdir()] == ["summary.json"]
+
+
+def test_a_file_in_the_way_is_refused_and_untouched(opened, tmp_path):
+    (tmp_path / "run").write_text("mine")
+    for workdir in ("run", "run/below"):
+        with pytest.raises(records.RunError, match=r"Cannot write .*run.*Choose another"):
+            opened(workdir=workdir).__enter__()
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+@contextlib.contextmanager
+def _not_root():
+    """Root may write anywhere, so becomes nobody for a while."""
+    before = os.geteuid()
+    if before == 0:
+        try:
+            os.seteuid(65534)
+        except PermissionError:
+            pytest.skip("runs as a root that cannot become another user")
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+def test_a_read_only_directory_is_refused(said):
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o555)
+        for name in (".", "run"):
+            with _not_root(), pytest.raises(records.RunError, match="Permission denied"):
+                records.open_run(Path(folder, name), config=CONFIG, experiment="light").__enter__()
+        assert os.listdir(folder) == []
+        os.chmod(folder, 0o755)
+
+
+def test_a_run_is_set_aside_under_a_new_name(opened, tmp_path):
+    for expected in ("run.previous-1", "run.previous-2"):
+        with opened() as run:
+            run.finish({"x": 1})
+        assert records.set_aside(tmp_path / "run") == tmp_path / expected
+        assert (tmp_path / expected / "DONE").exists()
+    assert records.set_aside(tmp_path / "run") is None
+    with opened(), pytest.raises(records.RunError, match="in use"):
+        records.set_aside(tmp_path / "run")
+
+
+# --- Files -------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _no_file_larger_than(size):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    action = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, action)
+
+
+def test_a_write_that_fails_halfway_leaves_what_was_there(tmp_path):
+    path = records.write_text(tmp_path / "a.txt", "whole")
+    with _no_file_larger_than(1000), pytest.raises(records.RunError, match="Cannot write"):
+        records.write_text(path, "x" * 5000)
+    assert path.read_text() == "whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_said_in_one_line(tmp_path):
+    with (
+        pytest.raises(records.RunError, match=r"disk is full: .* Free some space") as caught,
+        explained(tmp_path / "a.npz"),
+        open("/dev/full", "wb", buffering=0) as file,
+    ):
+        file.write(b"x")
+    assert "\n" not in str(caught.value)
+    assert caught.value.__cause__.errno == errno.ENOSPC
+
+
+def test_what_a_kill_left_half_written_is_cleared(opened):
+    with opened() as run:
+        half = run.directory / "stages" / ".a.npz.1.tmp"
+        half.parent.mkdir()
+        half.write_text("half")
+    with opened():
+        assert not half.exists()
+
+
+def test_csv_holds_every_digit(tmp_path):
+    rows = [
+        {"name": "a,b", "x": np.float64(0.1), "n": jnp.int32(3)},
+        {"name": "c", "x": None, "n": 4},
+    ]
+    path = records.write_csv(tmp_path / "figures" / "a.csv", rows)
+    assert path.read_text() == 'name,x,n\n"a,b",0.1,3\nc,,4\n'
+    with pytest.raises(ValueError, match=r"share their keys .* at 1"):
+        records.write_csv(path, [{"a": 1}, {"b": 1}])
+    with pytest.raises(ValueError, match="`rows` must not be empty"):
+        records.write_csv(path, [])
