@@ -162,7 +162,8 @@ def _orthonormal_columns(
     if method == "qr":
         q = q * jnp.where(jnp.diagonal(r) < 0, -1, 1)
     else:
-        # Ones on the removed part of the diagonal keep its null space apart from the block's.
+        # Ones on the removed diagonal keep its null space apart from that of a block without full
+        # rank. LAPACK leaves zero rows alone anyway; iterations on accelerators need not.
         removed = jnp.arange(width) >= count
         u, _, v = jnp.linalg.svd(r + jnp.diag(removed.astype(r.dtype)))
         q = q @ (u @ v)

@@ -289,11 +289,12 @@ def _share_traced(total: Array, *, sizes: np.ndarray) -> list[Array]:
 def _checked_count(k: Any, room: Any) -> Any:
     if _traced(k) or _traced(room):
         return jnp.clip(k, 0, room).astype(jnp.int32)
-    if int(k) != k or not 0 <= int(k) <= int(room):
+    value = np.asarray(k)
+    if value != np.rint(value) or not 0 <= value <= int(room):
         raise ValueError(
             f"`count` must be a whole number from 0 to {int(room)}, the weights alive, got {k}."
         )
-    return np.int32(k)
+    return np.int32(value)
 
 
 def _check_floating(leaves: Sequence[Any], paths: Sequence[str]) -> None:

@@ -299,15 +299,14 @@ def _convolve_xla(inputs: Array, kernel: Array) -> Array:
 
 
 def _convolve_patches(inputs: Array, kernel: Array) -> Array:
-    rows, columns, channels, features = kernel.shape
+    rows, columns, _, features = kernel.shape
     height, width = inputs.shape[1] - rows + 1, inputs.shape[2] - columns + 1
-    slices = [
-        inputs[:, row : row + height, column : column + width]
-        for row in range(rows)
-        for column in range(columns)
-    ]
-    patches = jnp.concatenate(slices, axis=-1)
-    return patches @ kernel.reshape(rows * columns * channels, features)
+    # In two stages, which takes 2 sqrt(n) slices instead of n: first along a row, then down.
+    strips = [inputs[:, :, column : column + width] for column in range(columns)]
+    strip = jnp.concatenate(strips, axis=-1)
+    patches = jnp.concatenate([strip[:, row : row + height] for row in range(rows)], axis=-1)
+    flat = patches.reshape(-1, patches.shape[-1]) @ kernel.reshape(-1, features)
+    return flat.reshape(-1, height, width, features)
 
 
 def _max_pool(values: Array) -> Array:

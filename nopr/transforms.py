@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,7 @@ def keep(tx: Transformation, masks: Masks | None) -> optax.GradientTransformatio
 
 def _with_extra_arguments(tx: Transformation) -> optax.GradientTransformationExtraArgs:
     if isinstance(tx, optax.MultiSteps):  # optax's own conversion drops the extra arguments
-        return optax.GradientTransformationExtraArgs(tx.init, tx.update)
+        return optax.GradientTransformationExtraArgs(tx.init, cast(Any, tx.update))
     return optax.with_extra_args_support(tx)
 
 

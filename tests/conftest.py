@@ -4,12 +4,12 @@ import os
 from pathlib import Path
 
 import jax
-import matplotlib
+import matplotlib as mpl
 import numpy as np
 import pytest
 from hypothesis import settings
 
-matplotlib.use("Agg")
+mpl.use("Agg")
 # Compilation makes the first example slow; that is no failure.
 settings.register_profile("nopr", deadline=None)
 settings.load_profile("nopr")

@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,7 @@ def net(rng, sides=SIDES):
             "kernel": rng.normal(size=(a, b)) / np.sqrt(a),
             "bias": 0.3 * rng.normal(size=b),
         }
-        for i, (a, b) in enumerate(zip(sides, sides[1:], strict=False))
+        for i, (a, b) in enumerate(itertools.pairwise(sides))
     }
 
 

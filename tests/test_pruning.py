@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,7 @@ def net(rng, sides=(6, 20, 10, 4)):
             "kernel": rng.normal(size=(a, b)).astype(np.float32),
             "bias": np.zeros(b, np.float32),
         }
-        for i, (a, b) in enumerate(zip(sides, sides[1:], strict=False))
+        for i, (a, b) in enumerate(itertools.pairwise(sides))
     }
 
 
@@ -69,7 +71,7 @@ def test_rounds_only_ever_remove_and_end_where_the_schedule_ends(distribution, r
     totals = [sum(int(leaf.sum()) for leaf in leaves) for leaves in path]
     n = masks.size(kept)
     assert totals == [round(n * 0.1 ** (t / 4)) for t in range(5)]
-    for before, after in zip(path, path[1:], strict=False):
+    for before, after in itertools.pairwise(path):
         assert all((b >= a).all() for b, a in zip(before, after, strict=True))
 
 

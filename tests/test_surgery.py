@@ -68,7 +68,7 @@ def kernels_of(tree, layers=LAYERS):
 jitted_live = jax.jit(lambda tree: surgery.live(tree, LAYERS))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(bits)
 def test_live_weights_are_those_on_some_path(values):
     tree = dense_masks(values)
@@ -133,7 +133,7 @@ def to_numpy(tree):
     return jax.tree.map(np.asarray, tree)  # every removal has shapes of its own to compile
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(bits, st.booleans(), st.booleans())
 def test_removal_leaves_the_outputs_of_the_masked_network(values, bias, some_zero):
     tree = dense_masks(values)

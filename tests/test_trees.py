@@ -97,5 +97,5 @@ def test_largest_remainder_sums_exactly_and_moves_each_quota_by_less_than_one(si
 
 
 def test_largest_remainder_refuses_quotas_that_cannot_reach_the_total():
-    with pytest.raises(ValueError, match="must sum to `total` = 9, got 2.0"):
+    with pytest.raises(ValueError, match=r"must sum to `total` = 9, got 2\.0"):
         trees.largest_remainder([1.0, 1.0], 9)

@@ -49,10 +49,15 @@ class Run:
         """The folder for figures and the CSVs of what they plot."""
         return self._folder("figures")
 
-    @property
-    def checkpoints(self) -> Path:
-        """The folder for `nopr.checkpoints`."""
-        return self._folder("checkpoints")
+    def checkpoints(self, name: str) -> Path:
+        """The folder for the `nopr.checkpoints` of one part of the run.
+
+        It is another one when the config, the source or the versions change, so that what was
+        saved by other code is never gone on with.
+        """
+        depends = canonical({**self._context, "config": self._config})
+        digest = hashlib.sha256(depends.encode()).hexdigest()[:10]
+        return self._folder("checkpoints") / f"{name}-{digest}"
 
     @property
     def report(self) -> Path:
