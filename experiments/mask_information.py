@@ -36,7 +36,7 @@ def run(config: ConfigDict, run: records.Run) -> dict[str, Any]:
     methods.check(config.methods)
     settings = list(_settings(config))
     bits: dict[str, dict[str, np.ndarray]] = {}
-    total = sum(len(setting.methods) for setting in settings) * config.initializations
+    total = sum(len(setting.methods) * setting.config.initializations for setting in settings)
     with tqdm(total=total, unit="law", disable=None) as bar:
         for setting in settings:
             bits[setting.name] = {
@@ -65,14 +65,20 @@ def _settings(config: ConfigDict) -> Iterator[Setting]:
     trained = [name for name in config.methods if name in ("imp", "magnitude_after")]
     scored = [name for name in config.methods if name in ("snip", "grasp")]
     for name in config.sensitivity.initialization:
-        changed = config.copy_and_resolve_references()
+        changed = _changed(config)
         changed.network.initialization = name
         yield Setting(f"initialisation {name}", changed, (*trained, *scored))
     for field, label in (("learning_rate", "learning rate"), ("steps", "steps")):
         for value in config.sensitivity[field]:
-            changed = config.copy_and_resolve_references()
+            changed = _changed(config)
             changed.training[field] = value
             yield Setting(f"{label} {value:,}", changed, tuple(trained))
+
+
+def _changed(config: ConfigDict) -> ConfigDict:
+    changed = config.copy_and_resolve_references()
+    changed.initializations = min(config.initializations, config.sensitivity.initializations)
+    return changed
 
 
 def _task(config: ConfigDict) -> cube.Task:

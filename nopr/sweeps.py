@@ -24,11 +24,11 @@ DEFAULT_BLOCK_BYTES = 256 * 2**20
 class Store(Protocol):
     """Where finished blocks are kept, by name."""
 
-    def get(self, name: str) -> Mapping[str, Any] | None:
+    def get(self, name: str, /) -> Mapping[str, Any] | None:
         """The arrays stored under `name`, or None where there are none that can be trusted."""
         ...
 
-    def put(self, name: str, arrays: Mapping[str, Any]) -> None:
+    def put(self, name: str, arrays: Mapping[str, Any], /) -> Any:
         """Stores arrays under `name`, whole or not at all."""
         ...
 
@@ -37,7 +37,7 @@ class Store(Protocol):
 class Progress(Protocol):
     """What is told after every block."""
 
-    def __call__(self, done: int, total: int, failures: int) -> None:
+    def __call__(self, done: int, total: int, failures: int, /) -> Any:
         """Takes the cases finished, all cases, and those that were not finite."""
         ...
 
