@@ -35,9 +35,9 @@ bench: $(VENV)/.core  ## the benchmarks, each a ratio against what a user would 
 reproduce: $(VENV)/.core  ## every paper experiment; NAME=isometry_table for one
 	$(BIN)/python -m experiments.reproduce --name=$(NAME) $(ARGS)
 
-notebooks: $(VENV)/.dev  ## executes the notebooks
-	$(BIN)/jupytext --to ipynb --output - colab/first_look.py > /dev/null
-	$(BIN)/python -m pytest --nbmake colab -p no:xdist $(ARGS)
+notebooks: $(VENV)/.dev  ## brings each notebook in step with its script and executes it
+	$(BIN)/jupytext --quiet --update --to ipynb colab/*.py
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 -p no:xdist colab $(ARGS)
 
 clean:  ## removes the virtual environment and caches; leaves runs alone
 	rm -rf $(VENV) .pytest_cache .ruff_cache nopr.egg-info

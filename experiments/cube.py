@@ -67,7 +67,7 @@ def task(
         network=network,
         problem=problem,
         train=lambda params, masks, data, *, key: descend(params, masks, data, key=key).params,
-        size=sum(int(np.prod(shape)) for shape in problem.shapes),
+        size=problem.size,
     )
 
 
@@ -90,8 +90,8 @@ def algorithm(name: str, task: Task, pruned: Sequence[int], *, synflow_rounds: i
     if name == "imp":
         return algorithms.imp(prune, init=init, train=train, counts=kept, levels=True)
     if name == "units_after":
-        width = task.problem.shapes[1][1]
-        counts: Any = [width - units for units in range(1, width)]
+        inputs, width = task.problem.shapes[1]
+        counts: Any = [width - count // (inputs + 2) for count in pruned]
     else:
         counts = [
             methods.plan(name, k / task.size, task.problem, synflow_rounds=synflow_rounds)

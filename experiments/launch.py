@@ -34,7 +34,7 @@ from nopr import records
 # jax is imported late, so that a bad flag is told at once.
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 _CONFIGS = Path("experiments") / "configs"
-_USER_ERRORS = (ValueError, OSError, records.RunError)
+_USER_ERRORS = (ValueError, OSError, FloatingPointError, ModuleNotFoundError, records.RunError)
 
 
 class UsageError(Exception):

@@ -33,7 +33,7 @@ class Setting(NamedTuple):
 
 def run(config: ConfigDict, run: records.Run) -> dict[str, Any]:
     """Measures every method at every setting; each (setting, method, key) is a stage."""
-    methods.check(config.methods)
+    _check(config)
     settings = list(_settings(config))
     bits: dict[str, dict[str, np.ndarray]] = {}
     total = sum(len(setting.methods) * setting.config.initializations for setting in settings)
@@ -51,13 +51,27 @@ def run(config: ConfigDict, run: records.Run) -> dict[str, Any]:
         text += "\n\n" + tables.aligned(
             effects,
             effect_columns,
-            title="What the paper leaves open, one at a time: bits at 9 and 18 pruned weights",
+            title="What the paper leaves open, one at a time; bits",
             group_by="setting",
         )
     run.show_table(text)
     _draw(config, base, task, run)
     _write_report(config, task, run, (columns, rows), (effect_columns, effects))
     return _summary(config, bits, task)
+
+
+def _check(config: ConfigDict) -> None:
+    methods.check(config.methods)
+    if "units_after" in config.methods:
+        raise ValueError(
+            "`methods` must prune one weight at a time, 'units_after' does not. "
+            "The main job measures it."
+        )
+    if config.initializations < 1:
+        raise ValueError(f"`initializations` must be at least 1, got {config.initializations}.")
+    size = _task(config).size
+    if not 0 < config.pruning.most < size:
+        raise ValueError(f"`pruning.most` must be from 1 to {size - 1}, got {config.pruning.most}.")
 
 
 def _settings(config: ConfigDict) -> Iterator[Setting]:
@@ -97,10 +111,6 @@ def _pruned(config: ConfigDict) -> tuple[int, ...]:
 def _measure(setting: Setting, name: str, run: records.Run, bar: tqdm) -> np.ndarray:
     """Bits, [initialisations, levels]."""
     config, task = setting.config, _task(setting.config)
-    if not 0 < config.pruning.most < task.size:
-        raise ValueError(
-            f"`pruning.most` must be from 1 to {task.size - 1}, got {config.pruning.most}."
-        )
     algorithm = cube.algorithm(
         name, task, _pruned(config), synflow_rounds=config.pruning.synflow_rounds
     )
@@ -132,7 +142,7 @@ def _table(
     shown = [k for k in PUBLISHED["pruned"] if k <= config.pruning.most]
     columns = [tables.Column("method", "method"), tables.Column("source", "")]
     columns += [tables.Column(str(k), f"{k}\npruned", 2) for k in shown]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in _in_order(bits):
         values = bits[name]
         means = {str(k): tables.mean_interval(values[:, k - 1]) for k in shown}
@@ -151,6 +161,7 @@ def _sensitivity(
     columns = [tables.Column("setting", "setting"), tables.Column("method", "method")]
     columns += [tables.Column(str(k), f"{k} pruned", 2) for k in shown]
     columns += [tables.Column("peak", "highest mean", 2), tables.Column("at", "at pruned", 0)]
+    columns.append(tables.Column("n", "initialisations", 0))
     rows = []
     if len(bits) > 1:
         for setting, by_method in bits.items():
@@ -160,7 +171,8 @@ def _sensitivity(
                     peak = int(values.mean(axis=0).argmax())
                     row = {str(k): tables.mean_interval(values[:, k - 1]) for k in shown}
                     row["peak"] = tables.mean_interval(values[:, peak])
-                    row |= {"setting": setting, "method": methods.TITLES[name], "at": peak + 1}
+                    row |= {"setting": setting, "method": methods.TITLES[name]}
+                    row |= {"at": peak + 1, "n": len(values)}
                     rows.append(row)
     return columns, rows
 

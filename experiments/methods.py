@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -47,13 +48,20 @@ class Problem(NamedTuple):
     shapes: Shapes
     where: Where = trees.is_prunable
 
+    @property
+    def size(self) -> int:
+        """The number of prunable weights."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
 
 def check(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Checks that every name is a method.
+    """Checks that there are names, and that every one is a method.
 
     Raises:
-      ValueError: Naming the first that is not.
+      ValueError: If there are none; else naming the first that is no method.
     """
+    if not names:
+        raise ValueError(f"`methods` must name at least one of {', '.join(sorted(TITLES))}.")
     for name in names:
         if name not in TITLES:
             raise ValueError(f"`methods` must be of {', '.join(sorted(TITLES))}, got {name!r}.")
@@ -93,8 +101,12 @@ def plan(name: str, density: float, problem: Problem, *, synflow_rounds: int) ->
     """
     if name == "random":
         return np.array([densities.erk(problem.shapes, density=density)], np.int32)
-    size = sum(int(np.prod(shape)) for shape in problem.shapes)
     if name != "synflow":
-        return np.array(round(density * size), np.int32)
+        return np.array(round(density * problem.size), np.int32)
     at = schedules.exponential(density=density, steps=synflow_rounds)
-    return pruning.level_counts(size, [at(step) for step in range(1, synflow_rounds + 1)])
+    return pruning.level_counts(problem.size, [at(step) for step in range(1, synflow_rounds + 1)])
+
+
+def kept_units(widths: Sequence[int], density: float) -> tuple[int, ...]:
+    """What is left of hidden layers of these widths when whole units are pruned."""
+    return tuple(round(density * width) for width in widths)

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from experiments import cube, methods, quickstart_report, steps
+from experiments.quickstart_results import Job, Outcome
 from nopr import (
     algorithms,
     data,
@@ -33,68 +34,88 @@ from nopr import (
     sweeps,
     trees,
 )
-from nopr.typing import Masks, Params
+from nopr.typing import Masks, Params, Pruner
 
 
 class Setting(NamedTuple):
     """What every stage needs, made once."""
 
     config: ConfigDict
-    images: data.Images
     network: networks.Network
     problem: methods.Problem
-    size: int
     keys: Any
-    scoring: tuple[np.ndarray, np.ndarray]
-    probe: np.ndarray
+    shared: dict[str, Any]  # the arrays that all runs read
+    scoring: Any  # the examples that SNIP and GraSP score on
+    trainer: Any  # `trainer(monitor=..., best_by=...) -> train`
     tune: Any
-    shared: Any
-
-
-class Job(NamedTuple):
-    """One row of the result: a method at a density, repaired or not."""
-
-    method: str
-    density: float
-    repaired: bool = False
-
-    @property
-    def name(self) -> str:
-        """For file names and the summary."""
-        return f"{self.method}/density_{self.density:g}" + ("/orthp" if self.repaired else "")
 
 
 def run(config: ConfigDict, run: records.Run) -> dict[str, Any]:
     """Runs all stages, prints the tables and writes figures and report."""
     _check(config)
+    task = _cube_task(config)
     setting = _setting(config)
     dense = run.stage("dense", partial(_train_dense, setting), finite=True)
     kept = {
         name: run.stage(f"masks/{name}", partial(_choose_masks, setting, name, dense["params"]))
         for name in config.methods
     }
+    found = _finetune(setting, _jobs(config), kept, dense["params"], run)
+    bits = {name: _information(config, task, name, run) for name in config.methods}
+    outcome = Outcome(
+        config=config,
+        problem=setting.problem,
+        probes=len(setting.shared["probe"]),
+        dense=dense,
+        found=found,
+        task=task,
+        bits=bits,
+    )
+    return quickstart_report.write(outcome, run)
+
+
+def _jobs(config: ConfigDict) -> list[Job]:
     jobs = [Job(name, density) for name in config.methods for density in config.pruning.densities]
-    if "units_after" in config.methods and config.repair.density in config.pruning.densities:
+    if "units_after" in config.methods:
         jobs.append(Job("units_after", config.repair.density, repaired=True))
-    found = _finetune(setting, jobs, kept, dense["params"], run)
-    bits = {name: _information(setting.config, name, run) for name in config.methods}
-    return quickstart_report.write(config, run, setting, dense, found, bits)
+    return jobs
 
 
 def _check(config: ConfigDict) -> None:
+    """Refuses what would otherwise fail only after minutes."""
     methods.check(config.methods)
-    for density in config.pruning.densities:
-        if not 0 < density <= 1:
-            raise ValueError(f"`pruning.densities` must be in (0, 1], got {density}.")
+    _check_densities(config)
+    if not config.network.widths:
+        raise ValueError("`network.widths` must name at least one hidden layer, got none.")
+    if not config.repair.gain > 0:
+        raise ValueError(f"`repair.gain` must be positive, got {config.repair.gain}.")
     counts = {
         "seeds": config.seeds,
         "information.initializations": config.information.initializations,
         "measuring.inputs": config.measuring.inputs,
         "pruning.scoring_examples": config.pruning.scoring_examples,
+        "pruning.synflow_rounds": config.pruning.synflow_rounds,
     }
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
+
+
+def _check_densities(config: ConfigDict) -> None:
+    densities = config.pruning.densities
+    if not densities:
+        raise ValueError("`pruning.densities` must name at least one density, got none.")
+    for density in densities:
+        if not isinstance(density, int | float):
+            raise ValueError(f"`pruning.densities` must be numbers, got {density!r}.")
+        if not 0 < density <= 1:
+            raise ValueError(f"`pruning.densities` must be in (0, 1], got {density}.")
+    imp_levels(list(densities), removal=config.pruning.imp_removal)
+    if "units_after" in config.methods and config.repair.density not in densities:
+        raise ValueError(
+            f"`repair.density` must be one of `pruning.densities`, {tuple(densities)}, "
+            f"got {config.repair.density}."
+        )
 
 
 def _setting(config: ConfigDict) -> Setting:
@@ -105,70 +126,73 @@ def _setting(config: ConfigDict) -> Setting:
         inputs=math.prod(shape),
         initialization=config.network.initialization,
     )
-    like = jax.eval_shape(network.init, jax.random.key(0))
+    shared = {
+        "train": tuple(images.train),
+        "validation": tuple(images.validation),
+        "test": tuple(images.test),
+        "probe": images.train.images[: config.measuring.inputs],
+    }
+    scoring = config.pruning.scoring_examples
+    trainer = _trainer(config, network, len(images.train.labels))
+    return Setting(
+        config=config,
+        network=network,
+        problem=_problem(config, network, shape),
+        keys=jax.random.split(jax.random.key(config.seed), config.seeds),
+        shared=jax.tree.map(jnp.asarray, shared),
+        scoring=(images.train.images[:scoring], images.train.labels[:scoring]),
+        trainer=trainer,
+        tune=_tuning(network, trainer),
+    )
+
+
+def _problem(
+    config: ConfigDict, network: networks.Network, input_shape: tuple[int, ...]
+) -> methods.Problem:
     apply, temperature = network.apply, config.pruning.grasp_temperature
-    problem = methods.Problem(
+    like = jax.eval_shape(network.init, jax.random.key(0))
+    return methods.Problem(
         apply=apply,
         loss=finetune.cross_entropy(apply),
         grasp_loss=finetune.cross_entropy(apply, temperature=temperature),
-        input_shape=shape,
+        input_shape=input_shape,
         layers=network.layers,
         shapes=trees.shapes(trees.select(like)),
-    )
-    shared = jax.tree.map(
-        jnp.asarray,
-        {
-            "train": tuple(images.train),
-            "validation": tuple(images.validation),
-            "test": tuple(images.test),
-            "probe": images.train.images[: config.measuring.inputs],
-        },
-    )
-    scoring = config.pruning.scoring_examples
-    return Setting(
-        config=config,
-        images=images,
-        network=network,
-        problem=problem,
-        size=sum(math.prod(side) for side in problem.shapes),
-        keys=jax.random.split(jax.random.key(config.seed), config.seeds),
-        scoring=(images.train.images[:scoring], images.train.labels[:scoring]),
-        probe=images.train.images[: config.measuring.inputs],
-        tune=_tuning(config, network, images),
-        shared=shared,
     )
 
 
 # --- Training and measuring: one program for every method, density and seed --------------------
 
 
-def _tuning(config: ConfigDict, network: networks.Network, images: data.Images) -> Any:
+def _trainer(config: ConfigDict, network: networks.Network, examples: int) -> Any:
+    """`trainer(monitor=None, best_by=None) -> train`, as the config says."""
+    trainer = partial(
+        finetune.trainer,
+        finetune.cross_entropy(network.apply),
+        _optimizer(config),
+        epochs=_epochs(config, examples),
+        batch_size=config.training.batch_size,
+    )
+    trainer()  # refuses a bad option now rather than when training is traced
+    return trainer
+
+
+def _tuning(network: networks.Network, trainer: Any) -> Any:
     """`tune(case, shared)`: trains under masks and measures before and after."""
-    loss, tx = finetune.cross_entropy(network.apply), _optimizer(config)
-    epochs = _epochs(config, len(images.train.labels))
-    batch_size = config.training.batch_size
+    evaluate = partial(finetune.evaluate, network.apply)
     singular_values = partial(spectra.singular_values, network.apply)
 
     def tune(case: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
         def monitor(params: Params) -> dict[str, jax.Array]:
-            found = finetune.evaluate(network.apply, params, shared["validation"])
-            return {"accuracy": found.accuracy}
+            return {"accuracy": evaluate(params, shared["validation"]).accuracy}
 
-        train = finetune.trainer(
-            loss,
-            tx,
-            epochs=epochs,
-            batch_size=batch_size,
-            monitor=monitor,
-            best_by="accuracy",
-        )
         start = masks.apply(case["masks"], case["params"])
+        train = trainer(monitor=monitor, best_by="accuracy")
         fitted = train(start, case["masks"], shared["train"], key=case["key"])
-        test = partial(finetune.evaluate, network.apply, data=shared["test"])
         return {
             "params": fitted.params,
-            "test_accuracy": test(fitted.params).accuracy,
-            "selected_test_accuracy": test(fitted.best).accuracy,
+            "test_accuracy": evaluate(fitted.params, shared["test"]).accuracy,
+            "selected_test_accuracy": evaluate(fitted.best, shared["test"]).accuracy,
             "best_epoch": fitted.best_epoch,
             "loss": fitted.history.loss,
             "validation_accuracy": fitted.history.metrics["accuracy"],
@@ -204,20 +228,15 @@ def _train_keys(setting: Setting) -> Any:
 
 
 def _train_dense(setting: Setting) -> dict[str, Any]:
-    params = _initial(setting)
+    params, seeds = _initial(setting), setting.config.seeds
     case = {
         "params": params,
-        "masks": _full(params, setting),
+        "masks": jax.vmap(trees.full_masks)(params),
         "key": _train_keys(setting),
     }
-    swept = sweeps.run(setting.tune, case, shared=setting.shared, block=setting.config.seeds)
-    _raise_if_failed(swept, ["dense"] * setting.config.seeds, setting)
+    swept = sweeps.run(setting.tune, case, shared=setting.shared, block=seeds)
+    _raise_if_failed(swept, ["dense"] * seeds, setting.config)
     return swept.values
-
-
-def _full(params: Params, setting: Setting) -> Masks:
-    one = trees.full_masks(jax.tree.map(lambda leaf: leaf[0], params))
-    return jax.tree.map(lambda leaf: jnp.ones((setting.config.seeds, *leaf.shape), bool), one)
 
 
 def _finetune(
@@ -242,20 +261,20 @@ def _finetune(
             store=run.store("finetuning"),
             progress=lambda done, total, failures: bar.update(done - bar.n),
         )
-    _raise_if_failed(swept, [job.name for job in jobs for _ in range(seeds)], setting)
+    _raise_if_failed(swept, [job.name for job in jobs for _ in range(seeds)], setting.config)
     return {
         job: jax.tree.map(lambda leaf, i=i: leaf[i * seeds : (i + 1) * seeds], swept.values)
         for i, job in enumerate(jobs)
     }
 
 
-def _raise_if_failed(swept: sweeps.Swept, names: list[str], setting: Setting) -> None:
+def _raise_if_failed(swept: sweeps.Swept, names: list[str], config: ConfigDict) -> None:
     if swept.failures:
         listed = sorted({names[index] for index in swept.failures})
         raise ValueError(
             f"Training gave NaN or infinity in {len(swept.failures)} of {len(names)} runs: "
             f"{', '.join(listed[:6])}. Lower `training.learning_rate`, "
-            f"{setting.config.training.learning_rate}."
+            f"{config.training.learning_rate}."
         )
 
 
@@ -280,47 +299,41 @@ def _choose_masks(setting: Setting, name: str, dense: Params) -> dict[str, Any]:
     """Masks of all seeds and densities, {path: [seeds, densities, ...]}."""
     if name == "imp":
         found = _imp(setting)
+    elif name in methods.AT_INIT:
+        algorithm = algorithms.at_init(_pruner(setting, name), init=setting.network.init)
+        program = jax.jit(jax.vmap(lambda key, batch: algorithm(batch, key=key), (0, None)))
+        found = program(setting.keys, setting.scoring)
     else:
-        rounds = setting.config.pruning.synflow_rounds
-        counts = [
-            _unit_counts(setting, density)
-            if name == "units_after"
-            else methods.plan(name, density, setting.problem, synflow_rounds=rounds)
-            for density in setting.config.pruning.densities
-        ]
-        prune = pruning.levels(
-            methods.pruner(name, setting.problem, synflow_rounds=rounds), np.stack(counts)
-        )
-        found = _prune_all(setting, prune, name, dense)
+        # The dense networks are there; `algorithms.after_training` would train them again.
+        prune = _pruner(setting, name)
+        program = jax.jit(jax.vmap(lambda params, key: prune(params, None, key=key)))
+        found = program(jax.tree.map(jnp.asarray, dense), setting.keys)
     return dict(zip(trees.paths(found), map(np.asarray, jax.tree.leaves(found)), strict=True))
 
 
-def _prune_all(setting: Setting, prune: Any, name: str, dense: Params) -> Masks:
-    if name in methods.AT_INIT:
-        algorithm = algorithms.at_init(prune, init=setting.network.init)
-        return jax.jit(jax.vmap(lambda key, batch: algorithm(batch, key=key), in_axes=(0, None)))(
-            setting.keys, setting.scoring
-        )
-    # The dense networks are there already; `algorithms.after_training` would train them again.
-    return jax.jit(jax.vmap(lambda params, key: prune(params, None, key=key)))(
-        jax.tree.map(jnp.asarray, dense), setting.keys
-    )
+def _pruner(setting: Setting, name: str) -> Pruner:
+    """Masks at every density, from one scoring where the method scores once."""
+    rounds, problem = setting.config.pruning.synflow_rounds, setting.problem
 
+    def counts(density: float) -> np.ndarray:
+        if name == "units_after":
+            return np.array([methods.kept_units(setting.config.network.widths, density)])
+        return methods.plan(name, density, problem, synflow_rounds=rounds)
 
-def _unit_counts(setting: Setting, density: float) -> np.ndarray:
-    """Kept units of every hidden layer, one round."""
-    return np.array([[round(density * width) for width in setting.config.network.widths]])
+    each = [counts(density) for density in setting.config.pruning.densities]
+    return pruning.levels(methods.pruner(name, problem, synflow_rounds=rounds), np.stack(each))
 
 
 def _imp(setting: Setting) -> Masks:
     """Geometric rounds that hit each density; the masks at the densities alone."""
-    targets = list(setting.config.pruning.densities)
-    levels, hits = imp_levels(targets, removal=setting.config.pruning.imp_removal)
+    config = setting.config.pruning
+    levels, hits = imp_levels(list(config.densities), removal=config.imp_removal)
+    fit = setting.trainer()
     algorithm = algorithms.imp(
         methods.pruner("imp", setting.problem, synflow_rounds=1),
         init=setting.network.init,
-        train=_imp_train(setting),
-        counts=pruning.level_counts(setting.size, levels),
+        train=lambda params, masks, data, *, key: fit(params, masks, data, key=key).params,
+        counts=pruning.level_counts(setting.problem.size, levels),
         levels=True,
     )
     program = jax.jit(jax.vmap(lambda key, data: algorithm(data, key=key), in_axes=(0, None)))
@@ -348,17 +361,6 @@ def imp_levels(targets: list[float], *, removal: float) -> tuple[list[float], li
     return levels, hits
 
 
-def _imp_train(setting: Setting) -> Any:
-    config = setting.config
-    train = finetune.trainer(
-        finetune.cross_entropy(setting.network.apply),
-        _optimizer(config),
-        epochs=_epochs(config, len(setting.images.train.labels)),
-        batch_size=config.training.batch_size,
-    )
-    return lambda params, kept, examples, *, key: train(params, kept, examples, key=key).params
-
-
 def _masks_like(setting: Setting, stored: dict[str, Any]) -> Masks:
     """Stored masks as a tree like the params."""
     like = trees.select(jax.eval_shape(setting.network.init, jax.random.key(0)))
@@ -369,29 +371,27 @@ def _masks_like(setting: Setting, stored: dict[str, Any]) -> Masks:
 # --- Information -------------------------------------------------------------------------------
 
 
-def _information(config: ConfigDict, name: str, run: records.Run) -> dict[str, np.ndarray]:
-    """Exact bits of a method on the cube task, [initialisations, levels]."""
+def _cube_task(config: ConfigDict) -> cube.Task:
     chosen = config.information.to_dict()
-    count, checked = chosen.pop("initializations"), chosen.pop("checked")
-    task = cube.task(**chosen)
+    return cube.task(**{k: v for k, v in chosen.items() if k not in _MEASURING})
+
+
+_MEASURING = ("initializations", "checked")
+
+
+def _information(
+    config: ConfigDict, task: cube.Task, name: str, run: records.Run
+) -> dict[str, np.ndarray]:
+    """Exact bits of a method on the cube task, [initialisations, levels]."""
     pruned = cube.pruned_counts(name, task, range(1, task.size))
     algorithm = cube.algorithm(name, task, pruned, synflow_rounds=config.pruning.synflow_rounds)
+
+    def measure(index: int) -> dict[str, np.ndarray]:
+        key = jax.random.fold_in(jax.random.key(config.seed), index)
+        return cube.measure(algorithm, task, check=index < config.information.checked, key=key)
+
     rows = [
-        run.stage(
-            f"information/{name}/{index}",
-            lambda index=index: cube.measure(
-                algorithm,
-                task,
-                check=index < checked,
-                key=jax.random.fold_in(jax.random.key(config.seed), index),
-            ),
-            finite=True,
-        )["bits"]
-        for index in range(count)
+        run.stage(f"information/{name}/{index}", partial(measure, index), finite=True)["bits"]
+        for index in range(config.information.initializations)
     ]
-    return {
-        "bits": np.stack(rows),
-        "pruned": np.array(pruned),
-        "ceiling_bits": np.array(task.data.entropy_bits),
-        "weights": np.array(task.size),
-    }
+    return {"bits": np.stack(rows), "pruned": np.array(pruned)}

@@ -1,14 +1,18 @@
-"""Tables, figures, summary and page of the main job."""
+"""Figures and page of the main job."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import methods, report, tables
+from experiments import methods, quickstart_results, report, tables
+from experiments.configs import quickstart as standard
+from experiments.quickstart_results import Outcome
 from nopr import plots, records
 
 VOCABULARY = {
@@ -18,7 +22,8 @@ VOCABULARY = {
     "input to an output; the others do nothing.",
     "mean singular value": "Mean over inputs and classes of the singular values of the Jacobian of "
     "the logits with respect to the input. Near 1 a network passes signals and gradients through "
-    "unchanged (dynamical isometry).",
+    "unchanged (dynamical isometry). The dense network is measured at initialisation and after "
+    "training.",
     "OrthP": "After whole units are removed and before finetuning, every kernel is replaced by one "
     "with orthogonal rows or columns (Gram-Schmidt, the filters in their order).",
     "mask information": "I(m; D | init): how many bits the mask knows of the dataset it was chosen "
@@ -26,366 +31,187 @@ VOCABULARY = {
     "is H(D), the entropy of the dataset.",
     "interval": "Mean ± half width of the 95% interval, Student's t over the seeds.",
 }
+READING = {
+    "accuracy": (
+        "Higher is better, and further right is sparser. The dashed line is the dense network. "
+        "Whole units stand where the weights that they keep put them.",
+        "Test accuracy against the share of weights kept, one line a method.",
+    ),
+    "singular values": (
+        "Singular values of the input-output Jacobian over all inputs and seeds. Values near 1 "
+        "mean that signals pass. OrthP acts right after pruning, before any finetuning.",
+        "Distributions of singular values, dense, pruned, repaired and finetuned.",
+    ),
+    "bits": (
+        "Exact bits, averaged over initialisations. No mask can know more than H(D), nor than "
+        "the number of masks with so many weights allows.",
+        "Mask information in bits against the number of pruned weights.",
+    ),
+}
+"""By figure: its caption, and what it shows for those who cannot see it."""
 
 
-def write(
-    config: ConfigDict,
-    run: records.Run,
-    setting: Any,
-    dense: Mapping[str, Any],
-    found: Mapping[Any, Mapping[str, Any]],
-    bits: Mapping[str, Mapping[str, np.ndarray]],
-) -> dict[str, Any]:
+def write(outcome: Outcome, run: records.Run) -> dict[str, Any]:
     """Prints the tables, writes figures, CSVs and report; returns the summary."""
-    columns, rows = _accuracy_table(config, setting, dense, found)
-    bit_columns, bit_rows = _bits_table(config, bits)
-    ceiling = _ceiling(bits)
-    size = f"{'-'.join(map(str, _widths(setting)))} ReLU net, {setting.size:,} prunable weights"
-    title = f"{config.data.name}, {size}, n = {config.seeds} seeds: mean and 95% interval"
-    bits_title = (
-        f"Exact mask information on the cube task, bits by weights pruned (of "
-        f"{_any(bits)['weights']}); n = {config.information.initializations} initialisations; "
-        f"ceiling H(D) = {ceiling:.2f} bits"
+    accuracy, bits = (
+        quickstart_results.accuracy_table(outcome),
+        quickstart_results.bits_table(outcome),
     )
-    text = tables.aligned(rows, columns, title=title, group_by="method")
-    run.show_table(
-        text + "\n\n" + tables.aligned(bit_rows, bit_columns, title=bits_title, group_by=None)
-    )
-    records.write_csv(run.directory / "results.csv", _csv_rows(found, dense))
-    _record_metrics(run, dense, found)
-    figures = _draw(config, run, setting, dense, found, bits)
-    _write_page(config, run, title, (columns, rows), bits_title, (bit_columns, bit_rows), figures)
-    print("Figures:", *(str(path) for path in figures.values()), sep="\n  ", flush=True)
-    return _summary(config, setting, dense, found, bits)
-
-
-# --- Tables ------------------------------------------------------------------------------------
-
-
-def _accuracy_table(
-    config: ConfigDict, setting: Any, dense: Mapping[str, Any], found: Mapping[Any, Any]
-) -> tuple[list[tables.Column], list[dict[str, Any]]]:
-    columns = [
-        tables.Column("method", "method"),
-        tables.Column("density", "density", 2),
-        tables.Column("last", "test acc, %\nlast epoch"),
-        tables.Column("selected", "test acc, %\nselected"),
-        tables.Column("kept", "kept\nweights", 0),
-        tables.Column("effective", "effective\nweights", 0),
-        tables.Column("before", "mean sv\npruned", 3),
-        tables.Column("after", "mean sv\nfinetuned", 2),
-        tables.Column("orthp_last", "OrthP:\ntest acc, %"),
-        tables.Column("orthp_before", "mean sv\npruned", 3),
-        tables.Column("orthp_after", "mean sv\nfinetuned", 2),
+    text = [
+        tables.aligned(table.rows, table.columns, title=table.caption, group_by=table.group_by)
+        for table in (accuracy, bits)
     ]
-    repaired = {(job.method, job.density): r for job, r in found.items() if job.repaired}
-    rows = [{"method": "dense", "density": 1.0, **_cells(dense)}]
-    none = tables.Missing("There is nothing to repair.")
-    rows[0] |= dict.fromkeys(("orthp_last", "orthp_before", "orthp_after"), none)
-    rows[0]["before"] = tables.interval_text(_interval(dense, "before"), 3)
-    for job, result in found.items():
-        if job.repaired:
-            continue
-        row = {"method": methods.TITLES[job.method], "density": job.density, **_cells(result)}
-        other = repaired.get((job.method, job.density))
-        if other is None:
-            why = tables.Missing(_why_no_repair(config, setting, job))
-            row |= dict.fromkeys(("orthp_last", "orthp_before", "orthp_after"), why)
-        else:
-            cells = _cells(other)
-            row |= {f"orthp_{key}": cells[key] for key in ("last", "before", "after")}
-        rows.append(row)
-    return columns, rows
-
-
-def _why_no_repair(config: ConfigDict, setting: Any, job: Any) -> str:
-    if job.method != "units_after":
-        return "OrthP orthogonalises whole units; these masks remove single weights."
-    classes = _widths(setting)[-1]
-    narrow = [d for d in config.pruning.densities if d != config.repair.density]
-    units = "; ".join(
-        f"{d:g} leaves {'-'.join(str(round(d * w)) for w in config.network.widths)}" for d in narrow
-    )
-    return (
-        f"OrthP is shown at density {config.repair.density:g}. Elsewhere ({units} hidden units) "
-        f"layers narrower than the {classes} outputs leave singular values of 0, which no "
-        "orthogonalisation mends."
-    )
-
-
-def _cells(result: Mapping[str, Any]) -> dict[str, Any]:
-    kept = np.asarray(result["kept"])
-    effective = np.asarray(result["effective"])
-    return {
-        "last": _interval(result, "test_accuracy", 100),
-        "selected": _interval(result, "selected_test_accuracy", 100),
-        "kept": _count(kept),
-        "effective": _count(effective),
-        "before": _interval(result, "before"),
-        "after": _interval(result, "after"),
-    }
-
-
-def _count(values: np.ndarray) -> Any:
-    same = len(set(values.tolist())) == 1
-    return int(values[0]) if same else tables.mean_interval(values)
-
-
-def _interval(result: Mapping[str, Any], key: str, scale: float = 1.0) -> tables.Interval:
-    """Over seeds; arrays are first averaged within a seed."""
-    values = np.asarray(result[key], np.float64)
-    return tables.mean_interval(scale * values.reshape(len(values), -1).mean(axis=1))
-
-
-def _bits_table(
-    config: ConfigDict, bits: Mapping[str, Mapping[str, np.ndarray]]
-) -> tuple[list[tables.Column], list[dict[str, Any]]]:
-    shown = [k for k in (3, 5, 10, 15, 18, 20) if k < int(_any(bits)["weights"])]
-    columns = [tables.Column("method", "method")]
-    columns += [tables.Column(str(k), f"{k} pruned", 2) for k in shown]
-    columns.append(tables.Column("peak", "highest mean", 2))
-    per_unit = config.information.dimension + 2
-    rows = []
-    for name in _in_order(bits):
-        pruned = bits[name]["pruned"].tolist()
-        values = bits[name]["bits"]
-        why = tables.Missing(f"A unit of the cube net takes {per_unit} weights with it.")
-        row = {
-            str(k): tables.mean_interval(values[:, pruned.index(k)]) if k in pruned else why
-            for k in shown
-        }
-        peak = tables.mean_interval(values[:, values.mean(axis=0).argmax()])
-        rows.append({"method": methods.TITLES[name], **row, "peak": peak})
-    return columns, rows
-
-
-def _in_order(names: Any) -> list[str]:
-    return [name for name in methods.TITLES if name in names]
-
-
-def _any(bits: Mapping[str, Any]) -> Any:
-    return next(iter(bits.values()))
-
-
-def _ceiling(bits: Mapping[str, Any]) -> float:
-    return float(_any(bits)["ceiling_bits"])
-
-
-def _widths(setting: Any) -> tuple[int, ...]:
-    shapes = setting.problem.shapes
-    return (shapes[0][0], *(shape[1] for shape in shapes))
-
-
-def _csv_rows(found: Mapping[Any, Any], dense: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row a method, density and seed."""
-    named = [("dense", 1.0, False, dense)]
-    named += [(job.method, job.density, job.repaired, result) for job, result in found.items()]
-    return [
-        {
-            "method": method,
-            "density": density,
-            "orthp": int(repaired),
-            "seed": seed,
-            "test_accuracy": float(result["test_accuracy"][seed]),
-            "selected_test_accuracy": float(result["selected_test_accuracy"][seed]),
-            "best_epoch": int(result["best_epoch"][seed]),
-            "kept_weights": int(result["kept"][seed]),
-            "effective_weights": int(result["effective"][seed]),
-            "mean_singular_value_pruned": float(result["before"][seed].mean()),
-            "mean_singular_value_finetuned": float(result["after"][seed].mean()),
-        }
-        for method, density, repaired, result in named
-        for seed in range(len(result["kept"]))
-    ]
-
-
-def _record_metrics(
-    run: records.Run, dense: Mapping[str, Any], found: Mapping[Any, Mapping[str, Any]]
-) -> None:
-    named = {"dense": dense} | {job.name: result for job, result in found.items()}
-    for name, result in named.items():
-        for split, key in (("train", "loss"), ("validation", "validation_accuracy")):
-            for epoch, value in enumerate(np.asarray(result[key]).mean(axis=0)):
-                run.metric(epoch, split, f"{name}/{key.removeprefix('validation_')}", value)
+    run.show_table("\n\n".join(text))
+    records.write_csv(run.directory / "results.csv", quickstart_results.csv_rows(outcome))
+    quickstart_results.record_metrics(outcome, run)
+    figures = _draw(outcome, run.figures)
+    _write_page(outcome, run, accuracy, bits, figures)
+    print("Figures:", *figures.values(), sep="\n  ", flush=True)
+    return quickstart_results.summarize(outcome)
 
 
 # --- Figures -----------------------------------------------------------------------------------
 
 
-def _draw(
-    config: ConfigDict,
-    run: records.Run,
-    setting: Any,
-    dense: Mapping[str, Any],
-    found: Mapping[Any, Any],
-    bits: Mapping[str, Any],
-) -> dict[str, Any]:
-    order = tuple(methods.TITLES.values())
-    rows = _accuracy_rows(config, setting, dense, found)
+_ROUNDING = 1e-4  # float32 puts a singular value of 0 anywhere below this, beside others near 10
+
+
+def _draw(outcome: Outcome, folder: Path) -> dict[str, Path]:
+    """The figures by their names in `READING`."""
+    drawn = {"accuracy": _draw_accuracy(outcome, folder)}
+    groups = _spectra(outcome)
+    if groups:
+        drawn["singular values"] = _draw_spectra(outcome, groups, folder)
+    return drawn | {"bits": _draw_bits(outcome, folder)}
+
+
+def _draw_accuracy(outcome: Outcome, folder: Path) -> Path:
+    rows = _accuracy_rows(outcome)
     figure = plots.accuracy_against_density(
         rows,
-        order=order,
-        title="Trained masks keep the accuracy that masks at initialisation lose",
+        order=tuple(methods.TITLES.values()),
+        title=f"Accuracy kept as weights are removed: {outcome.config.data.name}",
     )
-    saved = {"accuracy": plots.save(figure, rows, run.figures, "accuracy_against_density")}
-    groups = _spectra(config, dense, found)
-    if groups:
-        repaired = [name for name in groups if "OrthP" in name]
-        note = f"{config.measuring.inputs} training images, {config.seeds} seeds"
-        figure = plots.singular_values(
-            groups,
-            highlight=repaired,
-            note=note,
-            title="Removing units shrinks the singular values; OrthP brings them back",
-        )
-        spread = plots.singular_value_rows(groups)
-        saved["singular values"] = plots.save(figure, spread, run.figures, "singular_values")
-    curves = _curves(bits)
+    return plots.save(figure, rows, folder, "accuracy_against_density").png
+
+
+def _draw_spectra(outcome: Outcome, groups: Mapping[str, Any], folder: Path) -> Path:
+    figure = plots.singular_values(
+        groups,
+        highlight=[name for name in groups if "OrthP" in name],
+        note=f"{outcome.probes} training images, {outcome.config.seeds} seeds",
+        title="Singular values of the input-output Jacobian after removing units",
+        floor=_ROUNDING,
+    )
+    rows = plots.singular_value_rows(groups, floor=_ROUNDING)
+    return plots.save(figure, rows, folder, "singular_values").png
+
+
+def _draw_bits(outcome: Outcome, folder: Path) -> Path:
+    curves = _curves(outcome)
     figure = plots.bits_against_pruned(
         curves,
-        _ceiling(bits),
-        weights=int(_any(bits)["weights"]),
-        n=config.information.initializations,
-        order=order,
-        title="Masks found by training know their data; data-free masks know nothing",
+        outcome.task.data.entropy_bits,
+        weights=outcome.task.size,
+        n=outcome.config.information.initializations,
+        order=tuple(methods.TITLES.values()),
     )
-    saved["bits"] = plots.save(figure, plots.curve_rows(curves), run.figures, "bits_against_pruned")
-    return {name: paths.png for name, paths in saved.items()}
+    return plots.save(figure, plots.curve_rows(curves), folder, "bits_against_pruned").png
 
 
-def _accuracy_rows(
-    config: ConfigDict, setting: Any, dense: Mapping[str, Any], found: Mapping[Any, Any]
-) -> list[dict[str, Any]]:
+def _accuracy_rows(outcome: Outcome) -> list[dict[str, Any]]:
     """Whole units stand at the share of weights that they keep."""
-    rows = []
-    named = [("dense", dense)] + [
-        (methods.TITLES[job.method], result) for job, result in found.items() if not job.repaired
+    named = [("dense", outcome.dense)] + [
+        (methods.TITLES[job.method], result)
+        for job, result in outcome.found.items()
+        if not job.repaired
     ]
+    rows = []
     for name, result in named:
-        mean, half, n = _interval(result, "test_accuracy", 100)
-        share = float(np.asarray(result["kept"]).mean()) / setting.size
+        mean, half, n = quickstart_results.interval(result, "test_accuracy", 100)
+        share = float(np.asarray(result["kept"]).mean()) / outcome.problem.size
         rows.append({"method": name, "density": share, "mean": mean, "half_width": half, "n": n})
     return rows
 
 
-def _spectra(
-    config: ConfigDict, dense: Mapping[str, Any], found: Mapping[Any, Any]
-) -> dict[str, Any]:
+def _spectra(outcome: Outcome) -> dict[str, Any]:
     """The unit-pruned network with and without OrthP, and the dense one."""
     groups: dict[str, Any] = {}
-    share = f"{config.repair.density:.0%} of the units"
-    for job, result in found.items():
-        if job.method == "units_after" and job.density == config.repair.density:
-            name = f"{share} + OrthP" if job.repaired else share
+    density = outcome.config.repair.density
+    for job, result in outcome.found.items():
+        if job.method == "units_after" and job.density == density:
+            name = f"{density:.0%} of the units" + (" + OrthP" if job.repaired else "")
             groups[f"{name}, pruned"] = result["before"]
             groups[f"{name}, finetuned"] = result["after"]
-    return {"dense, trained": dense["after"], **groups} if groups else {}
+    return {"dense, trained": outcome.dense["after"], **groups} if groups else {}
 
 
-def _curves(bits: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
+def _curves(outcome: Outcome) -> dict[str, Any]:
     curves = {}
-    for name in _in_order(bits):
-        mean, half, _ = tables.mean_interval(bits[name]["bits"])
-        curve = {"pruned": bits[name]["pruned"].tolist(), "mean": mean}
+    for name, found in quickstart_results.in_order(outcome.bits):
+        mean, half, _ = tables.mean_interval(found["bits"])
+        curve = {"pruned": found["pruned"].tolist(), "mean": mean}
         if half is not None:
             curve |= {"low": mean - half, "high": mean + half}
         curves[methods.TITLES[name]] = curve
     return curves
 
 
-# --- Page and summary --------------------------------------------------------------------------
+# --- Page --------------------------------------------------------------------------------------
 
 
 def _write_page(
-    config: ConfigDict,
+    outcome: Outcome,
     run: records.Run,
-    title: str,
-    main: tuple[Any, Any],
-    bits_title: str,
-    information: tuple[Any, Any],
-    figures: Mapping[str, Any],
+    accuracy: report.Table,
+    bits: report.Table,
+    figures: Mapping[str, Path],
 ) -> None:
-    reading = {
-        "accuracy": (
-            "Higher is better, and further right is sparser. The dashed line is the dense network. "
-            "Whole units stand where the weights that they keep put them.",
-            "Test accuracy against the share of weights kept, one line a method.",
-        ),
-        "singular values": (
-            "Singular values of the input-output Jacobian over all inputs and seeds. Values near 1 "
-            "mean that signals pass; OrthP puts them back before any training.",
-            "Distributions of singular values, dense, pruned, repaired and finetuned.",
-        ),
-        "bits": (
-            "Exact bits, averaged over initialisations. No mask can know more than H(D), nor than "
-            "the number of masks with so many weights allows.",
-            "Mask information in bits against the number of pruned weights.",
-        ),
-    }
-    drawn = {name: report.Figure(path, *reading[name]) for name, path in figures.items()}
-    trainable = [drawn[name] for name in ("accuracy", "singular values") if name in drawn]
-    settings = report.Details("Configuration", str(config))
-    environment = report.Details(
-        "Environment", (run.directory / "environment.json").read_text().strip()
-    )
+    config = outcome.config
+    drawn = {name: report.Figure(path, *READING[name]) for name, path in figures.items()}
+    environment = (run.directory / "environment.json").read_text().strip()
+    trainability = [
+        "Selected: the epoch of the best validation accuracy. No number was chosen on test data.",
+        accuracy,
+        *(drawn[name] for name in ("accuracy", "singular values") if name in drawn),
+    ]
+    again = [
+        report.Command(command(config)),
+        report.Details("Configuration", str(config)),
+        report.Details("Environment", environment),
+    ]
     report.build(
         run.report,
         title="Pruning: what a mask knows, and how trainable it is",
-        lead=f"{len(config.methods)} ways to choose a mask, on {config.data.name}: how accurate is "
-        "what they leave, are its weights a good place to start, and what does the mask know of the data it was "
-        "chosen on?",
+        lead=f"Ways to choose a mask, compared on {config.data.name}: how accurate is what they "
+        "leave, are its weights a good place to start, and what does the mask know of the data it "
+        "was chosen on?",
         sections=[
-            report.Section(
-                "Accuracy and trainability",
-                [
-                    "Selected: the epoch of the best validation accuracy. No number was chosen on "
-                    "test data.",
-                    report.Table(main[1], main[0], title, "method"),
-                    *trainable,
-                ],
-            ),
-            report.Section(
-                "What the mask knows",
-                [report.Table(information[1], information[0], bits_title), drawn["bits"]],
-            ),
+            report.Section("Accuracy and trainability", trainability),
+            report.Section("What the mask knows", [bits, drawn["bits"]]),
             report.Section("Vocabulary", [report.Terms(VOCABULARY)]),
-            report.Section("Again", [report.Command("make demo"), settings, environment]),
+            report.Section("Again", again),
         ],
     )
 
 
-def _summary(
-    config: ConfigDict,
-    setting: Any,
-    dense: Mapping[str, Any],
-    found: Mapping[Any, Any],
-    bits: Mapping[str, Any],
-) -> dict[str, Any]:
-    summary: dict[str, Any] = {
-        "data": config.data.name,
-        "seeds": config.seeds,
-        "prunable_weights": setting.size,
-        "dataset_entropy_bits": _ceiling(bits),
-    }
+def command(config: ConfigDict) -> str:
+    """The command line that runs this config."""
+    usual = _flat(standard.get_config().to_dict())
+    changes = [
+        f"--config.{key}={value}"
+        for key, value in _flat(config.to_dict()).items()
+        if key not in usual or usual[key] != value
+    ]
+    if not changes:
+        return "make demo"
+    program = ["python", "-m", "experiments.launch"]
+    return shlex.join([*program, "--config=experiments/configs/quickstart.py", *changes])
 
-    def add(name: str, interval: tables.Interval) -> None:
-        summary[name] = interval.mean
-        if interval.half_width is not None:
-            summary[f"{name}_half_width"] = interval.half_width
 
-    named = {"dense": dense} | {job.name: result for job, result in found.items()}
-    for name, result in named.items():
-        add(f"{name}/test_accuracy_percent", _interval(result, "test_accuracy", 100))
-        add(
-            f"{name}/selected_test_accuracy_percent",
-            _interval(result, "selected_test_accuracy", 100),
-        )
-        add(f"{name}/kept_weights", _interval(result, "kept"))
-        add(f"{name}/effective_weights", _interval(result, "effective"))
-        add(f"{name}/mean_singular_value_pruned", _interval(result, "before"))
-        add(f"{name}/mean_singular_value_finetuned", _interval(result, "after"))
-    for name, result in bits.items():
-        for level, pruned in enumerate(result["pruned"].tolist()):
-            interval = tables.mean_interval(result["bits"][:, level])
-            add(f"cube/{name}/pruned_{pruned}/bits", interval)
-    return summary
+def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        inside = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{key}.") if inside else {f"{prefix}{key}": value}
+    return flat

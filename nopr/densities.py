@@ -46,6 +46,11 @@ def erk(shapes: Shapes, *, density: float) -> Counts:
     Raises:
       ValueError: If `density` is outside [0, 1].
 
+    Example:
+      >>> from nopr import densities
+      >>> densities.erk(((784, 300), (300, 100), (100, 10)), density=0.05)  # 235,200; 30,000; 1,000
+      (9051, 3340, 919)
+
     Source: Evci et al. 2020, arXiv:1911.11134.
     """
     sizes = [math.prod(shape) for shape in shapes]

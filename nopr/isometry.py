@@ -74,6 +74,15 @@ def orthogonalize(
     Warns:
       UserWarning: If concrete masks leave a kernel fewer inputs than outputs by removing inputs.
 
+    Example:
+      >>> import jax
+      >>> import numpy as np
+      >>> from nopr import isometry
+      >>> params = {"kernel": jax.random.normal(jax.random.key(0), (5, 3))}
+      >>> kernel = isometry.orthogonalize(params)["kernel"]
+      >>> np.allclose(kernel.T @ kernel, np.eye(3), atol=1e-5)
+      True
+
     Source: Wang et al. 2021, arXiv:2105.05916.
     """
     if method not in _METHODS:

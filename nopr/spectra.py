@@ -118,6 +118,16 @@ def singular_values(
     Raises:
       ValueError: As `jacobian`, or if `method` is unknown. Under a trace the values of an example
         whose Jacobian is not finite are NaN.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from nopr import spectra
+      >>> params = jnp.array([[3.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
+      >>> values = spectra.singular_values(lambda w, x: x @ w, params, jnp.ones((1, 3)))
+      >>> values
+      Array([[3., 2.]], dtype=float32)
+      >>> float(spectra.summarize(values).mean)
+      2.5
     """
     if method not in _METHODS:
         raise ValueError(

@@ -40,6 +40,17 @@ def keep(tx: Transformation, masks: Masks | None) -> optax.GradientTransformatio
     Raises:
       ValueError: From `update`, if the params are missing or `masks` do not match the gradients;
         the message names the leaf.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from nopr import masks, transforms
+      >>> params, kept = {"w": jnp.array([4.0, 2.0])}, {"w": jnp.array([True, False])}
+      >>> params = masks.apply(kept, params)
+      >>> tx = transforms.keep(optax.sgd(0.5, momentum=0.9), kept)
+      >>> updates, state = tx.update({"w": jnp.array([2.0, 2.0])}, tx.init(params), params)
+      >>> optax.apply_updates(params, updates)
+      {'w': Array([3., 0.], dtype=float32)}
     """
     tx = _with_extra_arguments(tx)
     if masks is None:

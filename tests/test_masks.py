@@ -65,10 +65,21 @@ def test_half_precision_scores_are_ranked_without_rounding(dtype, rng):
 
 
 @pytest.mark.parametrize("k", [0, 1, 5000, 12_345, 20_000])
-def test_ties_longer_than_a_row_keep_the_first_in_flat_order(k, rng):
+def test_long_ties_keep_the_first_in_flat_order(k, rng):
     scores = rng.integers(0, 2, size=20_000).astype(np.float32)
     kept = masks.top({"w": scores}, count=k)["w"]
     np.testing.assert_array_equal(kept, oracles.top(scores, k))
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 15])
+def test_ties_keep_the_first_whatever_the_number_of_weights(n):
+    for k in range(n + 1):
+        kept = top_jit({"w": jnp.ones(n)}, k)["w"]
+        np.testing.assert_array_equal(kept, np.arange(n) < k)
+
+
+def test_a_count_of_zero_keeps_nothing_even_of_nan_under_a_trace():
+    assert not top_jit({"w": jnp.full(3, jnp.nan)}, 0)["w"].any()
 
 
 def test_constant_scores_keep_the_count_and_not_everything_or_nothing():

@@ -11,8 +11,9 @@ Published, MLP-7-Linear, pruning ratio 0.8, best test accuracy at learning rate 
 mean JSV right after pruning: L1 91.36 / 90.54 / 0.0040; L1 + OrthP 92.79 / 92.77 / 1.0000. The
 dense net's mean JSV is 2.4987.
 
-The paper leaves open how the dense network was trained (here the schedule of 90 epochs of the
-larger learning rate), how many seeds there are (here 3), and it reports the best *test* epoch.
+The paper leaves open how the dense network was trained. The same schedule over 90 epochs gives a
+dense mean JSV of 2.89, over 30 epochs 2.03; so it is 54 epochs here, which matches the published
+2.50. It leaves open how many seeds there are (here 3), and it reports the best *test* epoch.
 Here 5,000 training images are held out to select an epoch; the last and the selected epoch are the
 results, and the best test epoch stands beside them only to be compared with the paper's.
 
@@ -47,9 +48,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config.training.batch_size = 100
     config.training.momentum = 0.9
     config.training.weight_decay = 1e-4
-    config.training.length = "90ep"
-    # From which epoch on which learning rate; the dense recipe is not published.
-    config.training.dense_rates = ((0, 1e-2), (30, 1e-3), (60, 1e-4))
+    # Of the dense network; its recipe is not published, so its mean JSV is matched.
+    config.training.length = "54ep"
+    # From which epoch on which learning rate.
+    config.training.dense_rates = ((0, 1e-2), (18, 1e-3), (36, 1e-4))
     config.training.checkpoint_every = "10ep"
 
     config.pruning = ConfigDict()

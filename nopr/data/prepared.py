@@ -16,7 +16,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -146,7 +146,7 @@ def _publish(ready: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _scratch_folder(parent: Path) -> Iterator[Path]:
+def _scratch_folder(parent: Path) -> Generator[Path, None, None]:
     """A folder that is gone afterwards, though downloads may still be writing to it."""
     scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=parent))
     try:
@@ -202,7 +202,7 @@ def _read_split(archive: Archive, builder, split: str) -> Split:
 
 
 @contextlib.contextmanager
-def _quiet(*, progress: bool) -> Iterator[None]:
+def _quiet(*, progress: bool) -> Generator[None, None, None]:
     """Keeps TFDS's chatter off the terminal, its download bars on stderr excepted."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))

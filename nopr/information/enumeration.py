@@ -103,6 +103,20 @@ def exact(
         (data, key); if `datasets` have no common leading axis; if `weights` are not a law; if the
         masks are not bool.
 
+    Example:
+      One gradient step and then the larger of two weights, on four datasets of one point:
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from nopr import information, masks
+      >>> def algorithm(data, *, key):
+      ...     initial = jax.random.normal(key, (2,)) / 10
+      ...     return masks.top({"w": jnp.abs(initial - data)}, count=1)
+      >>> datasets = jnp.array([[2.0, 1.0], [-2.0, 1.0], [1.0, 2.0], [1.0, -2.0]])
+      >>> result = information.exact(algorithm, datasets, key=jax.random.key(0))
+      >>> result.bits, result.dataset_entropy_bits
+      (1.0, 2.0)
+
     Source: Kumar, Luo and Sellke 2024, arXiv:2402.01089, appendix C.2, who sample it.
     """
     cases = laws.leading_axis(datasets, name="datasets")

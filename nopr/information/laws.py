@@ -48,6 +48,16 @@ def law(masks: Masks, *, weights: Values | None = None) -> Law:
     Raises:
       ValueError: If the leading axes differ (the leaf is named), there are no cases or no leaves,
         or `weights` are not a law over the cases.
+
+    Example:
+      >>> import numpy as np
+      >>> from nopr import information
+      >>> drawn = {"w": np.array([[1, 0], [0, 1], [1, 0], [1, 1]], bool)}  # four masks of 2 weights
+      >>> found = information.law(drawn)
+      >>> found.counts.tolist(), found.outcomes.tolist()
+      ([2, 1, 1], [0, 1, 0, 2])
+      >>> information.plug_in(found.counts)
+      1.5
     """
     cases = leading_axis(masks, name="masks")
     for path, leaf in zip(trees.paths(masks), jax.tree.leaves(masks), strict=True):

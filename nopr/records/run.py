@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -188,7 +188,10 @@ class Run:
         """Clears what a killed run left half-written and notes what this one runs on."""
         with explained(self.directory):
             for left in self.directory.rglob(".*.tmp"):
-                left.unlink()
+                if (
+                    left.is_file()
+                ):  # half-written checkpoints are folders; `checkpoints` clears them
+                    left.unlink()
             (self.directory / "DONE").unlink(missing_ok=True)
         path = self.directory / "environment.json"
         before = _read_json(path)
@@ -215,7 +218,7 @@ def open_run(
     variant: str = "",
     sources: Sequence[Path] = (),
     say: Callable[[str], Any] = to_stderr,
-) -> Iterator[Run]:
+) -> Generator[Run, None, None]:
     """Opens a run directory for this process alone, new or to go on with.
 
     Args:
@@ -257,7 +260,7 @@ def set_aside(workdir: str | Path) -> Path | None:
 
 
 @contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
+def _locked(directory: Path) -> Generator[None, None, None]:
     """Holds the kernel's lock on the directory, which goes with the process however it ends."""
     with explained(directory):
         directory.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,143 @@
+"""What the experiments share: the pruners by name, and the cube task."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import cube, mask_information, methods
+from nopr import finetune, information, masks, networks, trees
+
+NETWORK = networks.mlp((6, 5, 3), inputs=4)
+SHAPES = ((4, 6), (6, 5), (5, 3))
+SIZE = 69
+ROUNDS = 4
+DATA_FREE = ("random", "magnitude_init", "synflow")
+SINGLE = tuple(name for name in methods.TITLES if name != "units_after")
+
+
+@pytest.fixture(scope="module")
+def problem():
+    loss = finetune.cross_entropy(NETWORK.apply)
+    return methods.Problem(
+        apply=NETWORK.apply,
+        loss=loss,
+        grasp_loss=loss,
+        input_shape=(4,),
+        layers=NETWORK.layers,
+        shapes=SHAPES,
+    )
+
+
+@pytest.fixture(scope="module")
+def task():
+    return cube.task(
+        law="distinct",
+        dimension=2,
+        points=2,
+        width=3,
+        steps=20,
+        learning_rate=0.1,
+        initialization="torch",
+    )
+
+
+# --- Methods -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_every_method_keeps_exactly_the_planned_weights(name, problem, getkey, rng):
+    params = NETWORK.init(getkey())
+    batch = rng.normal(size=(9, 4)).astype(np.float32), np.arange(9) % 3
+    prune = methods.pruner(name, problem, synflow_rounds=ROUNDS)
+    program = jax.jit(lambda counts, key: prune(params, batch, counts=counts, key=key))
+    for density in (1.0, 0.5, 0.123, 0.04, 0.0):
+        counts = methods.plan(name, density, problem, synflow_rounds=ROUNDS)
+        found = program(jnp.asarray(counts), getkey())
+        assert int(masks.count(found)) == round(density * SIZE)
+        assert trees.shapes(found) == SHAPES
+
+
+def test_units_keep_their_whole_rows_and_columns(problem, getkey):
+    params = NETWORK.init(getkey())
+    prune = methods.pruner("units_after", problem, synflow_rounds=ROUNDS)
+    found = prune(params, None, counts=np.array([[3, 2]]), key=getkey())
+    first, second, last = (np.asarray(found[f"layer_{i}"]["kernel"]) for i in range(3))
+    np.testing.assert_array_equal(first, np.broadcast_to(first[0], first.shape))
+    np.testing.assert_array_equal(second, first[0][:, None] & second.any(axis=0))
+    np.testing.assert_array_equal(last, np.broadcast_to(second.any(axis=0)[:, None], last.shape))
+    assert [int(mask.sum()) for mask in (first, second, last)] == [4 * 3, 3 * 2, 2 * 3]
+
+
+def test_the_methods_compared_are_known_and_not_none():
+    assert methods.check(("snip", "imp")) == ("snip", "imp")
+    with pytest.raises(ValueError, match=r"must be of grasp, imp, .*, got 'snap'"):
+        methods.check(("snip", "snap"))
+    with pytest.raises(ValueError, match=r"`methods` must name at least one of"):
+        methods.check(())
+
+
+# --- The cube task -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", methods.TITLES)
+def test_every_method_prunes_the_planned_weights_and_data_free_ones_know_nothing(
+    name, task, getkey
+):
+    assert task.size == 2 * 3 + 3 + 3 + 1
+    pruned = cube.pruned_counts(name, task, range(1, task.size))
+    algorithm = cube.algorithm(name, task, pruned, synflow_rounds=ROUNDS)
+    found = information.exact(
+        algorithm,
+        task.data.datasets,
+        weights=task.data.weights,
+        levels=True,
+        check=False,
+        key=getkey(),
+    )
+    if name == "units_after":
+        # Its masks hold kernels alone; the bias of a unit goes without being in them.
+        expected = [(2 + 1) * (3 - units) for units in (1, 2)]
+    else:
+        expected = [task.size - count for count in pruned]
+    np.testing.assert_array_equal(found.kept, np.tile(expected, (24, 1)))
+    assert np.all(found.conditional_entropy_bits == 0)
+    if name in DATA_FREE:
+        assert np.all(found.bits == 0)
+        assert np.all(found.distinct == 1)
+    else:
+        assert found.bits.max() > 0
+        assert np.all(found.bits <= np.log2(24) + 1e-9)
+        assert np.all(found.bits <= found.choice_ceiling_bits + 1e-9)
+
+
+def test_a_unit_of_the_cube_net_takes_its_weights_and_its_bias_with_it(task):
+    assert cube.pruned_counts("units_after", task, range(1, 13)) == (4, 8)
+    assert cube.pruned_counts("snip", task, range(1, 4)) == (1, 2, 3)
+
+
+def test_the_task_of_the_paper_has_its_size_and_entropy():
+    task = cube.task(
+        law="distinct",
+        dimension=3,
+        points=6,
+        width=4,
+        steps=500,
+        learning_rate=0.05,
+        initialization="torch",
+    )
+    assert task.size == 21
+    assert len(task.data.weights) == 1792
+    assert task.data.entropy_bits == pytest.approx(np.log2(1792))
+    assert cube.pruned_counts("units_after", task, range(1, 21)) == (5, 10, 15)
+
+
+def test_the_published_curves_have_a_value_at_each_pruned_count():
+    published = dict(mask_information.PUBLISHED)
+    pruned = published.pop("pruned")
+    assert np.all(np.diff(pruned) > 0)
+    assert max(pruned) <= 20
+    for name, bits in published.items():
+        assert name in methods.TITLES
+        assert len(bits) == len(pruned)
+        assert np.all((np.array(bits) > 0) & (np.array(bits) < np.log2(1792)))

@@ -1,0 +1,226 @@
+"""The main job, tiny: whole, shown again, killed and gone on with; and its parts."""
+
+import csv
+import fcntl
+import itertools
+import json
+import math
+import os
+import shlex
+
+import launched
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments import launch, methods, quickstart, quickstart_report
+
+DENSITIES = (0.5, 0.1)
+SEEDS = 2
+SIZE = 64 * 16 + 16 * 12 + 12 * 10
+TINY = {
+    "seeds": SEEDS,
+    "network.widths": (16, 12),
+    "training.length": "1ep",
+    "pruning.densities": DENSITIES,
+    "pruning.scoring_examples": 32,
+    "pruning.synflow_rounds": 3,
+    "pruning.imp_removal": 0.7,
+    "repair.density": 0.5,
+    "measuring.inputs": 8,
+    "information.initializations": 1,
+    "information.checked": 0,
+    "information.dimension": 2,
+    "information.points": 2,
+    "information.width": 3,
+    "information.steps": 5,
+}
+WORDS = [
+    "--config=experiments/configs/quickstart.py",
+    *(f"--config.{key}={value}" for key, value in TINY.items()),
+]
+FIGURES = ("accuracy_against_density", "bits_against_pruned", "singular_values")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A folder with the main job run to its end, in `run`; xdist's workers share it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "quickstart"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "out").exists():
+            ended = launched.run([*WORDS, f"--workdir={folder}/run"], cache=folder / "cache")
+            assert ended.code == 0, ended.err
+            (folder / "out").write_text(ended.out)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def summary(whole):
+    return json.loads((whole / "run/summary.json").read_bytes())
+
+
+@pytest.fixture(scope="module")
+def rows(whole):
+    with open(whole / "run/results.csv") as file:
+        return list(csv.DictReader(file))
+
+
+# --- What a whole run leaves -------------------------------------------------------------------
+
+
+def test_the_main_job_writes_all_that_it_promises(whole):
+    run, out = whole / "run", (whole / "out").read_text()
+    table = (run / "table.txt").read_text()
+    assert table in out
+    assert f"Done: {run}/report.html" in out
+    for title in methods.TITLES.values():
+        assert title in table
+    for name in FIGURES:
+        assert (run / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
+        with open(run / f"figures/{name}.csv") as file:
+            assert len(list(csv.DictReader(file))) > 2
+        assert f"{run}/figures/{name}.png" in out
+
+
+def test_the_report_is_one_page_that_needs_nothing_else(whole):
+    page = (whole / "run/report.html").read_text()
+    assert page.count('src="data:image/png;base64,') == len(FIGURES)
+    assert "http" not in page
+    assert "<script" not in page
+    for title in methods.TITLES.values():
+        assert title in page
+
+
+def test_the_summary_is_flat_and_finite(summary):
+    for name, value in summary.items():
+        assert isinstance(value, str) or math.isfinite(value), name
+    assert summary["prunable_weights"] == SIZE
+    assert summary["dataset_entropy_bits"] == pytest.approx(math.log2(24))
+
+
+def test_every_method_keeps_exactly_what_was_asked(summary):
+    for name, density in itertools.product(methods.TITLES, DENSITIES):
+        kept = summary[f"{name}/density_{density}/kept_weights"]
+        first, second = round(density * 16), round(density * 12)
+        units = 64 * first + first * second + second * 10
+        assert kept == (units if name == "units_after" else round(density * SIZE)), name
+        assert 0 <= summary[f"{name}/density_{density}/effective_weights"] <= kept
+
+
+def test_orthp_starts_from_the_same_weights_and_changes_the_spectrum(summary):
+    plain, repaired = "units_after/density_0.5", "units_after/density_0.5/orthp"
+    assert summary[f"{repaired}/kept_weights"] == summary[f"{plain}/kept_weights"]
+    assert (
+        summary[f"{repaired}/mean_singular_value_pruned"]
+        != summary[f"{plain}/mean_singular_value_pruned"]
+    )
+    assert not any("/orthp" in name for name in summary if not name.startswith(repaired))
+
+
+def test_data_free_masks_know_nothing_and_the_others_at_most_the_entropy(summary):
+    ceiling = summary["dataset_entropy_bits"]
+    for name in methods.TITLES:
+        bits = [v for k, v in summary.items() if k.startswith(f"cube/{name}/") and "half" not in k]
+        assert len(bits) == (2 if name == "units_after" else 12)
+        if name in ("random", "magnitude_init", "synflow"):
+            assert bits == [0.0] * len(bits)
+        else:
+            assert 0 < max(bits) <= ceiling + 1e-9
+
+
+def test_the_summary_is_the_mean_and_interval_of_the_csv(summary, rows):
+    assert len(rows) == SEEDS * (1 + len(methods.TITLES) * len(DENSITIES) + 1)
+    jobs = {(row["method"], row["density"], row["orthp"]) for row in rows}
+    for method, density, orthp in jobs - {("dense", "1.0", "0")}:
+        values = [
+            100 * float(row["test_accuracy"])
+            for row in rows
+            if (row["method"], row["density"], row["orthp"]) == (method, density, orthp)
+        ]
+        name = f"{method}/density_{density}{'/orthp' * int(orthp)}/test_accuracy_percent"
+        half = scipy.stats.t.ppf(0.975, SEEDS - 1) * scipy.stats.sem(values)
+        assert summary[name] == pytest.approx(np.mean(values))
+        assert summary[f"{name}_half_width"] == pytest.approx(half)
+
+
+def test_the_report_gives_the_command_that_runs_it_again():
+    parsed = launch.parse(["launch", *WORDS])
+    program, *words = shlex.split(quickstart_report.command(parsed.config))[2:]
+    assert program == "experiments.launch"
+    assert launch.parse(["launch", *words]).config.to_dict() == parsed.config.to_dict()
+    usual = launch.parse(["launch", WORDS[0]]).config
+    assert quickstart_report.command(usual) == "make demo"
+
+
+# --- Again, and after a kill -------------------------------------------------------------------
+
+
+def test_run_again_it_says_that_it_is_finished_and_where(whole):
+    before = launched.contents(whole / "run")
+    ended = launched.run([*WORDS, f"--workdir={whole}/run"], cache=whole / "cache")
+    assert ended.code == 0, ended.err
+    assert "quickstart is finished" in ended.out
+    assert f": {whole}/run/report.html" in ended.out
+    assert "Nothing was run" in ended.out
+    assert (whole / "run/table.txt").read_text() in ended.out
+    assert ended.err == ""
+    assert launched.contents(whole / "run") == before
+
+
+def test_killed_while_finetuning_it_goes_on_to_the_same_bytes(whole, tmp_path):
+    words = [*WORDS, f"--workdir={tmp_path}"]
+    launched.kill_when("stages/finetuning/block-*.json", tmp_path, words, cache=whole / "cache")
+    assert not (tmp_path / "summary.json").exists()
+
+    ended = launched.run(words, cache=whole / "cache")
+    assert ended.code == 0, ended.err
+    assert "dense: done before" in ended.err
+    assert "masks/random: done before" in ended.err
+    there, here = launched.contents(whole / "run"), launched.contents(tmp_path)
+    assert here.keys() == there.keys()
+    for name in ("summary.json", "results.csv", "table.txt", "metrics.jsonl"):
+        assert here[name] == there[name], name
+    for name in FIGURES:
+        assert here[f"figures/{name}.csv"] == there[f"figures/{name}.csv"], name
+
+
+# --- The rounds of IMP -------------------------------------------------------------------------
+
+
+@given(
+    targets=st.lists(st.floats(0.01, 1.0), min_size=1, max_size=4, unique=True),
+    removal=st.floats(0.05, 0.95),
+)
+def test_imp_rounds_are_geometric_and_hit_every_target(targets, removal):
+    targets = sorted(targets, reverse=True)
+    levels, hits = quickstart.imp_levels(targets, removal=removal)
+    assert [levels[hit] for hit in hits] == targets
+    assert hits[-1] == len(levels) - 1
+    path = np.array([1.0, *levels])
+    ratios = path[1:] / path[:-1]
+    assert np.all(ratios >= (1 - removal) * (1 - 1e-6))
+    for start, stop in itertools.pairwise([0, *(hit + 1 for hit in hits)]):
+        leg = ratios[start:stop]
+        np.testing.assert_allclose(leg, leg[0], rtol=1e-6)
+        # One round fewer would remove more than allowed.
+        fewer = len(leg) - 1
+        assert fewer == 0 or leg.prod() < (1 - removal) ** fewer * (1 + 1e-6)
+
+
+def test_imp_rounds_that_fit_exactly_are_not_made_more():
+    levels, hits = quickstart.imp_levels([0.64, 0.512], removal=0.2)
+    np.testing.assert_allclose(levels, [0.8, 0.64, 0.512])
+    assert hits == [1, 2]
+
+
+def test_imp_rounds_refuse_targets_that_rise_and_a_removal_out_of_range():
+    with pytest.raises(ValueError, match=r"must fall from left to right, got \[0\.1, 0\.5\]"):
+        quickstart.imp_levels([0.1, 0.5], removal=0.2)
+    for removal in (0.0, 1.0, 1.5):
+        with pytest.raises(ValueError, match=rf"between 0 and 1, got {removal}"):
+            quickstart.imp_levels([0.5], removal=removal)
