@@ -48,7 +48,12 @@ def task(
       steps: Steps of full-batch gradient descent on the squared error.
       learning_rate: Of these.
       initialization: See `networks.Dense`.
+
+    Raises:
+      ValueError: If there is no step, or another option is out of range.
     """
+    if steps < 1:
+        raise ValueError(f"`steps` must be at least 1, got {steps}.")
     network = networks.mlp((width, 1), inputs=dimension, initialization=initialization)
     loss = finetune.squared_error(network.apply)
     descend = finetune.gradient_descent(loss, steps=steps, learning_rate=learning_rate)
@@ -59,7 +64,7 @@ def task(
         grasp_loss=loss,
         input_shape=(dimension,),
         layers=network.layers,
-        shapes=trees.shapes(trees.select(like, trees.everything)),
+        like=trees.select(like, trees.everything),
         where=trees.everything,
     )
     return Task(

@@ -18,7 +18,7 @@ import optax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from experiments import isometry_report, steps
+from experiments import held_out, isometry_report, steps
 from experiments.isometry_report import SCHEDULES, STARTS
 from nopr import (
     checkpoints,
@@ -95,9 +95,7 @@ def _check(config: ConfigDict) -> None:
 
 
 def _setting(config: ConfigDict) -> Setting:
-    images = data.load(
-        config.data.name, pad=config.data.pad, validation=config.data.validation, seed=config.seed
-    )
+    images = held_out.load(config, pad=config.data.pad)
     inputs = math.prod(images.train.images.shape[1:])
 
     def mlp(width: int) -> networks.Network:

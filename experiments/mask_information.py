@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -49,10 +50,7 @@ def run(config: ConfigDict, run: records.Run) -> dict[str, Any]:
     effect_columns, effects = _sensitivity(config, bits)
     if effects:
         text += "\n\n" + tables.aligned(
-            effects,
-            effect_columns,
-            title="What the paper leaves open, one at a time; bits",
-            group_by="setting",
+            effects, effect_columns, title=_effects_title(effects), group_by="setting"
         )
     run.show_table(text)
     _draw(config, base, task, run)
@@ -69,7 +67,13 @@ def _check(config: ConfigDict) -> None:
         )
     if config.initializations < 1:
         raise ValueError(f"`initializations` must be at least 1, got {config.initializations}.")
-    size = _task(config).size
+    if config.sensitivity.initializations < 1:
+        raise ValueError(
+            "`sensitivity.initializations` must be at least 1, "
+            f"got {config.sensitivity.initializations}."
+        )
+    # Every task is built now: a bad option of the last setting would else be told after an hour.
+    size = min(_task(setting.config).size for setting in _settings(config))
     if not 0 < config.pruning.most < size:
         raise ValueError(f"`pruning.most` must be from 1 to {size - 1}, got {config.pruning.most}.")
 
@@ -79,20 +83,28 @@ def _settings(config: ConfigDict) -> Iterator[Setting]:
     trained = [name for name in config.methods if name in ("imp", "magnitude_after")]
     scored = [name for name in config.methods if name in ("snip", "grasp")]
     for name in config.sensitivity.initialization:
-        changed = _changed(config)
-        changed.network.initialization = name
+        changed = _changed(config, "network", "initialization", name)
         yield Setting(f"initialisation {name}", changed, (*trained, *scored))
     for field, label in (("learning_rate", "learning rate"), ("steps", "steps")):
         for value in config.sensitivity[field]:
-            changed = _changed(config)
-            changed.training[field] = value
-            yield Setting(f"{label} {value:,}", changed, tuple(trained))
+            changed = _changed(config, "training", field, value)
+            yield Setting(f"{label} {value}", changed, tuple(trained))
 
 
-def _changed(config: ConfigDict) -> ConfigDict:
+def _changed(config: ConfigDict, section: str, field: str, value: Any) -> ConfigDict:
     changed = config.copy_and_resolve_references()
     changed.initializations = min(config.initializations, config.sensitivity.initializations)
+    try:
+        changed[section][field] = value
+    except TypeError as error:
+        kind = type(config[section][field]).__name__
+        raise ValueError(f"`sensitivity.{field}` must be of {kind}, got {value!r}.") from error
     return changed
+
+
+def _slug(name: str) -> str:
+    """A name as stages and the summary have it."""
+    return re.sub(r"[^\w./-]+", "_", name)
 
 
 def _task(config: ConfigDict) -> cube.Task:
@@ -120,7 +132,7 @@ def _measure(setting: Setting, name: str, run: records.Run, bar: tqdm) -> np.nda
         check = index < config.checked
         bar.set_postfix_str(f"{setting.name}, {methods.TITLES[name]}")
         found = run.stage(
-            f"{setting.name}/{name}/{index}".replace(" ", "_"),
+            _slug(f"{setting.name}/{name}/{index}"),
             lambda key=key, check=check: cube.measure(algorithm, task, check=check, key=key),
             finite=True,
         )
@@ -132,7 +144,8 @@ def _measure(setting: Setting, name: str, run: records.Run, bar: tqdm) -> np.nda
 def _title(config: ConfigDict, task: cube.Task) -> str:
     return (
         f"Exact mask information, bits (mean and 95% interval over {config.initializations} "
-        f"initialisations); H(D) = {task.data.entropy_bits:.2f} bits"
+        f"initialisations); H(D) = {task.data.entropy_bits:.2f} bits; "
+        f"{methods.checked_text(config.checked, config.initializations)}"
     )
 
 
@@ -164,10 +177,12 @@ def _sensitivity(
     columns.append(tables.Column("n", "initialisations", 0))
     rows = []
     if len(bits) > 1:
+        # All on the same initialisations, so that a difference is of the setting alone.
+        n = min(len(values) for by_method in bits.values() for values in by_method.values())
         for setting, by_method in bits.items():
             for name in _in_order(by_method):
                 if name not in ("synflow", "random"):
-                    values = by_method[name]
+                    values = by_method[name][:n]
                     peak = int(values.mean(axis=0).argmax())
                     row = {str(k): tables.mean_interval(values[:, k - 1]) for k in shown}
                     row["peak"] = tables.mean_interval(values[:, peak])
@@ -175,6 +190,14 @@ def _sensitivity(
                     row |= {"at": peak + 1, "n": len(values)}
                     rows.append(row)
     return columns, rows
+
+
+def _effects_title(effects: list[dict[str, Any]]) -> str:
+    n = effects[0]["n"]
+    return (
+        "What the paper leaves open, one at a time; bits (mean and 95% interval over the same "
+        f"n = {n} initialisations)"
+    )
 
 
 def _in_order(names: Container[str]) -> list[str]:
@@ -214,13 +237,12 @@ def _draw(config: ConfigDict, bits: Mapping[str, Any], task: cube.Task, run: rec
 def _write_report(
     config: ConfigDict, task: cube.Task, run: records.Run, main: Any, sensitivity: Any
 ) -> None:
-    n = config.initializations
     blocks: list[report.Block] = [
         f"Every dataset of the law {config.data.law!r} was pruned on: "
         f"{len(task.data.weights):,} of them, H(D) = {task.data.entropy_bits:.2f} bits. The law "
         "of the mask given the initialisation is then known, and I(m; D | init) = H(m | init) is "
         "computed, not estimated.",
-        report.Table(main[1], main[0], f"Bits by method; means over {n} initialisations", "group"),
+        report.Table(main[1], main[0], _title(config, task), "group"),
         report.Figure(
             run.figures / "bits_against_pruned.png",
             "Lines: exact, with the 95% interval over initialisations. Hollow markers: the "
@@ -230,7 +252,7 @@ def _write_report(
     ]
     sections = [report.Section("Bits against pruned weights", blocks)]
     if sensitivity[1]:
-        caption = "The effect of what the paper leaves open, one at a time"
+        caption = _effects_title(sensitivity[1])
         table = report.Table(sensitivity[1], sensitivity[0], caption, "setting")
         sections.append(report.Section("What the paper leaves open", [table]))
     settings = report.Details("Configuration", str(config))
@@ -256,7 +278,7 @@ def _summary(
         for name, values in by_method.items():
             for k in _pruned(config):
                 mean, half, _ = tables.mean_interval(values[:, k - 1])
-                prefix = f"{setting}/{name}/pruned_{k}".replace(" ", "_")
+                prefix = _slug(f"{setting}/{name}/pruned_{k}")
                 summary[f"{prefix}/bits"] = mean
                 if half is not None:
                     summary[f"{prefix}/half_width_bits"] = half

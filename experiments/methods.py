@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from jax.experimental import checkify
 
 from nopr import criteria, densities, granularity, pruning, schedules, trees
 from nopr.typing import Apply, Criterion, Loss, Pruner, Shapes, Where
@@ -26,6 +28,9 @@ TITLES = {
 AT_INIT = ("random", "magnitude_init", "snip", "grasp", "synflow")
 """The methods that choose their mask before training."""
 
+AFTER_TRAINING = ("magnitude_after", "units_after")
+"""The methods that choose their mask on the trained dense network, and go on from its weights."""
+
 
 class Problem(NamedTuple):
     """What a pruner has to be told of the network that it prunes.
@@ -36,7 +41,7 @@ class Problem(NamedTuple):
       grasp_loss: What GraSP differentiates: the paper divides the logits by 200.
       input_shape: Of one input, for SynFlow.
       layers: The kernels from input to output, for whole units.
-      shapes: Of the prunable leaves, in leaf order, for ERK.
+      like: The shapes of the prunable leaves, None elsewhere; see `trees.select`.
       where: Which leaves are prunable.
     """
 
@@ -45,8 +50,20 @@ class Problem(NamedTuple):
     grasp_loss: Loss
     input_shape: tuple[int, ...]
     layers: tuple[str, ...]
-    shapes: Shapes
+    like: Any
     where: Where = trees.is_prunable
+
+    @property
+    def shapes(self) -> Shapes:
+        """Of the prunable leaves, in leaf order."""
+        return trees.shapes(self.like)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Inputs, hidden units and outputs, in the order of the network."""
+        found = dict(zip(trees.paths(self.like), self.shapes, strict=True))
+        kernels = [found[path] for path in self.layers]
+        return (kernels[0][-2], *(shape[-1] for shape in kernels))
 
     @property
     def size(self) -> int:
@@ -97,8 +114,12 @@ def plan(name: str, density: float, problem: Problem, *, synflow_rounds: int) ->
     """What a method's pruner keeps for a density of all prunable weights.
 
     Returns:
-      Kept weights: a count; one a layer for random masks, by ERK; one a round for SynFlow.
+      Kept weights: a count; one a layer for random masks, by ERK; one a round for SynFlow. For
+      whole units, kept units of each hidden layer, in leaf order, where layer_10 is before layer_2.
     """
+    if name == "units_after":
+        units = granularity.sizes(granularity.units(problem.layers), trees.select(problem.like))
+        return np.array([kept_units(tuple(units.values()), density)], np.int32)
     if name == "random":
         return np.array([densities.erk(problem.shapes, density=density)], np.int32)
     if name != "synflow":
@@ -110,3 +131,56 @@ def plan(name: str, density: float, problem: Problem, *, synflow_rounds: int) ->
 def kept_units(widths: Sequence[int], density: float) -> tuple[int, ...]:
     """What is left of hidden layers of these widths when whole units are pruned."""
     return tuple(round(density * width) for width in widths)
+
+
+def imp_levels(targets: list[float], *, removal: float) -> tuple[list[float], list[int]]:
+    """Densities of the IMP rounds, and which of them are the targets.
+
+    Between one target and the next the rounds are geometric and remove at most `removal` of what
+    is left.
+    """
+    if sorted(targets, reverse=True) != targets:
+        raise ValueError(f"`pruning.densities` must fall from left to right, got {targets}.")
+    if not 0 < removal < 1:
+        raise ValueError(f"`pruning.imp_removal` must be between 0 and 1, got {removal}.")
+    levels, hits, last = [], [], 1.0
+    for target in targets:
+        rounds = max(1, math.ceil(math.log(target / last) / math.log(1 - removal) - 1e-9))
+        at = schedules.exponential(density=target / last, steps=rounds)
+        levels += [last * at(step) for step in range(1, rounds)] + [target]
+        hits.append(len(levels) - 1)
+        last = target
+    return levels, hits
+
+
+def trainings(name: str, density: float, *, densities: Sequence[float], removal: float) -> int:
+    """How often a method trains before it has its mask at one of the densities."""
+    if name == "imp":
+        _, hits = imp_levels(list(densities), removal=removal)
+        return hits[list(densities).index(density)] + 1
+    return 1 if name in AFTER_TRAINING else 0
+
+
+def checked_text(checked: int, initializations: int) -> str:
+    """On how many initialisations a second pass of `information.exact` confirmed H(m | D) = 0."""
+    return f"H(m | D) = 0 checked on {min(checked, initializations)} of {initializations}"
+
+
+def over_seeds(name: str, function: Any, *, in_axes: Any = 0) -> Any:
+    """Compiles `function` over seeds; a check that fails in it is an error that names the method.
+
+    In a compiled program `masks.top` cannot raise for scores that are not finite: uncaught, they
+    would give a mask like any other.
+    """
+    check = checkify.checkify(function, errors=checkify.user_checks)
+    program = jax.jit(jax.vmap(check, in_axes=in_axes))
+
+    def run(*args: Any) -> Any:
+        error, found = program(*args)
+        failed = error.get()
+        if failed is not None:
+            first = failed.splitlines()[0].removesuffix("(`check` failed)").strip().rstrip(".")
+            raise ValueError(f"No mask for {TITLES[name]!r}: {first}.")
+        return found
+
+    return run

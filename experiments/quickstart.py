@@ -17,18 +17,16 @@ import optax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from experiments import cube, methods, quickstart_report, steps
+from experiments import cube, held_out, methods, quickstart_report, steps
 from experiments.quickstart_results import Job, Outcome
 from nopr import (
     algorithms,
-    data,
     finetune,
     isometry,
     masks,
     networks,
     pruning,
     records,
-    schedules,
     spectra,
     surgery,
     sweeps,
@@ -85,8 +83,7 @@ def _check(config: ConfigDict) -> None:
     """Refuses what would otherwise fail only after minutes."""
     methods.check(config.methods)
     _check_densities(config)
-    if not config.network.widths:
-        raise ValueError("`network.widths` must name at least one hidden layer, got none.")
+    _check_widths(config)
     if not config.repair.gain > 0:
         raise ValueError(f"`repair.gain` must be positive, got {config.repair.gain}.")
     counts = {
@@ -101,6 +98,19 @@ def _check(config: ConfigDict) -> None:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
 
 
+def _check_widths(config: ConfigDict) -> None:
+    widths = tuple(config.network.widths)
+    if not widths:
+        raise ValueError("`network.widths` must name at least one hidden layer, got none.")
+    if not all(isinstance(width, int) and width >= 1 for width in widths):
+        raise ValueError(f"`network.widths` must be positive integers, got {widths}.")
+    if "units_after" in config.methods and config.information.width < 2:
+        raise ValueError(
+            "`information.width` must be at least 2 for 'units_after' to have a unit to prune, "
+            f"got {config.information.width}."
+        )
+
+
 def _check_densities(config: ConfigDict) -> None:
     densities = config.pruning.densities
     if not densities:
@@ -110,7 +120,7 @@ def _check_densities(config: ConfigDict) -> None:
             raise ValueError(f"`pruning.densities` must be numbers, got {density!r}.")
         if not 0 < density <= 1:
             raise ValueError(f"`pruning.densities` must be in (0, 1], got {density}.")
-    imp_levels(list(densities), removal=config.pruning.imp_removal)
+    methods.imp_levels(list(densities), removal=config.pruning.imp_removal)
     if "units_after" in config.methods and config.repair.density not in densities:
         raise ValueError(
             f"`repair.density` must be one of `pruning.densities`, {tuple(densities)}, "
@@ -119,7 +129,7 @@ def _check_densities(config: ConfigDict) -> None:
 
 
 def _setting(config: ConfigDict) -> Setting:
-    images = data.load(config.data.name, validation=config.data.validation, seed=config.seed)
+    images = held_out.load(config)
     shape = images.train.images.shape[1:]
     network = networks.mlp(
         (*config.network.widths, images.classes),
@@ -157,7 +167,7 @@ def _problem(
         grasp_loss=finetune.cross_entropy(apply, temperature=temperature),
         input_shape=input_shape,
         layers=network.layers,
-        shapes=trees.shapes(trees.select(like)),
+        like=trees.select(like),
     )
 
 
@@ -169,7 +179,7 @@ def _trainer(config: ConfigDict, network: networks.Network, examples: int) -> An
     trainer = partial(
         finetune.trainer,
         finetune.cross_entropy(network.apply),
-        _optimizer(config),
+        _optimizer(config, examples),
         epochs=_epochs(config, examples),
         batch_size=config.training.batch_size,
     )
@@ -205,10 +215,14 @@ def _tuning(network: networks.Network, trainer: Any) -> Any:
     return tune
 
 
-def _optimizer(config: ConfigDict) -> optax.GradientTransformation:
+def _optimizer(config: ConfigDict, examples: int) -> optax.GradientTransformation:
+    """SGD with momentum; the learning rate falls to 0 along half a cosine."""
+    per_epoch = steps.per_epoch(examples, batch_size=config.training.batch_size)
+    total = _epochs(config, examples) * per_epoch
+    rate = optax.cosine_decay_schedule(config.training.learning_rate, total)
     return optax.chain(
         optax.add_decayed_weights(config.training.weight_decay),
-        optax.sgd(config.training.learning_rate, momentum=config.training.momentum),
+        optax.sgd(rate, momentum=config.training.momentum),
     )
 
 
@@ -284,7 +298,7 @@ def _case(
     """Params and masks of one job, stacked over seeds."""
     level = list(setting.config.pruning.densities).index(job.density)
     mask = jax.tree.map(lambda leaf: leaf[:, level], _masks_like(setting, kept[job.method]))
-    trained = job.method in ("magnitude_after", "units_after")
+    trained = job.method in methods.AFTER_TRAINING
     params = jax.tree.map(jnp.asarray, dense) if trained else initial
     if job.repaired:
         repair = partial(isometry.orthogonalize, gain=setting.config.repair.gain)
@@ -301,12 +315,14 @@ def _choose_masks(setting: Setting, name: str, dense: Params) -> dict[str, Any]:
         found = _imp(setting)
     elif name in methods.AT_INIT:
         algorithm = algorithms.at_init(_pruner(setting, name), init=setting.network.init)
-        program = jax.jit(jax.vmap(lambda key, batch: algorithm(batch, key=key), (0, None)))
+        program = methods.over_seeds(
+            name, lambda key, batch: algorithm(batch, key=key), in_axes=(0, None)
+        )
         found = program(setting.keys, setting.scoring)
     else:
         # The dense networks are there; `algorithms.after_training` would train them again.
         prune = _pruner(setting, name)
-        program = jax.jit(jax.vmap(lambda params, key: prune(params, None, key=key)))
+        program = methods.over_seeds(name, lambda params, key: prune(params, None, key=key))
         found = program(jax.tree.map(jnp.asarray, dense), setting.keys)
     return dict(zip(trees.paths(found), map(np.asarray, jax.tree.leaves(found)), strict=True))
 
@@ -314,20 +330,17 @@ def _choose_masks(setting: Setting, name: str, dense: Params) -> dict[str, Any]:
 def _pruner(setting: Setting, name: str) -> Pruner:
     """Masks at every density, from one scoring where the method scores once."""
     rounds, problem = setting.config.pruning.synflow_rounds, setting.problem
-
-    def counts(density: float) -> np.ndarray:
-        if name == "units_after":
-            return np.array([methods.kept_units(setting.config.network.widths, density)])
-        return methods.plan(name, density, problem, synflow_rounds=rounds)
-
-    each = [counts(density) for density in setting.config.pruning.densities]
+    each = [
+        methods.plan(name, density, problem, synflow_rounds=rounds)
+        for density in setting.config.pruning.densities
+    ]
     return pruning.levels(methods.pruner(name, problem, synflow_rounds=rounds), np.stack(each))
 
 
 def _imp(setting: Setting) -> Masks:
     """Geometric rounds that hit each density; the masks at the densities alone."""
     config = setting.config.pruning
-    levels, hits = imp_levels(list(config.densities), removal=config.imp_removal)
+    levels, hits = methods.imp_levels(list(config.densities), removal=config.imp_removal)
     fit = setting.trainer()
     algorithm = algorithms.imp(
         methods.pruner("imp", setting.problem, synflow_rounds=1),
@@ -336,29 +349,11 @@ def _imp(setting: Setting) -> Masks:
         counts=pruning.level_counts(setting.problem.size, levels),
         levels=True,
     )
-    program = jax.jit(jax.vmap(lambda key, data: algorithm(data, key=key), in_axes=(0, None)))
+    program = methods.over_seeds(
+        "imp", lambda key, data: algorithm(data, key=key), in_axes=(0, None)
+    )
     path = program(setting.keys, setting.shared["train"])
     return jax.tree.map(lambda leaf: leaf[:, np.array(hits)], path)
-
-
-def imp_levels(targets: list[float], *, removal: float) -> tuple[list[float], list[int]]:
-    """Densities of the IMP rounds, and which of them are the targets.
-
-    Between one target and the next the rounds are geometric and remove at most `removal` of what
-    is left.
-    """
-    if sorted(targets, reverse=True) != targets:
-        raise ValueError(f"`pruning.densities` must fall from left to right, got {targets}.")
-    if not 0 < removal < 1:
-        raise ValueError(f"`pruning.imp_removal` must be between 0 and 1, got {removal}.")
-    levels, hits, last = [], [], 1.0
-    for target in targets:
-        rounds = max(1, math.ceil(math.log(target / last) / math.log(1 - removal) - 1e-9))
-        at = schedules.exponential(density=target / last, steps=rounds)
-        levels += [last * at(step) for step in range(1, rounds)] + [target]
-        hits.append(len(levels) - 1)
-        last = target
-    return levels, hits
 
 
 def _masks_like(setting: Setting, stored: dict[str, Any]) -> Masks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,12 @@ from experiments.configs import quickstart as standard
 from experiments.quickstart_results import Outcome
 from nopr import plots, records
 
+BUDGETS = (
+    "Training epochs: all that a row took, choosing its mask included; methods are not compared at "
+    "equal training. Pruned at initialisation, a network trains once. After training, it starts "
+    "from the trained weights and trains again, by the same schedule from its start. IMP trains "
+    "once a round, each time from the initial weights, and once more under the mask it ends with."
+)
 VOCABULARY = {
     "density": "Kept over prunable weights; of units where whole units are pruned. Biases are not "
     "prunable here.",
@@ -61,6 +68,7 @@ def write(outcome: Outcome, run: records.Run) -> dict[str, Any]:
         tables.aligned(table.rows, table.columns, title=table.caption, group_by=table.group_by)
         for table in (accuracy, bits)
     ]
+    text[0] += "\n" + textwrap.fill(BUDGETS, 100)
     run.show_table("\n\n".join(text))
     records.write_csv(run.directory / "results.csv", quickstart_results.csv_rows(outcome))
     quickstart_results.record_metrics(outcome, run)
@@ -173,6 +181,7 @@ def _write_page(
     trainability = [
         "Selected: the epoch of the best validation accuracy. No number was chosen on test data.",
         accuracy,
+        BUDGETS,
         *(drawn[name] for name in ("accuracy", "singular values") if name in drawn),
     ]
     again = [

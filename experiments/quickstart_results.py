@@ -37,6 +37,10 @@ class Job(NamedTuple):
         return f"{self.method}/density_{self.density:g}" + ("/orthp" if self.repaired else "")
 
 
+DENSE = Job("dense", 1.0)
+"""The dense network as a row."""
+
+
 class Outcome(NamedTuple):
     """What the main job found; the arrays of a result have a leading axis of seeds.
 
@@ -61,8 +65,7 @@ class Outcome(NamedTuple):
     @property
     def widths(self) -> tuple[int, ...]:
         """Inputs, hidden units and outputs."""
-        shapes = self.problem.shapes
-        return (shapes[0][0], *(shape[1] for shape in shapes))
+        return self.problem.widths
 
     @property
     def results(self) -> dict[str, Mapping[str, Any]]:
@@ -75,6 +78,7 @@ def accuracy_table(outcome: Outcome) -> report.Table:
     columns = [
         tables.Column("method", "method"),
         tables.Column("density", "density", 2),
+        tables.Column("epochs", "training\nepochs", 0),
         tables.Column("last", "test acc, %\nlast epoch"),
         tables.Column("selected", "test acc, %\nselected"),
         tables.Column("kept", "kept\nweights", 0),
@@ -86,7 +90,15 @@ def accuracy_table(outcome: Outcome) -> report.Table:
         tables.Column("orthp_after", "mean sv\nfinetuned", 2),
     ]
     nothing = tables.Missing("There is nothing to repair.")
-    rows = [{"method": "dense", "density": 1.0, **_cells(outcome.dense), **_orthp_cells(nothing)}]
+    rows = [
+        {
+            "method": "dense",
+            "density": 1.0,
+            "epochs": epochs(outcome, DENSE),
+            **_cells(outcome.dense),
+            **_orthp_cells(nothing),
+        }
+    ]
     for job, result in outcome.found.items():
         if not job.repaired:
             other = outcome.found.get(job._replace(repaired=True))
@@ -95,6 +107,7 @@ def accuracy_table(outcome: Outcome) -> report.Table:
                 {
                     "method": methods.TITLES[job.method],
                     "density": job.density,
+                    "epochs": epochs(outcome, job),
                     **_cells(result),
                     **_orthp_cells(repaired),
                 }
@@ -105,6 +118,15 @@ def accuracy_table(outcome: Outcome) -> report.Table:
         f"n = {outcome.config.seeds} seeds: mean and 95% interval"
     )
     return report.Table(rows, columns, caption, "method")
+
+
+def epochs(outcome: Outcome, job: Job) -> int:
+    """Training epochs behind a result, those that chose its mask included."""
+    each, pruning = np.shape(outcome.dense["loss"])[1], outcome.config.pruning
+    chosen = methods.trainings(
+        job.method, job.density, densities=pruning.densities, removal=pruning.imp_removal
+    )
+    return each * (1 + chosen)
 
 
 def _cells(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,7 +196,8 @@ def bits_table(outcome: Outcome) -> report.Table:
     caption = (
         f"Exact mask information on the cube task, bits by weights pruned (of {task.size}); "
         f"n = {config.initializations} initialisations; "
-        f"ceiling H(D) = {task.data.entropy_bits:.2f} bits"
+        f"ceiling H(D) = {task.data.entropy_bits:.2f} bits; "
+        f"{methods.checked_text(config.checked, config.initializations)}"
     )
     return report.Table(rows, columns, caption)
 
@@ -186,13 +209,14 @@ def in_order(bits: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def csv_rows(outcome: Outcome) -> list[dict[str, Any]]:
     """One row a method, density and seed."""
-    results = {Job("dense", 1.0): outcome.dense, **outcome.found}
+    results = {DENSE: outcome.dense, **outcome.found}
     return [
         {
             "method": job.method,
             "density": job.density,
             "orthp": int(job.repaired),
             "seed": seed,
+            "training_epochs": epochs(outcome, job),
             "test_accuracy": float(result["test_accuracy"][seed]),
             "selected_test_accuracy": float(result["selected_test_accuracy"][seed]),
             "best_epoch": int(result["best_epoch"][seed]),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from nopr import finetune
+
 _LENGTH = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ep|it)\s*")
 
 
@@ -15,11 +17,14 @@ def per_epoch(examples: int, *, batch_size: int | None, remainder: bool = True) 
       examples: How many there are.
       batch_size: Examples a step; None for all of them at once.
       remainder: Whether the last, smaller batch is a step too.
+
+    Raises:
+      ValueError: If a batch would be empty, or larger than all of the data.
     """
     size = examples if batch_size is None else batch_size
     if not 1 <= size <= examples:
         raise ValueError(f"`batch_size` must be in [1, {examples}], got {size}.")
-    return -(-examples // size) if remainder else examples // size
+    return finetune.steps_per_epoch(examples, batch_size=batch_size, remainder=remainder)
 
 
 def iterations(length: str, *, steps_per_epoch: int) -> int:

@@ -8,13 +8,15 @@ over keys. One `train(params, masks, data, *, key) -> params`, its masks traced,
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jax.experimental import checkify
+from jaxtyping import Array, Bool, Key
 
+from nopr import pruning
 from nopr.typing import Algorithm, Batch, Masks, Params, Pruner, Train
 
 Init = Callable[[Any], Params]
@@ -91,7 +93,7 @@ def imp(
 
     Source: Frankle & Carbin 2019, arXiv:1803.03635; rewinding: arXiv:1903.01611.
     """
-    plan = np.asarray(counts, np.int32)
+    plan = pruning.whole_counts(counts)
     if plan.ndim != 1 or plan.size == 0:
         raise ValueError(f"`counts` must be a list of one number a level, got {counts}.")
     if np.any(plan[1:] > plan[:-1]):
@@ -99,19 +101,68 @@ def imp(
 
     def algorithm(data: Batch, *, key: Key[Array, ""]) -> Masks:
         init_key, run_key = jax.random.split(key)
-        rewind_key, train_key, prune_key = jax.random.split(run_key, 3)
+        # The first key trains, as in `after_training`: level 1 is the same dense network.
+        train_key, prune_key, rewind_key = jax.random.split(run_key, 3)
         start = init(init_key)
         if rewind is not None:
             start = rewind(start, None, data, key=rewind_key)
 
-        def level(masks: Masks, count: Array) -> tuple[Masks, Masks]:
+        def level(masks: Masks, count: Array) -> tuple[Masks, tuple[Masks, Array]]:
             trained = train(start, masks, data, key=train_key)
             kept = pruner(trained, batch(data), masks=masks, counts=count, key=prune_key)
-            return kept, kept
+            return kept, (kept, _all_finite(trained))
 
         like = jax.eval_shape(lambda: pruner(start, batch(data), counts=plan[0], key=prune_key))
         dense = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), like)
-        last, path = jax.lax.scan(level, dense, jnp.asarray(plan))
+        last, (path, finite) = jax.lax.scan(level, dense, jnp.asarray(plan))
+        if not isinstance(finite, jax.core.Tracer) and not finite.all():
+            raise ValueError(
+                f"Training gave NaN or infinite params at level {int(finite.argmin()) + 1} of "
+                f"{len(plan)}. Lower the learning rate or look at the data."
+            )
         return path if levels else last
 
     return algorithm
+
+
+class Checked(NamedTuple):
+    """Masks, and whether they can be trusted."""
+
+    masks: Masks
+    """What the algorithm returned."""
+
+    finite: Bool[Array, ""]
+    """Whether every score that was ranked was finite; one flag a case under vmap."""
+
+
+def checked(algorithm: Algorithm) -> Callable[..., Checked]:
+    """An algorithm that says of each case whether its scores were finite.
+
+    Under a trace NaN scores cannot raise: they rank highest, and `masks.top` leaves a
+    `checkify.debug_check` behind. This carries its verdict along as data, so that a sweep over
+    thousands of cases keeps the good ones.
+
+    Args:
+      algorithm: `algorithm(data, *, key) -> masks`.
+
+    Returns:
+      `(data, *, key) -> Checked`, which jits and vmaps.
+    """
+
+    def run(data: Batch, *, key: Key[Array, ""]) -> Checked:
+        error, masks = checkify.checkify(
+            lambda data, key: algorithm(data, key=key), errors=checkify.user_checks
+        )(data, key)
+        failed = [leaf for leaf in jax.tree.leaves(error) if leaf.dtype == np.dtype(bool)]
+        return Checked(masks, ~jnp.any(jnp.stack(failed)) if failed else jnp.array(True))
+
+    return run
+
+
+def _all_finite(params: Params) -> Array:
+    flags = [
+        jnp.isfinite(leaf).all()
+        for leaf in jax.tree.leaves(params)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    ]
+    return jnp.stack(flags).all()

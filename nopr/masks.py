@@ -38,7 +38,8 @@ def top(
     Args:
       scores: Float array on each prunable leaf, None elsewhere; higher = keep.
       density: Kept fraction of *all* prunable weights, in [0, 1]; round(density * n) are kept
-        (half to even). Give this or `count`.
+        (half to even). A traced float32 density rounds as float32 does: 0.05 of 50 is then 3, not
+        2; give `count` where that matters. Give this or `count`.
       count: How many weights are kept. With `scope="layer"` also a sequence of one count a leaf;
         a single count is then shared in proportion to size, by largest remainder.
       within: Masks of the weights still alive; only these can be kept. A removed weight never
@@ -66,6 +67,7 @@ def top(
     _check_floating(leaves, trees.paths(scores))
     if within is not None:
         trees.check_same(within, scores, name="within", other="scores")
+        check_bool(within, name="within")
     alive = None if within is None else [jnp.asarray(leaf) for leaf in jax.tree.leaves(within)]
     counts = _counts(leaves, alive, density=density, count=count, scope=scope)
     choose = partial(_choose, scope=scope)
@@ -82,7 +84,7 @@ def apply(masks: Masks, params: Params) -> Params:
     """Sets every pruned weight of `params` to 0; leaves without a mask stay as they are.
 
     Raises:
-      ValueError: If the trees do not match; the message names the leaf.
+      ValueError: If the trees do not match or a mask is not bool; the message names the leaf.
 
     Example:
       >>> import numpy as np
@@ -94,6 +96,7 @@ def apply(masks: Masks, params: Params) -> Params:
       Array([[ 0., -2.],
              [-1.,  0.]], dtype=float32)
     """
+    check_bool(masks)
     return trees.overlay(lambda leaf, kept: jnp.where(kept, leaf, 0), params, masks)
 
 
@@ -150,6 +153,18 @@ def by_layer(masks: Masks) -> dict[str, LayerCount]:
     }
 
 
+def check_bool(masks: Masks, *, name: str = "masks") -> None:
+    """Checks that every leaf of a mask tree is bool.
+
+    Raises:
+      ValueError: Naming the first leaf that is not.
+    """
+    for path, leaf in zip(trees.paths(masks), jax.tree.leaves(masks), strict=True):
+        if getattr(leaf, "dtype", None) != np.dtype(bool):
+            found = getattr(leaf, "dtype", type(leaf).__name__)
+            raise ValueError(f"`{name}` must be bool, got {found} at {path!r}.")
+
+
 def shuffle(masks: Masks, *, key: Key[Array, ""]) -> Masks:
     """Shuffles each mask within its layer: the control that keeps only the layers' densities.
 
@@ -193,12 +208,15 @@ def _choose(
     else:
         living = [None] * len(scores) if alive is None else alive
         kept = [_keep_highest(*each) for each in zip(scores, living, counts, strict=True)]
-    return kept, [_is_finite(leaf) for leaf in leaves]
+    living = [None] * len(leaves) if alive is None else alive
+    return kept, [_is_finite(*each) for each in zip(leaves, living, strict=True)]
 
 
 @jax.jit
-def _is_finite(scores: Array) -> Bool[Array, ""]:
-    return jnp.all(jnp.isfinite(scores))
+def _is_finite(scores: Array, alive: Array | None) -> Bool[Array, ""]:
+    """Whether every score that can be chosen is finite; those of dead weights mean nothing."""
+    finite = jnp.isfinite(scores)
+    return jnp.all(finite if alive is None else finite | ~alive)
 
 
 @jax.jit
@@ -291,6 +309,8 @@ def _counts(
     rooms = sizes if alive is None else [jnp.sum(mask, dtype=jnp.int32) for mask in alive]
     if scope == "global":
         rooms = [sum(rooms)]
+    elif alive is not None and np.ndim(total) == 0:
+        wanted = _fit(wanted, rooms)
     if len(wanted) != len(rooms):
         raise ValueError(
             f"`count` must be one number{f' or {len(rooms)}' if scope == 'layer' else ''} with "
@@ -328,6 +348,19 @@ def _share_traced(total: Array, *, sizes: np.ndarray) -> list[Array]:
     rank = jnp.zeros(len(sizes), jnp.int64).at[order].set(np.arange(len(sizes)))
     extra = rank < total - jnp.sum(floors)
     return [k.astype(jnp.int32) for k in floors + extra.astype(jnp.int64)]
+
+
+def _fit(wanted: Sequence[Any], rooms: Sequence[Any]) -> list[Any]:
+    """Moves what a layer has no room for to the first layers that have; the sum stays."""
+    rooms = [room if _traced(room) else int(room) for room in rooms]
+    least = jnp.minimum if any(map(_traced, (*wanted, *rooms))) else min
+    counts = [least(k, room) for k, room in zip(wanted, rooms, strict=True)]
+    left = sum(wanted) - sum(counts)
+    for i, room in enumerate(rooms):
+        extra = least(left, room - counts[i])
+        counts[i], left = counts[i] + extra, left - extra
+    counts[0] = counts[0] + left  # more than is alive: refused, or clipped under a trace
+    return counts
 
 
 def _checked_count(k: Any, room: Any) -> Any:

@@ -50,7 +50,7 @@ class Network(NamedTuple):
 
 
 def mlp(
-    widths: Sequence[int],
+    widths: Sequence[Any],
     *,
     inputs: int,
     activation: str = "relu",
@@ -60,7 +60,8 @@ def mlp(
     """A fully connected network; inputs of any shape are flattened.
 
     Args:
-      widths: Units of each layer; the last is the number of outputs: (300, 100, 10).
+      widths: Units of each layer, whole numbers; the last is the number of outputs:
+        (300, 100, 10).
       inputs: Number of input features.
       activation: After every layer but the last: "linear", "relu" or "tanh".
       initialization: "he", "lecun" or "torch"; see `Dense`.
@@ -70,11 +71,11 @@ def mlp(
       The network; its params read `{"layer_0": {"kernel": [in, out], "bias": [out]}, ...}`.
 
     Raises:
-      ValueError: If a width or `inputs` is less than 1, or a name is unknown; from `apply`, if the
-        inputs do not have `inputs` features.
+      ValueError: If a width is no positive integer, `inputs` is less than 1, or a name is unknown;
+        from `apply`, if the inputs do not have `inputs` features.
     """
     widths = tuple(widths)
-    if not widths or min(widths) < 1:
+    if not widths or not all(map(_is_positive_integer, widths)):
         raise ValueError(f"`widths` must be one or more positive integers, got {widths}.")
     if inputs < 1:
         raise ValueError(f"`inputs` must be at least 1, got {inputs}.")
@@ -242,6 +243,11 @@ def _shaped(inputs: Any, shape: tuple[int, ...]) -> Array:
             f"got shape {inputs.shape}."
         )
     return inputs.reshape(inputs.shape[0], *shape)
+
+
+def _is_positive_integer(value: Any) -> bool:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return whole and int(value) >= 1
 
 
 def _check_names(activation: Any, initialization: Any) -> None:

@@ -70,7 +70,7 @@ def pruner(
         shapes = trees.shapes(jax.eval_shape(grain.pool, scores))
         wanted = [at(step) for step in range(1, rounds + 1)]
         if distribution is not None:
-            return np.array([distribution(shapes, density=d) for d in wanted], np.int32)
+            return _falling(np.array([distribution(shapes, density=d) for d in wanted], np.int32))
         return level_counts(sum(math.prod(shape) for shape in shapes), wanted)
 
     def prune(
@@ -84,18 +84,21 @@ def pruner(
         like = jax.eval_shape(lambda: criterion(params, batch, masks=masks, key=key))
         plan = _per_round(planned(like) if counts is None else counts, rounds)
 
-        def prune_once(masks: Masks | None, count: Any, key: Key[Array, ""]) -> Masks:
+        def prune_once(masks: Masks | None, xs: tuple[Any, Any]) -> tuple[Masks, Array]:
+            count, key = xs
             scores = criterion(params, batch, masks=masks, key=key)
-            return _keep(scores, count, masks, grain=grain, scope=scope)
+            return _keep(scores, count, masks, grain=grain, scope=scope), _finite(scores, masks)
 
         if rounds == 1:
-            return prune_once(masks, _plain(plan[0]), key)
+            return prune_once(masks, (_plain(plan[0]), key))[0]
         full = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), like)
-        return jax.lax.scan(
-            lambda masks, xs: (prune_once(masks, *xs), None),
+        kept, finite = jax.lax.scan(
+            prune_once,
             full if masks is None else masks,
             (jnp.asarray(plan, jnp.int32), jax.random.split(key, rounds)),
-        )[0]
+        )
+        _check_rounds(finite)
+        return kept
 
     return prune
 
@@ -111,7 +114,7 @@ def levels(pruner: Pruner, counts: Any) -> Pruner:
     Returns:
       A Pruner whose masks have a leading level axis.
     """
-    plan = jnp.asarray(counts, jnp.int32)
+    plan = whole_counts(counts)
 
     def prune(
         params: Params,
@@ -123,9 +126,40 @@ def levels(pruner: Pruner, counts: Any) -> Pruner:
     ) -> Masks:
         if counts is not None:
             raise ValueError("The counts of `levels` are fixed; give `counts` to its pruner.")
-        return jax.vmap(lambda k: pruner(params, batch, masks=masks, counts=k, key=key))(plan)
+        like = jax.eval_shape(
+            lambda: pruner(params, batch, masks=masks, counts=plan.max(axis=0), key=key)
+        )
+        check_at_most(plan, masks_.size(like))
+        many = jax.vmap(lambda k: pruner(params, batch, masks=masks, counts=k, key=key))
+        return many(jnp.asarray(plan))
 
     return prune
+
+
+def whole_counts(counts: Any) -> np.ndarray:
+    """Checks that concrete counts are whole numbers from 0 up, and gives them as int32.
+
+    Raises:
+      ValueError: With the first that is not; densities are the usual mistake.
+    """
+    values = np.asarray(counts)
+    bad = values[(values != np.rint(values)) | (values < 0)]
+    if bad.size:
+        raise ValueError(
+            f"`counts` must be whole numbers from 0 up, got {bad.flat[0]}. "
+            "`pruning.level_counts` makes them from densities."
+        )
+    return values.astype(np.int32)
+
+
+def check_at_most(counts: np.ndarray, size: int) -> None:
+    """Checks that no count passes the number of prunable weights.
+
+    Raises:
+      ValueError: With the largest count.
+    """
+    if counts.size and counts.max() > size:
+        raise ValueError(f"`counts` must be at most {size}, the weights there, got {counts.max()}.")
 
 
 def level_counts(size: int, densities: Any) -> np.ndarray:
@@ -155,17 +189,56 @@ def _keep(
     granules = precision.in_double(grain.pool, scores) if wide else grain.pool(scores)
     alive = None
     if masks is not None:
-        shares = grain.pool(jax.tree.map(lambda mask: mask.astype(jnp.float32), masks))
+        shares = grain.pool(jax.tree.map(lambda mask: jnp.asarray(mask, jnp.float32), masks))
         alive = jax.tree.map(lambda share: share > 0, shares)
     by_layer = scope == "layer" or np.ndim(count) == 1
     kept = masks_.top(granules, count=count, within=alive, scope="layer" if by_layer else "global")
-    return grain.expand(kept, scores)
+    expanded = grain.expand(kept, scores)
+    return expanded if masks is None else masks_.combine(expanded, masks)
+
+
+def _finite(scores: Scores, masks: Masks | None) -> Array:
+    """Whether every score of a living weight is finite."""
+
+    def every(leaves: list[Any], alive: list[Any] | None) -> Array:
+        flags = [jnp.isfinite(leaf) for leaf in leaves]
+        if alive is not None:
+            flags = [flag | ~mask for flag, mask in zip(flags, alive, strict=True)]
+        return jnp.stack([flag.all() for flag in flags]).all()
+
+    alive = None if masks is None else jax.tree.leaves(masks)
+    return precision.in_double(every, jax.tree.leaves(scores), alive)
+
+
+def _check_rounds(finite: Array) -> None:
+    """Raises if a round had scores that are not finite; under a trace `top` has checked it."""
+    if not _traced(finite) and not np.all(finite):
+        first = int(np.argmin(finite)) + 1
+        raise ValueError(
+            f"The scores of round {first} of {len(finite)} have NaN or infinite values. "
+            "Check the weights and the loss that were scored."
+        )
+
+
+def _falling(plan: np.ndarray) -> np.ndarray:
+    """Counts [rounds, layers] of which none rises from round to round; each round's sum stays.
+
+    Largest remainder can give a layer one more when the total falls; what is in excess is taken
+    from the layer that still has the most to lose.
+    """
+    for now, later in zip(plan[-2::-1], plan[:0:-1], strict=True):
+        total = now.sum()
+        np.maximum(now, later, out=now)
+        while now.sum() > total:
+            now[np.argmax(now - later)] -= 1
+    return plan
 
 
 def _per_round(counts: Any, rounds: int) -> Any:
     """`counts` with a leading axis of one entry a round."""
-    if np.ndim(counts) == 0:
-        counts = jnp.reshape(counts, (1,)) if _traced(counts) else np.reshape(counts, (1,))
+    counts = counts if _traced(counts) else whole_counts(counts)
+    if counts.ndim == 0:
+        counts = counts[None]
     if len(counts) != rounds:
         raise ValueError(f"`counts` must have one entry a round, {rounds}, got {len(counts)}.")
     return counts

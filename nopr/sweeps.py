@@ -7,6 +7,7 @@ goes to a store, if there is one, so that a sweep that is killed goes on where i
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -16,8 +17,6 @@ import numpy as np
 from jaxtyping import PyTree
 
 from nopr import trees
-
-DEFAULT_BLOCK_BYTES = 256 * 2**20
 
 
 @runtime_checkable
@@ -48,11 +47,11 @@ class Swept(NamedTuple):
     values: PyTree
     """What the function returned, a leading case axis on every leaf; NumPy arrays."""
     finite: np.ndarray
-    """bool [cases]: whether every floating result of the case is finite."""
+    """bool [cases]: whether every floating or complex result of the case is finite."""
 
     @property
     def failures(self) -> list[int]:
-        """The indices of the cases that gave NaN or infinity, or could not be trusted."""
+        """The indices of the cases that gave NaN or infinity."""
         return np.flatnonzero(~self.finite).tolist()
 
 
@@ -79,8 +78,9 @@ def run(
       shared: Arrays that every case reads, such as a data set; passed to the compiled program
         rather than built into it.
       block: Cases per vmapped call; all of them by default.
-      store: Keeps finished blocks; blocks found there are not computed again. It must be one that
-        only this function, these cases and this block share.
+      store: Keeps finished blocks; blocks found there are not computed again, unless they are of
+        other cases, or of other shapes or dtypes. It must be one that only this function and this
+        `shared` use.
       progress: Called after every block.
 
     Returns:
@@ -99,12 +99,13 @@ def run(
     for start in range(0, n, size):
         stop = min(start + size, n)
         name = f"block-{start:08d}-{stop:08d}"
-        part = _load(store, name, program, cases, extra)
+        taken = _take(cases, np.minimum(np.arange(start, start + size), stop - 1))
+        seal = "" if store is None else _digest(_take(cases, np.arange(start, stop)))
+        part = _load(store, name, seal, stop - start, lambda t=taken: program.eval_shape(t, *extra))
         if part is None:
-            index = np.minimum(np.arange(start, start + size), stop - 1)
-            values = program(_take(cases, index), *extra)
+            values = program(taken, *extra)
             part = jax.tree.map(lambda leaf, k=stop - start: np.asarray(leaf)[:k], values)
-            _save(store, name, part)
+            _save(store, name, seal, part)
         parts.append(part)
         failures += int((~_finite(part, stop - start)).sum())
         if progress is not None:
@@ -141,25 +142,52 @@ def _take(cases: PyTree, index: np.ndarray) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[index], cases)
 
 
+def _digest(cases: PyTree) -> str:
+    """The SHA-256 of the cases of a block: paths, dtypes, shapes and bytes."""
+    total = hashlib.sha256()
+    for path, leaf in zip(trees.paths(cases), jax.tree.leaves(cases), strict=True):
+        kind = str(leaf.dtype)  # of keys it names their implementation
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            array = np.asarray(jax.random.key_data(leaf))
+        else:
+            array = np.asarray(leaf)
+        total.update(f"{path} {kind} {array.shape}\n".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()
+
+
 def _load(
-    store: Store | None, name: str, program: Any, cases: PyTree, extra: tuple[Any, ...]
+    store: Store | None, name: str, seal: str, count: int, shapes: Callable[[], PyTree]
 ) -> PyTree | None:
+    """The block of `count` cases under `name`; None unless it is of these cases and shapes."""
     found = None if store is None else store.get(name)
-    if found is None:
+    if found is None or str(found.get("cases")) != seal:
         return None
-    like = program.eval_shape(_take(cases, np.array([0])), *extra)
-    treedef = jax.tree.structure(like)
-    return jax.tree.unflatten(treedef, [found[f"leaf_{i}"] for i in range(treedef.num_leaves)])
+    likes, treedef = jax.tree.flatten(shapes())
+    names = _leaf_names(len(likes))
+    if set(found) != {"cases", *names}:
+        return None
+    leaves = [np.asarray(found[leaf]) for leaf in names]
+    for leaf, like in zip(leaves, likes, strict=True):
+        if leaf.shape != (count, *like.shape[1:]) or leaf.dtype != like.dtype:
+            return None
+    return jax.tree.unflatten(treedef, leaves)
 
 
-def _save(store: Store | None, name: str, part: PyTree) -> None:
+def _save(store: Store | None, name: str, seal: str, part: PyTree) -> None:
     if store is not None:
-        store.put(name, {f"leaf_{i}": leaf for i, leaf in enumerate(jax.tree.leaves(part))})
+        leaves = jax.tree.leaves(part)
+        arrays = dict(zip(_leaf_names(len(leaves)), leaves, strict=True))
+        store.put(name, {"cases": seal, **arrays})
+
+
+def _leaf_names(count: int) -> list[str]:
+    return [f"leaf_{i}" for i in range(count)]
 
 
 def _finite(values: PyTree, n: int) -> np.ndarray:
     flags = np.ones(n, bool)
     for leaf in jax.tree.leaves(values):
-        if np.issubdtype(leaf.dtype, np.floating):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):  # NumPy's own knows no bfloat16
             flags &= np.isfinite(leaf).reshape(n, -1).all(axis=1)
     return flags

@@ -11,6 +11,7 @@ import optax
 from jax.tree_util import tree_flatten_with_path, tree_map_with_path
 from jaxtyping import Array, PyTree
 
+from nopr import masks as masks_
 from nopr import trees
 from nopr.typing import Masks, Params
 
@@ -24,7 +25,10 @@ def keep(tx: Transformation, masks: Masks | None) -> optax.GradientTransformatio
     With mask :math:`m`, gradient :math:`g`, weight :math:`w` and :math:`u` the update of `tx` for
     the gradient :math:`m \odot g`, the update is :math:`u` where :math:`m` is true and :math:`-w`
     elsewhere. So momentum, weight decay, Adam's moments and clipping by global norm see living
-    weights only, as if the others had been taken out of the network.
+    weights only, as if the others had been taken out of the network. That holds from the first step
+    for params that are 0 where pruned and a state made under these masks; where the masks change on
+    the way, make a new state, or what the old one holds of newly pruned weights still counts in
+    a norm over all of them.
 
     The masks are data: build the transformation inside the jitted function and one compilation
     serves all masks. The state is that of `tx`. In an `optax.chain`, `keep` belongs around the
@@ -55,6 +59,7 @@ def keep(tx: Transformation, masks: Masks | None) -> optax.GradientTransformatio
     tx = _with_extra_arguments(tx)
     if masks is None:
         return tx
+    masks_.check_bool(masks)
 
     def update(
         updates: optax.Updates, state: optax.OptState, params: Params | None = None, **extra: Any

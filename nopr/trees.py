@@ -96,7 +96,8 @@ def map_prunable(f: Callable[..., Any], masks: PyTree, *rest: PyTree) -> PyTree:
       A tree like `masks`, None where that is None.
 
     Raises:
-      ValueError: If a tree of `rest` lacks a prunable leaf; the message names it.
+      ValueError: If a tree of `rest` lacks a prunable leaf, or has one of another shape; the
+        message names it. Scalars go with every shape.
     """
     leaves, treedef = tree_flatten_with_path(masks)
     columns = [_prunable_leaves(masks, tree) for tree in rest]
@@ -109,11 +110,12 @@ def overlay(f: Callable[[Any, Any], Any], params: Params, masks: PyTree) -> Para
     """Maps `f(param, mask)` over the prunable leaves and keeps every other leaf of `params`.
 
     Raises:
-      ValueError: If the trees do not match; the message names the leaf.
+      ValueError: If the trees do not match, or two leaves have one path; the message names the
+        leaf.
     """
     check_matches(masks, params)
     leaves, treedef = tree_flatten_with_path(params)
-    found = {path_string(path): leaf for path, leaf in tree_flatten_with_path(masks)[0]}
+    found = _by_path(masks, "masks")
     values = [
         f(leaf, found[path_string(path)]) if path_string(path) in found else leaf
         for path, leaf in leaves
@@ -127,11 +129,11 @@ def check_matches(
     """Checks that every leaf of `masks` is one of `params`, of the same shape.
 
     Raises:
-      ValueError: Naming the first leaf that is missing or of another shape.
+      ValueError: Naming the first leaf that is missing or of another shape, or the path that two
+        leaves of one tree have.
     """
-    there = {path_string(path): leaf for path, leaf in tree_flatten_with_path(params)[0]}
-    for path, leaf in tree_flatten_with_path(masks)[0]:
-        where = path_string(path)
+    there = _by_path(params, other)
+    for where, leaf in _by_path(masks, name).items():
         if where not in there:
             raise ValueError(
                 f"`{name}` has a leaf at {where!r} that `{other}` lacks; "
@@ -193,17 +195,41 @@ def largest_remainder(quotas: Sequence[float], total: int) -> Counts:
 
 
 def _prunable_leaves(masks: PyTree, tree: PyTree) -> list[Any]:
-    if jax.tree.structure(tree) == jax.tree.structure(masks):
-        return jax.tree.leaves(tree)
-    there = {path_string(path): leaf for path, leaf in tree_flatten_with_path(tree)[0]}
     wanted = paths(masks)
-    for path in wanted:
-        if path not in there:
-            raise ValueError(
-                f"The trees do not match: there is no leaf at {path!r} among "
-                f"{_listing(tuple(there))}."
-            )
-    return [there[path] for path in wanted]
+    if jax.tree.structure(tree) == jax.tree.structure(masks):
+        found = jax.tree.leaves(tree)
+    else:
+        there = _by_path(tree, "rest")
+        for path in wanted:
+            if path not in there:
+                raise ValueError(
+                    f"The trees do not match: there is no leaf at {path!r} among "
+                    f"{_listing(tuple(there))}."
+                )
+        found = [there[path] for path in wanted]
+    for path, leaf, other in zip(wanted, jax.tree.leaves(masks), found, strict=True):
+        _check_shapes(path, leaf, other)
+    return found
+
+
+def _check_shapes(path: str, leaf: Any, other: Any) -> None:
+    one, two = (getattr(value, "shape", None) for value in (leaf, other))
+    if one and two and one != two:  # neither is a scalar, nor something without a shape
+        raise ValueError(
+            f"The trees do not match: shape {tuple(two)} at {path!r}, where the first tree has "
+            f"{tuple(one)}."
+        )
+
+
+def _by_path(tree: PyTree, name: str) -> dict[str, Any]:
+    """The leaves of `tree` by path, which no two of them may share."""
+    found = {}
+    for path, leaf in tree_flatten_with_path(tree)[0]:
+        where = path_string(path)
+        if where in found:
+            raise ValueError(f"`{name}` has two leaves at {where!r}. Rename one of them.")
+        found[where] = leaf
+    return found
 
 
 def _listing(names: Sequence[str], most: int = 6) -> str:

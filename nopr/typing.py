@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
-from jaxtyping import Array, Bool, Key, PyTree
+from jaxtyping import Array, Key, PyTree
 
 Params: TypeAlias = PyTree
 """Any pytree of arrays: a Flax dict, an `nnx.State`, an Equinox module, a plain dict."""
@@ -95,7 +95,3 @@ class LayerCount(NamedTuple):
     kept: Any
     size: int
     density: Any
-
-
-KeptVector: TypeAlias = Bool[Array, " n"]
-"""Masks raveled to one vector, in leaf order."""

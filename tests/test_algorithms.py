@@ -138,3 +138,49 @@ def test_masks_found_by_training_depend_on_the_data_and_those_at_random_do_not(d
 def test_levels_that_make_no_sense_are_refused(counts, match):
     with pytest.raises(ValueError, match=match):
         algorithms.imp(pruning.pruner(criteria.magnitude()), init=init, train=train, counts=counts)
+
+
+def test_counts_that_are_densities_or_too_many_are_refused(data, getkey):
+    pruner = pruning.pruner(criteria.magnitude())
+    with pytest.raises(ValueError, match=r"whole numbers from 0 up, got 0\.8"):
+        algorithms.imp(pruner, init=init, train=train, counts=(0.8, 0.5))
+    many = algorithms.imp(pruner, init=init, train=train, counts=(1000, 6))
+    with pytest.raises(ValueError, match="from 0 to 24, the weights alive, got 1000"):
+        many(data, key=getkey())
+
+
+def broken(params, kept, data, *, key):
+    """Training that diverges where the first label is -1."""
+    scale = jnp.where(data[1][0] < 0, jnp.nan, 1.0)
+    return jax.tree.map(lambda leaf: leaf * scale, train(params, kept, data, key=key))
+
+
+def test_imp_whose_training_diverges_raises_outside_a_trace(data, getkey):
+    algorithm = algorithms.imp(
+        pruning.pruner(criteria.magnitude()), init=init, train=broken, counts=LEVELS
+    )
+    bad = (data[0], -np.abs(data[1]))
+    with pytest.raises(ValueError, match="NaN or infinite params at level 1 of 3"):
+        algorithm(bad, key=getkey())
+
+
+@pytest.mark.parametrize("name", ["imp", "after_training"])
+def test_checked_flags_the_cases_whose_scores_are_not_finite(name, data, getkey):
+    pruner = pruning.pruner(criteria.magnitude(), density=0.25)
+    algorithm = {
+        "imp": algorithms.imp(pruner, init=init, train=broken, counts=LEVELS),
+        "after_training": algorithms.after_training(pruner, init=init, train=broken),
+    }[name]
+    key = getkey()
+    many = (np.stack([data[0]] * 3), np.stack([np.abs(data[1])] * 3))
+    many[1][1, 0] = -1.0
+    run = jax.jit(jax.vmap(lambda data: algorithms.checked(algorithm)(data, key=key)))
+    found = run(many)
+    np.testing.assert_array_equal(found.finite, [True, False, True])
+    good = algorithm(jax.tree.map(lambda leaf: leaf[0], many), key=key)
+    assert_same(jax.tree.map(lambda leaf: leaf[0], found.masks), good)
+
+
+def test_checked_passes_an_algorithm_without_checks(data, getkey):
+    constant = algorithms.checked(lambda data, *, key: {"w": jnp.ones(3, bool)})
+    assert bool(constant(data, key=getkey()).finite)

@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
-from experiments import cube, mask_information, methods
+from experiments import cube, held_out, mask_information, methods, steps
 from nopr import finetune, information, masks, networks, trees
 
 NETWORK = networks.mlp((6, 5, 3), inputs=4)
 SHAPES = ((4, 6), (6, 5), (5, 3))
+LIKE = trees.select(jax.eval_shape(NETWORK.init, jax.random.key(0)))
 SIZE = 69
 ROUNDS = 4
 DATA_FREE = ("random", "magnitude_init", "synflow")
@@ -25,7 +27,7 @@ def problem():
         grasp_loss=loss,
         input_shape=(4,),
         layers=NETWORK.layers,
-        shapes=SHAPES,
+        like=LIKE,
     )
 
 
@@ -75,6 +77,66 @@ def test_the_methods_compared_are_known_and_not_none():
         methods.check(("snip", "snap"))
     with pytest.raises(ValueError, match=r"`methods` must name at least one of"):
         methods.check(())
+
+
+def test_units_go_from_the_layer_they_are_planned_for_however_the_layers_sort(getkey):
+    hidden = (40, *[30] * 9, 8)
+    network = networks.mlp((*hidden, 3), inputs=5)
+    params = network.init(getkey())
+    loss = finetune.cross_entropy(network.apply)
+    like = trees.select(jax.eval_shape(network.init, getkey()))
+    problem = methods.Problem(network.apply, loss, loss, (5,), network.layers, like)
+    assert trees.paths(like) != network.layers  # layer_10 sorts before layer_2.
+    assert problem.widths == (5, *hidden, 3)
+    counts = methods.plan("units_after", 0.5, problem, synflow_rounds=ROUNDS)
+    prune = methods.pruner("units_after", problem, synflow_rounds=ROUNDS)
+    found = trees.map_prunable(np.asarray, prune(params, None, counts=counts, key=getkey()))
+    kept = [found[path.split("/")[0]]["kernel"].any(axis=0).sum() for path in network.layers]
+    assert kept == [20, *[15] * 9, 4, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "trainings"),
+    [("snip", 0), ("dense", 0), ("magnitude_after", 1), ("units_after", 1), ("imp", 3)],
+)
+def test_the_trainings_behind_a_mask_are_counted(name, trainings):
+    # IMP goes 0.8, 0.64, 0.512.
+    found = methods.trainings(name, 0.512, densities=(0.8, 0.512), removal=0.2)
+    assert found == trainings
+
+
+def test_scores_that_are_not_finite_are_an_error_that_names_the_method():
+    def choose(scores):
+        return masks.top({"w": scores}, count=1)
+
+    program = methods.over_seeds("imp", choose)
+    kept = program(jnp.array([[1.0, 2.0], [4.0, 3.0]]))["w"]
+    np.testing.assert_array_equal(kept, [[False, True], [True, False]])
+    with pytest.raises(ValueError, match=r"^No mask for 'IMP': .*finite.*\.$") as caught:
+        program(jnp.array([[1.0, 2.0], [jnp.nan, 3.0]]))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+# --- Data and lengths --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("validation", "count"), [(240, 240), (240.0, 240), (1 / 6, 240)])
+def test_a_count_to_hold_out_is_a_count_even_where_a_flag_made_it_a_float(validation, count):
+    config = ConfigDict({"seed": 0, "data": {"name": "digits", "validation": validation}})
+    assert len(held_out.load(config).validation.labels) == count
+
+
+def test_holding_nothing_out_names_the_key():
+    config = ConfigDict({"seed": 0, "data": {"name": "digits", "validation": 1e-5}})
+    with pytest.raises(ValueError, match=r"`data\.validation` must hold out .* got 1e-05"):
+        held_out.load(config)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 10, None])
+@pytest.mark.parametrize("remainder", [False, True])
+def test_an_epoch_has_the_steps_that_training_takes(batch_size, remainder):
+    expected = finetune.steps_per_epoch(10, batch_size=batch_size, remainder=remainder)
+    assert steps.per_epoch(10, batch_size=batch_size, remainder=remainder) == expected
 
 
 # --- The cube task -----------------------------------------------------------------------------

@@ -455,3 +455,10 @@ def test_what_does_not_fit_is_named(problem, getkey):
         finetune.cross_entropy(_apply)(params, (data[0], data[0][:, 0]))
     with pytest.raises(ValueError, match=r"shape of the outputs, \(11, 2\), got \(11,\)"):
         _LOSS(params, (data[0], data[0][:, 0]))
+
+
+def test_a_network_that_broke_down_is_right_on_no_example():
+    inputs, labels = np.ones((6, 2), np.float32), np.zeros(6, np.int32)
+    found = finetune.evaluate(lambda p, x: x * jnp.nan, {}, (inputs, labels))
+    assert float(found.accuracy) == 0.0
+    assert np.isnan(found.loss)

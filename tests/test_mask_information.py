@@ -3,9 +3,11 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 
-from experiments import launch, mask_information
+from experiments import launch, mask_information, methods
+from experiments.configs import mask_information as configs
 
 TINY = {
     "initializations": 2,
@@ -78,3 +80,51 @@ def test_run_again_it_computes_nothing(run, capsys):
     assert launch.main([*WORDS, f"--workdir={run}"]) == 0
     assert "mask_information is finished" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in run.rglob("*.json")} == before
+
+
+def test_the_settings_are_compared_on_the_same_initialisations(rng):
+    bits = {
+        "as configured": {"imp": rng.normal(size=(5, 20)), "random": np.zeros((5, 20))},
+        "steps 1000": {"imp": rng.normal(size=(3, 20))},
+    }
+    _, rows = mask_information._sensitivity(configs.get_config(), bits)
+    assert [row["n"] for row in rows] == [3, 3]
+    for row, values in zip(
+        rows, (bits["as configured"]["imp"], bits["steps 1000"]["imp"]), strict=True
+    ):
+        assert row["9"].n == 3
+        assert row["9"].mean == pytest.approx(values[:3, 8].mean())
+        assert row["peak"].mean == pytest.approx(values[:3].mean(axis=0).max())
+    title = mask_information._effects_title(rows)
+    assert "over the same n = 3 initialisations" in title
+
+
+def test_the_title_says_on_how_many_initialisations_the_check_was_made(run):
+    assert "H(m | D) = 0 checked on 0 of 2" in (run / "table.txt").read_text()
+    assert "H(m | D) = 0 checked on 0 of 2" in (run / "report.html").read_text()
+    assert methods.checked_text(9, 5) == "H(m | D) = 0 checked on 5 of 5"
+
+
+def test_every_setting_of_the_config_as_it_stands_can_be_run_and_stored(tmp_path):
+    tiny = {
+        "initializations": 1,
+        "checked": 0,
+        "methods": ("magnitude_after", "snip"),
+        "data.dimension": 2,
+        "data.points": 2,
+        "training.steps": 2,
+        "pruning.most": 3,
+    }
+    folder = tmp_path / "run"
+    words = [*WORDS[:2], *(f"--config.{key}={value}" for key, value in tiny.items())]
+    assert launch.main([*words, f"--workdir={folder}"]) == 0
+    summary = json.loads((folder / "summary.json").read_bytes())
+    settings = {name.split("/")[0] for name in summary if "/" in name}
+    sensitivity = configs.get_config().sensitivity
+    fields = ("initialization", "learning_rate", "steps")
+    assert len(settings) == 1 + sum(len(sensitivity[field]) for field in fields)
+    assert "steps_1000" in settings
+
+
+def test_a_stage_has_a_name_that_can_be_stored_whatever_the_value():
+    assert mask_information._slug("learning rate 1e+16/imp/0") == "learning_rate_1e_16/imp/0"

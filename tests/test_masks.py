@@ -238,3 +238,34 @@ def test_pack_tells_every_mask_from_every_other():
     words = np.asarray(masks.pack(long))
     bits = [bool(words[i // 32] >> np.uint32(i % 32) & np.uint32(1)) for i in range(70)]
     np.testing.assert_array_equal(bits, long["w"])
+
+
+def test_scores_of_dead_weights_mean_nothing_and_may_be_nan():
+    scores = {"w": np.array([1.0, np.nan, 3.0], np.float32)}
+    alive = {"w": np.array([True, False, True])}
+    kept = masks.top(scores, count=1, within=alive)["w"]
+    np.testing.assert_array_equal(kept, [False, False, True])
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_layer_without_room_passes_its_share_on_and_the_count_stays(traced):
+    scores = {"a": np.ones(4, np.float32), "b": np.ones(4, np.float32)}
+    alive = {"a": np.array([True, False, False, False]), "b": np.ones(4, bool)}
+    choose = lambda k: masks.top(scores, count=k, within=alive, scope="layer")  # noqa: E731
+    kept = (jax.jit(choose) if traced else choose)(4)
+    assert [int(layer.kept) for layer in masks.by_layer(kept).values()] == [1, 3]
+
+
+def test_more_than_all_layers_hold_is_refused():
+    scores = {"a": np.ones(2, np.float32), "b": np.ones(2, np.float32)}
+    alive = {"a": np.array([True, False]), "b": np.ones(2, bool)}
+    with pytest.raises(ValueError, match="`count` must be a whole number"):
+        masks.top(scores, count=4, within=alive, scope="layer")
+
+
+def test_masks_that_are_not_bool_are_refused():
+    weights = {"w": np.ones(3, np.float32)}
+    with pytest.raises(ValueError, match="`masks` must be bool, got float32 at 'w'"):
+        masks.apply(weights, {"w": np.ones(3, bool)})
+    with pytest.raises(ValueError, match="`within` must be bool, got float32 at 'w'"):
+        masks.top(weights, count=1, within=weights)

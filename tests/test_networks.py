@@ -174,6 +174,9 @@ def test_the_modules_work_inside_a_larger_linen_model(getkey):
     [
         (lambda: networks.mlp((), inputs=3), r"`widths` must be .* got \(\)"),
         (lambda: networks.mlp((3, 0), inputs=3), r"`widths` must be .* got \(3, 0\)"),
+        (lambda: networks.mlp((300.5, 3), inputs=3), r"`widths` must be .* got \(300\.5, 3\)"),
+        (lambda: networks.mlp(("a",), inputs=3), r"`widths` must be .* got \('a',\)"),
+        (lambda: networks.mlp((True, 3), inputs=3), r"`widths` must be .* got \(True, 3\)"),
         (lambda: networks.mlp((3,), inputs=0), "`inputs` must be at least 1, got 0"),
         (
             lambda: networks.mlp((3,), inputs=3, activation="gelu"),

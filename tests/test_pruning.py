@@ -218,3 +218,57 @@ def test_synflow_prunes_a_110_layer_residual_network_as_float64_does(rng, getkey
         expected = jax.jit(prune)(double, key)
     assert int(masks.count(ours)) == round(0.1 * masks.size(ours))
     jax.tree.map(np.testing.assert_array_equal, ours, expected)
+
+
+@pytest.mark.parametrize("options", [{"distribution": densities.uniform}, {"scope": "layer"}])
+def test_rounds_keep_the_exact_count_where_a_layers_share_would_rise(options, getkey):
+    """Largest remainder is not monotone: these layers lost a weight at this density."""
+    params = {
+        name: np.arange(size, dtype=np.float32)[:, None] + 1
+        for name, size in zip("abcd", (6, 39, 15, 39), strict=True)
+    }
+    density = 0.49138428226381914
+    prune = pruning.pruner(
+        criteria.magnitude(),
+        density=density,
+        schedule=schedules.exponential,
+        rounds=27,
+        **options,
+    )
+    assert int(masks.count(prune(params, None, key=getkey()))) == round(density * 99)
+
+
+@pytest.mark.parametrize("grain", [granularity.unstructured(), granularity.filters()])
+def test_no_weight_that_was_dead_comes_back_with_its_granule(grain, rng, getkey):
+    params = net(rng)
+    alive = jax.tree.map(lambda w: rng.random(w.shape) < 0.4, trees.select(params))
+    prune = pruning.pruner(criteria.magnitude(), scope="layer", density=0.3, granularity=grain)
+    kept = prune(params, None, masks=alive, key=getkey())
+    assert all((a >= k).all() for a, k in zip(*map(jax.tree.leaves, (alive, kept)), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("counts", "match"),
+    [
+        ([0.5, 0.2], r"must be whole numbers from 0 up, got 0\.5"),
+        ([-5], "must be whole numbers from 0 up, got -5"),
+        ([1000], "from 0 to 360, the weights alive, got 1000"),
+    ],
+)
+def test_levels_that_are_no_counts_are_refused_and_not_cut(counts, match, rng, getkey):
+    with pytest.raises(ValueError, match=match):
+        pruning.levels(pruning.pruner(criteria.magnitude()), counts)(net(rng), None, key=getkey())
+
+
+def test_counts_of_rounds_that_are_no_counts_are_refused(rng, getkey):
+    prune = pruning.pruner(criteria.magnitude(), rounds=3)
+    with pytest.raises(ValueError, match=r"must be whole numbers from 0 up, got 20\.7"):
+        prune(net(rng), None, counts=[100, 20.7, 10], key=getkey())
+
+
+def test_rounds_on_scores_that_are_not_finite_raise_outside_a_trace(rng, getkey):
+    params = net(rng)
+    params["layer_1"]["kernel"][0, 0] = np.nan
+    prune = pruning.pruner(criteria.magnitude(), density=0.1, rounds=3)
+    with pytest.raises(ValueError, match="scores of round 1 of 3 have NaN"):
+        prune(params, None, key=getkey())

@@ -8,6 +8,7 @@ import math
 import os
 import shlex
 
+import jax
 import launched
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import launch, methods, quickstart, quickstart_report
+from experiments.configs import quickstart as configs
+from nopr import algorithms, criteria, networks, pruning
 
 DENSITIES = (0.5, 0.1)
 SEEDS = 2
@@ -157,6 +160,22 @@ def test_the_report_gives_the_command_that_runs_it_again():
     assert quickstart_report.command(usual) == "make demo"
 
 
+def test_every_row_says_how_long_was_trained_for_it(whole, rows):
+    # IMP removes at most 0.7: one round to 0.5, two more to 0.1; an epoch each, and one after.
+    expected = {("dense", "1.0"): 1, ("imp", "0.5"): 2, ("imp", "0.1"): 4}
+    for row in rows:
+        after = 2 if row["method"] in methods.AFTER_TRAINING else 1
+        epochs = expected.get((row["method"], row["density"]), after)
+        assert int(row["training_epochs"]) == epochs, row
+    said = " ".join(quickstart_report.BUDGETS.split())
+    assert said in " ".join((whole / "run/table.txt").read_text().split())
+    assert said in (whole / "run/report.html").read_text()
+
+
+def test_the_table_says_on_how_many_initialisations_the_check_was_made(whole):
+    assert "H(m | D) = 0 checked on 0 of 1" in (whole / "run/table.txt").read_text()
+
+
 # --- Again, and after a kill -------------------------------------------------------------------
 
 
@@ -198,7 +217,7 @@ def test_killed_while_finetuning_it_goes_on_to_the_same_bytes(whole, tmp_path):
 )
 def test_imp_rounds_are_geometric_and_hit_every_target(targets, removal):
     targets = sorted(targets, reverse=True)
-    levels, hits = quickstart.imp_levels(targets, removal=removal)
+    levels, hits = methods.imp_levels(targets, removal=removal)
     assert [levels[hit] for hit in hits] == targets
     assert hits[-1] == len(levels) - 1
     path = np.array([1.0, *levels])
@@ -213,14 +232,75 @@ def test_imp_rounds_are_geometric_and_hit_every_target(targets, removal):
 
 
 def test_imp_rounds_that_fit_exactly_are_not_made_more():
-    levels, hits = quickstart.imp_levels([0.64, 0.512], removal=0.2)
+    levels, hits = methods.imp_levels([0.64, 0.512], removal=0.2)
     np.testing.assert_allclose(levels, [0.8, 0.64, 0.512])
     assert hits == [1, 2]
 
 
 def test_imp_rounds_refuse_targets_that_rise_and_a_removal_out_of_range():
     with pytest.raises(ValueError, match=r"must fall from left to right, got \[0\.1, 0\.5\]"):
-        quickstart.imp_levels([0.1, 0.5], removal=0.2)
+        methods.imp_levels([0.1, 0.5], removal=0.2)
     for removal in (0.0, 1.0, 1.5):
         with pytest.raises(ValueError, match=rf"between 0 and 1, got {removal}"):
-            quickstart.imp_levels([0.5], removal=removal)
+            methods.imp_levels([0.5], removal=removal)
+
+
+# --- Keys and checks ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def setting():
+    """A setting on random data with one seed, without the loading."""
+    config = configs.get_config()
+    config.update_from_flattened_dict(
+        {"training.length": "2ep", "training.batch_size": 8, "pruning.densities": (0.5,)}
+    )
+    network = networks.mlp((5, 3), inputs=4)
+    rng = np.random.default_rng(0)
+    train = rng.normal(size=(16, 4)).astype(np.float32), np.arange(16, dtype=np.int32) % 3
+    return quickstart.Setting(
+        config=config,
+        network=network,
+        problem=quickstart._problem(config, network, (4,)),
+        keys=jax.random.split(jax.random.key(0), 1),
+        shared={"train": train},
+        scoring=train,
+        trainer=quickstart._trainer(config, network, 16),
+        tune=None,
+    )
+
+
+def test_imp_and_pruning_after_training_have_the_batches_of_the_dense_stage(setting):
+    def train(params, masks, data, *, key):
+        del masks, data
+        return jax.tree.map(lambda leaf: jax.random.normal(key, leaf.shape), params)
+
+    def init(key):
+        return {"w": jax.random.normal(key, (4, 5))}
+
+    prune = pruning.pruner(criteria.magnitude())
+    expected = train(init(setting.keys[0]), None, None, key=quickstart._train_keys(setting)[0])
+    kept = prune(expected, None, counts=7, key=setting.keys[0])["w"]
+    imp = algorithms.imp(prune, init=init, train=train, counts=[7])
+    after = algorithms.after_training(
+        pruning.pruner(criteria.magnitude(), density=7 / 20), init=init, train=train
+    )
+    for algorithm in (imp, after):
+        np.testing.assert_array_equal(algorithm(None, key=setting.keys[0])["w"], kept)
+
+
+def test_imp_that_diverges_has_no_mask(setting):
+    found = quickstart._choose_masks(setting, "imp", None)
+    assert found["layer_0/kernel"].shape == (1, 1, 4, 5)
+    setting.config.training.learning_rate = 1e20
+    diverging = setting._replace(trainer=quickstart._trainer(setting.config, setting.network, 16))
+    with pytest.raises(ValueError, match=r"No mask for 'IMP': .*finite"):
+        quickstart._choose_masks(diverging, "imp", None)
+
+
+@pytest.mark.parametrize("name", ["snip", "grasp", "magnitude_after"])
+def test_a_score_that_is_not_finite_gives_no_mask(name, setting):
+    scoring = (np.full((16, 4), np.nan, np.float32), setting.scoring[1])
+    dense = jax.tree.map(lambda leaf: leaf * np.nan, jax.vmap(setting.network.init)(setting.keys))
+    with pytest.raises(ValueError, match=f"No mask for '{methods.TITLES[name]}': .*finite"):
+        quickstart._choose_masks(setting._replace(scoring=scoring), name, dense)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from nopr import records
+from nopr.records import context
 from nopr.records.files import explained
 
 CONFIG = {"data": {"name": "digits", "classes": (1, 2)}, "rate": 0.1}
@@ -74,6 +75,47 @@ def test_the_source_digest_changes_with_the_code(tmp_path):
     other = tmp_path / "other" / "code.py"
     records.write_text(other, "x = 2\n")
     assert before != records.source_digest(other)
+
+
+FILES = {
+    "nopr/plots/lines.py": False,
+    "nopr/plots.py": True,
+    "nopr/records/report.py": True,
+    "nopr/tables.py": True,
+    "nopr/finetune/loop.py": True,
+    "experiments/quickstart.py": True,
+    "experiments/quickstart_results.py": True,
+    "experiments/isometry_table.py": True,
+    "experiments/quickstart_report.py": True,
+    "experiments/report.py": False,
+    "experiments/tables.py": True,
+    "experiments/reproduce.py": False,
+    "experiments/launch.py": False,
+    "experiments/configs/quickstart.py": False,
+    "experiments/benchmarks/top.py": False,
+}
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    for name in FILES:
+        records.write_text(tmp_path / name, "x = 1\n")
+    monkeypatch.setattr(context, "_ROOT", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("name", "counts"), FILES.items())
+def test_the_source_digest_sees_code_that_computes_but_not_code_that_presents(root, name, counts):
+    before = context.source_digest.__wrapped__()
+    (root / name).write_text("x = 2\n")
+    assert (context.source_digest.__wrapped__() != before) == counts
+
+
+def test_the_source_digest_sees_whatever_it_is_given(root):
+    path = root / "experiments" / "report.py"
+    before = context.source_digest.__wrapped__(path)
+    path.write_text("x = 2\n")
+    assert context.source_digest.__wrapped__(path) != before
 
 
 # --- Stages ------------------------------------------------------------------------------------
@@ -171,6 +213,39 @@ def test_a_stage_of_other_code_is_said_and_computed_again(opened, said, tmp_path
     with opened(sources=[code]) as run:
         assert run.stage("a", lambda: {"x": 3}, code="v2")["x"] == 3
     assert "out of date: source (" in said[0]
+
+
+SETTINGS = [
+    ("default_prng_impl", lambda: jax.default_prng_impl("rbg")),
+    ("threefry_partitionable", lambda: jax.threefry_partitionable(False)),
+    ("default_matmul_precision", lambda: jax.default_matmul_precision("highest")),
+    ("x64", lambda: jax.enable_x64(True)),
+]
+
+
+@pytest.mark.parametrize(("name", "setting"), SETTINGS, ids=[name for name, _ in SETTINGS])
+def test_a_run_under_other_settings_says_so_and_computes_again(opened, said, name, setting):
+    with opened() as run:
+        run.stage("a", lambda: {"x": 1})
+        run.metric(0, "train", "loss", 1)
+    with setting(), opened() as run:
+        facts = json.loads((run.directory / "environment.json").read_bytes())
+        assert facts[name] == context.settings()[name]
+        assert _rows(run) == []
+        assert run.stage("a", lambda: {"x": 2})["x"] == 2
+    assert any(f"out of date: {name} (" in line for line in said)
+
+
+@pytest.mark.parametrize(("name", "setting"), SETTINGS, ids=[name for name, _ in SETTINGS])
+def test_settings_changed_within_a_run_count_for_its_stages(opened, said, name, setting):
+    with opened() as run:
+        run.stage("a", lambda: {"x": 1})
+        folder = run.checkpoints("b")
+        with setting():
+            assert run.stage("a", lambda: {"x": 2})["x"] == 2
+            assert run.stage("a", _never)["x"] == 2
+            assert run.checkpoints("b") != folder
+    assert any(f"out of date: {name} (" in line for line in said)
 
 
 def test_a_store_keeps_chunks_apart_by_name(opened):

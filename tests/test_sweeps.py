@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nopr import sweeps
+from nopr import records, sweeps
 
 
 class Shelf(dict):
@@ -69,6 +69,23 @@ def test_cases_that_are_not_finite_are_reported_and_the_others_kept():
     np.testing.assert_allclose(swept.values[4:], np.log([1, 2, 3]), rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "dtype", [jnp.bfloat16, jnp.float8_e4m3fn, jnp.float16, jnp.float32, jnp.complex64]
+)
+def test_nan_is_seen_in_every_dtype_that_has_it(dtype):
+    values = np.array([1, np.nan, 2], np.float32).astype(dtype)
+    assert sweeps.run(lambda case: case, values).failures == [1]
+
+
+def test_nan_in_the_imaginary_part_alone_is_seen():
+    values = np.array([1, complex(1, np.nan), complex(1, np.inf)], np.complex64)
+    assert sweeps.run(lambda case: case, values).failures == [1, 2]
+
+
+def test_integers_are_always_finite():
+    assert sweeps.run(lambda case: case, np.arange(3)).failures == []
+
+
 def test_finished_blocks_are_taken_from_the_store():
     shelf = Shelf()
     sweeps.run(square, CASES, block=3, store=shelf)
@@ -82,6 +99,101 @@ def test_finished_blocks_are_taken_from_the_store():
     swept = sweeps.run(square, CASES, block=3, store=shelf)
     np.testing.assert_array_equal(swept.values["value"], [77, 77, 77, 0, 1, 4, 9])
     assert len(shelf) == 3
+
+
+BLOCK = "block-00000000-00000003"
+
+
+def _counted():
+    """`square`, and a list that grows by one with every block that is computed."""
+    calls = []
+
+    def counted(case):
+        jax.debug.callback(lambda: calls.append(1))
+        return square(case)
+
+    return counted, calls
+
+
+def _without_a_leaf(block):
+    del block["leaf_1"]
+
+
+def _with_one_leaf_more(block):
+    block["leaf_2"] = np.zeros(3)
+
+
+def _with_fewer_cases(block):
+    block["leaf_1"] = block["leaf_1"][:2]
+
+
+def _of_another_shape(block):
+    block["leaf_1"] = np.zeros((3, 2), np.float32)
+
+
+def _of_another_dtype(block):
+    block["leaf_1"] = block["leaf_1"].astype(np.float64)
+
+
+def _without_its_digest(block):
+    del block["cases"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _without_a_leaf,
+        _with_one_leaf_more,
+        _with_fewer_cases,
+        _of_another_shape,
+        _of_another_dtype,
+        _without_its_digest,
+    ],
+)
+def test_a_stored_block_that_does_not_fit_is_computed_again(change):
+    shelf, (counted, calls) = Shelf(), _counted()
+    sweeps.run(counted, CASES, block=3, store=shelf)
+    jax.effects_barrier()
+    calls.clear()
+    sweeps.run(counted, CASES, block=3, store=shelf)
+    jax.effects_barrier()
+    assert calls == []
+    change(shelf[BLOCK])
+    swept = sweeps.run(counted, CASES, block=3, store=shelf)
+    jax.effects_barrier()
+    assert calls == [1]
+    np.testing.assert_array_equal(swept.values["value"], CASES["x"] ** 2)
+    assert swept.values["value"].dtype == np.float32
+    assert set(shelf[BLOCK]) == {"cases", "leaf_0", "leaf_1"}
+
+
+def test_stored_blocks_of_other_cases_are_computed_again():
+    shelf = Shelf()
+    sweeps.run(square, CASES, block=3, store=shelf)
+    other = {"x": CASES["x"].copy()}
+    other["x"][4] = 9
+    shelf[BLOCK]["leaf_1"] = np.full(3, 77, np.float32)
+    swept = sweeps.run(square, other, block=3, store=shelf)
+    np.testing.assert_array_equal(swept.values["value"], [77, 77, 77, 0, 81, 4, 9])
+
+
+def test_stored_blocks_of_other_typed_keys_are_computed_again():
+    shelf = Shelf()
+    for seed in (0, 1):
+        keys = jax.random.split(jax.random.key(seed), 3)
+        swept = sweeps.run(jax.random.normal, keys, block=2, store=shelf)
+        expected = jax.vmap(jax.random.normal)(keys)
+        np.testing.assert_allclose(swept.values, expected, rtol=1e-6)
+
+
+def test_blocks_go_to_the_records_of_a_run_and_come_back(tmp_path):
+    store = records.Store(tmp_path, context={})
+    counted, calls = _counted()
+    for _ in range(2):
+        swept = sweeps.run(counted, CASES, store=store)
+        np.testing.assert_array_equal(swept.values["value"], CASES["x"] ** 2)
+    jax.effects_barrier()
+    assert calls == [1]
 
 
 def test_an_interrupted_sweep_ends_with_the_bytes_of_an_uninterrupted_one():

@@ -49,6 +49,32 @@ def test_map_prunable_names_the_leaf_that_is_missing():
         trees.map_prunable(lambda a, b: a, {"a": 1.0, "b": 2.0}, {"a": 1.0})
 
 
+@pytest.mark.parametrize("rest", [{"a": np.ones((2, 1))}, {"a": np.ones((2, 1)), "b": np.ones(3)}])
+def test_map_prunable_names_the_leaf_of_another_shape(rest):
+    with pytest.raises(ValueError, match=r"shape \(2, 1\) at 'a', where the first tree has \(2,\)"):
+        trees.map_prunable(lambda a, b: a * b, {"a": np.ones(2)}, rest)
+
+
+@pytest.mark.parametrize("value", [2.0, np.float32(2), np.array(2.0)], ids=["float", "np", "array"])
+def test_map_prunable_takes_scalars_on_either_side(value):
+    array = np.ones((2, 3))
+    for one, two in ((array, value), (value, array)):
+        found = trees.map_prunable(lambda a, b: a * b, {"a": one}, {"a": two})
+        np.testing.assert_array_equal(found["a"], 2 * array)
+
+
+def test_two_leaves_at_one_path_are_refused_by_name():
+    one, two = {"a/b": np.ones(2)}, {"a/b": np.ones(2), "a": {"b": np.zeros(2)}}
+    with pytest.raises(ValueError, match="`params` has two leaves at 'a/b'"):
+        trees.check_matches(one, two)
+    with pytest.raises(ValueError, match="`masks` has two leaves at 'a/b'"):
+        trees.check_matches(two, one)
+    with pytest.raises(ValueError, match="`params` has two leaves at 'a/b'"):
+        trees.overlay(lambda p, m: p, two, two)
+    with pytest.raises(ValueError, match="`rest` has two leaves at 'a/b'"):
+        trees.map_prunable(lambda m, p: p, one, two)
+
+
 def test_overlay_changes_prunable_leaves_only():
     masks = trees.full_masks(PARAMS)
     changed = trees.overlay(lambda p, m: p + 1, PARAMS, masks)

@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.name = "digits"  # digits, mnist, fashion_mnist, or another set of data.load
-    config.data.validation = 1 / 6  # fraction of the training part held out for selection
+    config.data.validation = 1 / 6  # of the training part, for selection; from 1 on a count
 
     config.network = ConfigDict()
     config.network.widths = (300, 100)  # hidden units
@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
     # Of the dense net, and again after pruning; by default 30ep for digits and 3ep for larger sets.
     config.training.length = config_dict.placeholder(str)
     config.training.batch_size = 64
-    config.training.learning_rate = 0.1
+    config.training.learning_rate = 0.05  # at first; falls to 0 along half a cosine
     config.training.momentum = 0.9
     config.training.weight_decay = 1e-4
 

@@ -99,7 +99,7 @@ def evaluate(apply: Apply, params: Params, data: Batch, *, batch_size: int = 100
       batch_size: Examples at a time; it bounds the memory and changes nothing but rounding.
 
     Returns:
-      The evaluation; NaN outputs give a NaN loss.
+      The evaluation; NaN outputs are wrong and give a NaN loss.
 
     Raises:
       ValueError: If `batch_size` is less than 1, the leaves of `data` differ in length or have no
@@ -122,7 +122,8 @@ def _evaluate(
         inputs, labels = take(data, rows)
         logits = apply(params, inputs)
         losses = _cross_entropies(logits, labels)
-        right = jnp.argmax(logits, axis=-1) == labels
+        # The argmax of NaN is 0: a network that broke down would be right on the first class.
+        right = (jnp.argmax(logits, axis=-1) == labels) & jnp.isfinite(losses)
         counted = rows < examples  # the last batch is filled up with the last example
         return jnp.sum(counted & right), jnp.sum(jnp.where(counted, losses, 0))
 

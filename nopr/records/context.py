@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import hashlib
 import importlib.metadata
@@ -16,7 +17,15 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
-_PRESENTATION = ("plots.py", "launch.py", "report.py", "reproduce.py")
+_SETTINGS = ("default_prng_impl", "threefry_partitionable", "default_matmul_precision")
+_PRESENTATION = (  # relative to the root; `*` takes in folders below
+    "nopr/plots/*",
+    "experiments/benchmarks/*",
+    "experiments/configs/*",
+    "experiments/launch.py",
+    "experiments/report.py",
+    "experiments/reproduce.py",
+)
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -39,15 +48,25 @@ def run_name(experiment: str, variant: str, config: Mapping[str, Any]) -> str:
 def source_digest(*extra: Path) -> str:
     """Ten hexadecimal digits that stand for the code of nopr, of its experiments, and of `extra`.
 
-    Files that only present results (plots, report, launcher) and the configs are left out: they
-    cannot change a number that is not in the config as well.
+    Files that only present results (plots, reports, tables, launcher), benchmarks and the configs
+    are left out: they cannot change a stage that is not in the config as well. What is in `extra`
+    always counts.
     """
-    found = {*(_ROOT / "nopr").rglob("*.py"), *(_ROOT / "experiments").glob("*.py"), *extra}
+    ours = (path for folder in ("nopr", "experiments") for path in (_ROOT / folder).rglob("*.py"))
+    found = {*(path for path in ours if not _presents(_name(path))), *extra}
     total = hashlib.sha256()
-    for path in sorted(path for path in found if path.name not in _PRESENTATION):
-        name = path.relative_to(_ROOT).as_posix() if path.is_relative_to(_ROOT) else path.name
-        total.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    for path in sorted(found):
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        total.update(f"{_name(path)} {digest}\n".encode())
     return total.hexdigest()[:10]
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(_ROOT).as_posix() if path.is_relative_to(_ROOT) else path.name
+
+
+def _presents(name: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _PRESENTATION)
 
 
 def threads() -> int:
@@ -61,8 +80,26 @@ def threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def settings() -> dict[str, Any]:
+    """The settings of jax that change numbers, as they are here and now.
+
+    None stands for jax's own default, and for what this version of jax does not know.
+    """
+    import jax
+
+    values = {name: getattr(jax.config, f"jax_{name}", None) for name in _SETTINGS}
+    plain = (bool, int, str, type(None))
+    return {
+        "x64": bool(jax.config.read("jax_enable_x64")),
+        **{
+            name: value if isinstance(value, plain) else str(value)
+            for name, value in values.items()
+        },
+    }
+
+
 def environment(*sources: Path) -> dict[str, Any]:
-    """What a run runs on: versions, commit, code, devices, flags. Starts jax's devices."""
+    """What a run runs on: versions, commit, code, devices, settings. Starts jax's devices."""
     import jax
 
     commit, changed = _commit()
@@ -72,7 +109,7 @@ def environment(*sources: Path) -> dict[str, Any]:
         "platform": platform.platform(),
         "devices": [device.device_kind for device in jax.devices()],
         "threads": threads(),
-        "x64": bool(jax.config.read("jax_enable_x64")),
+        **settings(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "source": source_digest(*sources),
         "commit": commit,
@@ -83,7 +120,7 @@ def environment(*sources: Path) -> dict[str, Any]:
 
 def context(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The part of an environment that may change the bits of a result."""
-    kept = (*_PACKAGES, "threads", "x64", "xla_flags", "source")
+    kept = (*_PACKAGES, "threads", "x64", *_SETTINGS, "xla_flags", "source")
     return {key: facts.get(key) for key in kept} | {"device": sorted(set(facts.get("devices", ())))}
 
 

@@ -17,7 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from nopr.records.context import canonical, context, differences, environment, source_digest
+from nopr.records.context import (
+    canonical,
+    context,
+    differences,
+    environment,
+    settings,
+    source_digest,
+)
 from nopr.records.files import RunError, explained, plain_scalar, write_text
 from nopr.records.metrics import Metrics
 from nopr.records.store import Store, to_stderr
@@ -55,7 +62,7 @@ class Run:
         It is another one when the config, the source or the versions change, so that what was
         saved by other code is never gone on with.
         """
-        depends = canonical({**self._context, "config": self._config})
+        depends = canonical({**self._depends(), "config": self._config})
         digest = hashlib.sha256(depends.encode()).hexdigest()[:10]
         return self._folder("checkpoints") / f"{name}-{digest}"
 
@@ -78,7 +85,8 @@ class Run:
           name: Names the stage; unique in the run.
           compute: Returns a nested dict (or NamedTuple) of arrays, numbers and strings.
           code: What else the result depends on, such as a version or a length. The config, the
-            source of nopr and its experiments, the versions and the device are seen to.
+            source of nopr and its experiments, the versions, the device and jax's settings for
+            precision and random numbers are seen to.
           finite: Whether NaN and infinities are an error.
 
         Returns:
@@ -104,7 +112,7 @@ class Run:
     def store(self, name: str = "", *, code: str = "") -> Store:
         """Results kept under `name`, as the chunks of a sweep are; see `stage` for `code`."""
         self._check_unfinished()
-        depends = {**self._context, "config": self._config, "code": code}
+        depends = {**self._depends(), "config": self._config, "code": code}
         return Store(self.directory / "stages" / name, context=depends, say=self.say)
 
     def metric(self, step: int, split: str, name: str, value: Any) -> None:
@@ -162,6 +170,10 @@ class Run:
         }
         write_text(self.directory / "DONE", json.dumps(facts, indent=2) + "\n")
         self.finished, self.outdated = True, False
+
+    def _depends(self) -> dict[str, Any]:
+        """The context, with jax's settings as they are now: a `with` may have changed them."""
+        return {**self._context, **settings()}
 
     def _check_unfinished(self) -> None:
         if self.finished:
