@@ -235,7 +235,8 @@ def _draw_ceilings(axes: Axes, ceiling_bits: float, weights: int) -> None:
     axes.plot(k, masks, linestyle=(0, (4, 3)), label="_log2 masks", **look)
     axes.axhline(ceiling_bits, label="_H(D)", **look)
     text = f"H(D) = {ceiling_bits:.2f} bits (line); log$_2$ C({weights}, k) (dashed)"
-    look = {"ha": "center", "va": "center", "fontsize": 9.5}
+    back = {"facecolor": "#ededed", "edgecolor": "none", "pad": 2}  # FAINT, half transparent
+    look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 9.5, "bbox": back}
     axes.text(weights / 2, (top + ceiling_bits) / 2, text, **look)
 
 
