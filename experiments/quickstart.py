@@ -229,7 +229,10 @@ def _optimizer(config: ConfigDict, examples: int) -> optax.GradientTransformatio
 def _epochs(config: ConfigDict, examples: int) -> int:
     length = config.training.length or ("30ep" if config.data.name == "digits" else "3ep")
     per_epoch = steps.per_epoch(examples, batch_size=config.training.batch_size)
-    return steps.epochs(length, steps_per_epoch=per_epoch)
+    epochs = steps.epochs(length, steps_per_epoch=per_epoch)
+    if epochs < 1:
+        raise ValueError(f"`training.length` must be at least 1ep, got {length!r}.")
+    return epochs
 
 
 def _initial(setting: Setting) -> Params:

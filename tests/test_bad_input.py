@@ -33,7 +33,7 @@ QUICKSTART = {
     "nothing held out": ({"data.validation": 0}, "`data.validation` must hold out at least one"),
     "an empty batch": ({"training.batch_size": 0}, "`batch_size` must be in [1, 1197], got 0"),
     "a length without unit": ({"training.length": "10"}, "must read like '10ep' or '500it'"),
-    "no epochs": ({"training.length": "0ep"}, "`epochs` must be at least 1, got 0"),
+    "no epochs": ({"training.length": "0ep"}, "`training.length` must be at least 1ep, got '0ep'"),
     "an unknown law": ({"information.law": "distnct"}, "must be one of distinct, "),
     "too many points": ({"information.points": 9}, "must be at most 2^3 = 8"),
 }

@@ -81,10 +81,19 @@ def here(place, monkeypatch):
     return place
 
 
+# `python -m experiments.launch`, also where the suite was started with interrupts ignored, as a
+# script does for what it runs in the background.
+HEARS_INTERRUPTS = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("experiments.launch", run_name="__main__", alter_sys=True)
+"""
+
+
 def _start(place, *words, **variables):
     path = os.pathsep.join([str(ROOT), str(place)])
     return subprocess.Popen(
-        [sys.executable, "-m", "experiments.launch", "--config=light.py", *words],
+        [sys.executable, "-c", HEARS_INTERRUPTS, "--config=light.py", *words],
         cwd=place,
         env={**os.environ, "PYTHONPATH": path, **variables},
         stdout=subprocess.PIPE,
