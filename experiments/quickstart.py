@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from experiments import cube, held_out, methods, quickstart_report, steps
-from experiments.quickstart_results import Job, Outcome
+from experiments.quickstart_results import Job, Outcome, initializations
 from nopr import (
     algorithms,
     finetune,
@@ -51,6 +51,7 @@ class Setting(NamedTuple):
 def run(config: ConfigDict, run: records.Run) -> dict[str, Any]:
     """Runs all stages, prints the tables and writes figures and report."""
     _check(config)
+    config = with_defaults(config)
     task = _cube_task(config)
     setting = _setting(config)
     dense = run.stage("dense", partial(_train_dense, setting), finite=True)
@@ -64,6 +65,7 @@ def run(config: ConfigDict, run: records.Run) -> dict[str, Any]:
         config=config,
         problem=setting.problem,
         probes=len(setting.shared["probe"]),
+        examples=_examples(setting),
         dense=dense,
         found=found,
         task=task,
@@ -72,11 +74,25 @@ def run(config: ConfigDict, run: records.Run) -> dict[str, Any]:
     return quickstart_report.write(outcome, run)
 
 
+def _examples(setting: Setting) -> str:
+    parts = {"train": "training", "validation": "validation", "test": "test"}
+    counts = [f"{len(setting.shared[part][1]):,} {name}" for part, name in parts.items()]
+    return f"one split into {', '.join(counts)} images"
+
+
 def _jobs(config: ConfigDict) -> list[Job]:
     jobs = [Job(name, density) for name in config.methods for density in config.pruning.densities]
     if "units_after" in config.methods:
         jobs.append(Job("units_after", config.repair.density, repaired=True))
     return jobs
+
+
+def with_defaults(config: ConfigDict) -> ConfigDict:
+    """The config with its open fields filled in."""
+    config = config.copy_and_resolve_references()
+    if config.repair.density is None:
+        config.repair.density = float(config.pruning.densities[0])
+    return config
 
 
 def _check(config: ConfigDict) -> None:
@@ -89,6 +105,7 @@ def _check(config: ConfigDict) -> None:
     counts = {
         "seeds": config.seeds,
         "information.initializations": config.information.initializations,
+        "information.imp_initializations": config.information.imp_initializations,
         "measuring.inputs": config.measuring.inputs,
         "pruning.scoring_examples": config.pruning.scoring_examples,
         "pruning.synflow_rounds": config.pruning.synflow_rounds,
@@ -121,7 +138,8 @@ def _check_densities(config: ConfigDict) -> None:
         if not 0 < density <= 1:
             raise ValueError(f"`pruning.densities` must be in (0, 1], got {density}.")
     methods.imp_levels(list(densities), removal=config.pruning.imp_removal)
-    if "units_after" in config.methods and config.repair.density not in densities:
+    asked = config.repair.density
+    if "units_after" in config.methods and asked is not None and asked not in densities:
         raise ValueError(
             f"`repair.density` must be one of `pruning.densities`, {tuple(densities)}, "
             f"got {config.repair.density}."
@@ -374,7 +392,7 @@ def _cube_task(config: ConfigDict) -> cube.Task:
     return cube.task(**{k: v for k, v in chosen.items() if k not in _MEASURING})
 
 
-_MEASURING = ("initializations", "checked")
+_MEASURING = ("initializations", "checked", "imp_initializations")
 
 
 def _information(
@@ -390,6 +408,6 @@ def _information(
 
     rows = [
         run.stage(f"information/{name}/{index}", partial(measure, index), finite=True)["bits"]
-        for index in range(config.information.initializations)
+        for index in range(initializations(config, name))
     ]
     return {"bits": np.stack(rows), "pruned": np.array(pruned)}

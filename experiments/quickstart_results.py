@@ -47,6 +47,7 @@ class Outcome(NamedTuple):
     Attributes:
       config: What was asked.
       problem: The network that was pruned.
+      examples: How many examples are for what, in words.
       probes: Inputs on which Jacobians were taken.
       dense: The result of the dense network.
       found: The result of every job.
@@ -57,6 +58,7 @@ class Outcome(NamedTuple):
     config: ConfigDict
     problem: methods.Problem
     probes: int
+    examples: str
     dense: Mapping[str, Any]
     found: Mapping[Job, Mapping[str, Any]]
     task: cube.Task
@@ -83,11 +85,11 @@ def accuracy_table(outcome: Outcome) -> report.Table:
         tables.Column("selected", "test acc, %\nselected"),
         tables.Column("kept", "kept\nweights", 0),
         tables.Column("effective", "effective\nweights", 0),
-        tables.Column("before", "mean sv\npruned", 3),
-        tables.Column("after", "mean sv\nfinetuned", 2),
+        tables.Column("before", "mean sv\nat start", 3),
+        tables.Column("after", "mean sv\nat end", 2),
         tables.Column("orthp_last", "OrthP:\ntest acc, %"),
-        tables.Column("orthp_before", "mean sv\npruned", 3),
-        tables.Column("orthp_after", "mean sv\nfinetuned", 2),
+        tables.Column("orthp_before", "mean sv\nat start", 3),
+        tables.Column("orthp_after", "mean sv\nat end", 2),
     ]
     nothing = tables.Missing("There is nothing to repair.")
     rows = [
@@ -115,7 +117,8 @@ def accuracy_table(outcome: Outcome) -> report.Table:
     net = f"{'-'.join(map(str, outcome.widths))} ReLU net"
     caption = (
         f"{outcome.config.data.name}, {net}, {outcome.problem.size:,} prunable weights, "
-        f"n = {outcome.config.seeds} seeds: mean and 95% interval"
+        f"n = {outcome.config.seeds} seeds: mean and 95% interval over seeds; "
+        f"{outcome.examples}"
     )
     return report.Table(rows, columns, caption, "method")
 
@@ -182,7 +185,7 @@ def bits_table(outcome: Outcome) -> report.Table:
     shown = [k for k in (3, 5, 10, 15, 18, 20) if k < task.size]
     columns = [tables.Column("method", "method")]
     columns += [tables.Column(str(k), f"{k} pruned", 2) for k in shown]
-    columns.append(tables.Column("peak", "highest mean", 2))
+    columns.append(tables.Column("n", "initialisations", 0))
     why = tables.Missing(f"A unit of the cube net takes {config.dimension + 2} weights with it.")
     rows = []
     for name, found in in_order(outcome.bits):
@@ -191,15 +194,19 @@ def bits_table(outcome: Outcome) -> report.Table:
             str(k): tables.mean_interval(values[:, pruned.index(k)]) if k in pruned else why
             for k in shown
         }
-        row["peak"] = tables.mean_interval(values[:, values.mean(axis=0).argmax()])
-        rows.append({"method": methods.TITLES[name], **row})
+        rows.append({"method": methods.TITLES[name], **row, "n": len(values)})
     caption = (
         f"Exact mask information on the cube task, bits by weights pruned (of {task.size}); "
-        f"n = {config.initializations} initialisations; "
-        f"ceiling H(D) = {task.data.entropy_bits:.2f} bits; "
-        f"{methods.checked_text(config.checked, config.initializations)}"
+        f"mean and 95% interval; ceiling H(D) = {task.data.entropy_bits:.2f} bits; "
+        f"H(m | D) = 0 checked on the first {config.checked} of each"
     )
     return report.Table(rows, columns, caption)
+
+
+def initializations(config: ConfigDict, name: str) -> int:
+    """On how many initialisations the information of a method is computed."""
+    chosen = config.information
+    return chosen.imp_initializations if name == "imp" else chosen.initializations
 
 
 def in_order(bits: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

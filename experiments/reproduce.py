@@ -20,6 +20,9 @@ PAPERS = {
 
 def main(argv: Sequence[str]) -> int:
     """Runs what `--name` asks for and returns the exit status: the first that is not 0."""
+    if {"--help", "-help", "-h"} & set(argv[1:]):
+        print((__doc__ or "").strip())
+        return 0
     values = flags.FlagValues()
     flags.DEFINE_string("name", "all", "", flag_values=values)
     try:

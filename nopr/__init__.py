@@ -1,5 +1,46 @@
 """The science of neural-network pruning in JAX.
 
 What does a mask know about the data it was chosen on, and are the weights it leaves a good
-place to start training?
+place to start training? The modules are the namespaces: `from nopr import masks, criteria`.
 """
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "algorithms",
+    "checkpoints",
+    "criteria",
+    "data",
+    "densities",
+    "finetune",
+    "granularity",
+    "information",
+    "isometry",
+    "masks",
+    "networks",
+    "plots",
+    "precision",
+    "pruning",
+    "records",
+    "schedules",
+    "spectra",
+    "surgery",
+    "sweeps",
+    "transforms",
+    "trees",
+    "typing",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a module when it is first asked for, so that `import nopr` stays light."""
+    if name in __all__:
+        return importlib.import_module(f"nopr.{name}")
+    raise AttributeError(f"module 'nopr' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -58,7 +58,8 @@ def after_training(
     def algorithm(data: Batch, *, key: Key[Array, ""]) -> Masks:
         init_key, run_key = jax.random.split(key)
         train_key, prune_key = jax.random.split(run_key)
-        trained = train(init(init_key), None, data, key=train_key)
+        start = init(init_key)
+        trained = _checked_params(train(start, None, data, key=train_key), start)
         return pruner(trained, batch(data), key=prune_key)
 
     return algorithm
@@ -108,7 +109,7 @@ def imp(
             start = rewind(start, None, data, key=rewind_key)
 
         def level(masks: Masks, count: Array) -> tuple[Masks, tuple[Masks, Array]]:
-            trained = train(start, masks, data, key=train_key)
+            trained = _checked_params(train(start, masks, data, key=train_key), start)
             kept = pruner(trained, batch(data), masks=masks, counts=count, key=prune_key)
             return kept, (kept, _all_finite(trained))
 
@@ -157,6 +158,16 @@ def checked(algorithm: Algorithm) -> Callable[..., Checked]:
         return Checked(masks, ~jnp.any(jnp.stack(failed)) if failed else jnp.array(True))
 
     return run
+
+
+def _checked_params(trained: Params, start: Params) -> Params:
+    if jax.tree.structure(trained) != jax.tree.structure(start):
+        raise ValueError(
+            f"`train` must return params like those it is given, got {type(trained).__name__}. "
+            "Where it returns a record, as those of `finetune` do, wrap it: "
+            "lambda *args, **options: train(*args, **options).params"
+        )
+    return trained
 
 
 def _all_finite(params: Params) -> Array:

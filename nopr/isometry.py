@@ -185,8 +185,8 @@ def _kept_sides(mask: np.ndarray, path: str) -> tuple[np.ndarray, np.ndarray]:
     if not np.array_equal(mask, np.logical_and.outer(rows, columns)):
         raise ValueError(
             f"`masks` must keep whole inputs and outputs for `orthogonalize`, and at {path!r} it "
-            "does not. For unstructured masks use `isometry.approximate` (approximate isometry, "
-            "Lee et al. 2020), which is not part of this release."
+            "does not. Choose whole units with `granularity.units`; what unstructured masks would "
+            "need is `isometry.approximate` (Lee et al. 2020), not yet in this release."
         )
     return np.flatnonzero(rows), np.flatnonzero(columns)
 

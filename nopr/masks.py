@@ -162,7 +162,9 @@ def check_bool(masks: Masks, *, name: str = "masks") -> None:
     for path, leaf in zip(trees.paths(masks), jax.tree.leaves(masks), strict=True):
         if getattr(leaf, "dtype", None) != np.dtype(bool):
             found = getattr(leaf, "dtype", type(leaf).__name__)
-            raise ValueError(f"`{name}` must be bool, got {found} at {path!r}.")
+            raise ValueError(
+                f"`{name}` must be bool, got {found} at {path!r}. Were the arguments swapped?"
+            )
 
 
 def shuffle(masks: Masks, *, key: Key[Array, ""]) -> Masks:
@@ -316,7 +318,8 @@ def _counts(
             f"`count` must be one number{f' or {len(rooms)}' if scope == 'layer' else ''} with "
             f"scope={scope!r}, got {len(wanted)}."
         )
-    return [_checked_count(k, room) for k, room in zip(wanted, rooms, strict=True)]
+    asked = "`count`" if density is None else f"`density` {density} of {sum(sizes)} weights"
+    return [_checked_count(k, room, asked) for k, room in zip(wanted, rooms, strict=True)]
 
 
 def _total(density: Any, n: int) -> Any:
@@ -325,8 +328,9 @@ def _total(density: Any, n: int) -> Any:
         return precision.in_double(
             lambda d: jnp.rint(d.astype(jnp.float64) * float(n)).astype(jnp.int32), density
         )
-    if np.ndim(density) or not 0 <= float(density) <= 1:
-        raise ValueError(f"`density` must be in [0, 1], got {density}.")
+    number = isinstance(density, int | float | np.number | Array | np.ndarray)
+    if not number or isinstance(density, bool) or np.ndim(density) or not 0 <= density <= 1:
+        raise ValueError(f"`density` must be in [0, 1], got {density!r}.")
     return round(float(density) * n)
 
 
@@ -363,13 +367,13 @@ def _fit(wanted: Sequence[Any], rooms: Sequence[Any]) -> list[Any]:
     return counts
 
 
-def _checked_count(k: Any, room: Any) -> Any:
+def _checked_count(k: Any, room: Any, asked: str) -> Any:
     if _traced(k) or _traced(room):
         return jnp.clip(k, 0, room).astype(jnp.int32)
     value = np.asarray(k)
     if value != np.rint(value) or not 0 <= value <= int(room):
         raise ValueError(
-            f"`count` must be a whole number from 0 to {int(room)}, the weights alive, got {k}."
+            f"{asked} must be a whole number from 0 to {int(room)}, the weights alive, got {k}."
         )
     return np.int32(value)
 

@@ -184,3 +184,17 @@ def test_checked_flags_the_cases_whose_scores_are_not_finite(name, data, getkey)
 def test_checked_passes_an_algorithm_without_checks(data, getkey):
     constant = algorithms.checked(lambda data, *, key: {"w": jnp.ones(3, bool)})
     assert bool(constant(data, key=getkey()).finite)
+
+
+@pytest.mark.parametrize("name", ["imp", "after_training"])
+def test_training_that_returns_a_record_is_told_how_to_wrap_it(name, data, getkey):
+    def record(params, kept, data, *, key):
+        return train(params, kept, data, key=key), 0.5
+
+    pruner = pruning.pruner(criteria.magnitude(), density=0.25)
+    algorithm = {
+        "imp": algorithms.imp(pruner, init=init, train=record, counts=LEVELS),
+        "after_training": algorithms.after_training(pruner, init=init, train=record),
+    }[name]
+    with pytest.raises(ValueError, match=r"`train` must return params .* got tuple"):
+        algorithm(data, key=getkey())

@@ -1,10 +1,14 @@
 """The import directions of the package, read from its source."""
 
 import ast
+import importlib
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+
+import nopr
 
 ROOT = Path(__file__).parents[1]
 GROUPS = [
@@ -85,6 +89,16 @@ def test_runtime_dependencies_cover_what_is_imported():
     for _, path in modules():
         for name in imported(path):
             package = name.split(".")[0]
-            if package in optional or package in __import__("sys").stdlib_module_names:
+            if package in optional or package in sys.stdlib_module_names:
                 continue
             assert names.get(package, package).lower() in declared, f"{path}: {package}"
+
+
+def test_the_package_gives_every_module_by_name_and_nothing_else():
+    assert set(nopr.__all__) == {module for module, _ in modules()}
+    assert nopr.masks.top is importlib.import_module("nopr.masks").top
+    assert set(nopr.__all__) <= set(dir(nopr))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert nopr.__version__ == project["version"]
+    with pytest.raises(AttributeError, match="has no attribute 'prune'"):
+        _ = nopr.prune

@@ -123,6 +123,8 @@ def test_density_may_be_traced_and_vmapped():
     ("options", "match"),
     [
         ({"density": 1.3}, r"`density` must be in \[0, 1\], got 1.3"),
+        ({"density": True}, r"`density` must be in \[0, 1\], got True"),
+        ({"density": "0.1"}, r"`density` must be in \[0, 1\], got '0.1'"),
         ({"density": -0.1}, r"`density` must be in \[0, 1\], got -0.1"),
         ({"density": float("nan")}, r"`density` must be in \[0, 1\], got nan"),
         ({"count": 13}, "`count` must be a whole number from 0 to 12, the weights alive, got 13"),
@@ -269,3 +271,9 @@ def test_masks_that_are_not_bool_are_refused():
         masks.apply(weights, {"w": np.ones(3, bool)})
     with pytest.raises(ValueError, match="`within` must be bool, got float32 at 'w'"):
         masks.top(weights, count=1, within=weights)
+
+
+def test_a_density_beyond_what_is_alive_says_so():
+    alive = {"w": np.array([True, False, False, False])}
+    with pytest.raises(ValueError, match=r"`density` 0\.5 of 4 weights must be .* to 1, .* got 2"):
+        masks.top({"w": np.ones(4, np.float32)}, density=0.5, within=alive)

@@ -173,7 +173,7 @@ def test_every_row_says_how_long_was_trained_for_it(whole, rows):
 
 
 def test_the_table_says_on_how_many_initialisations_the_check_was_made(whole):
-    assert "H(m | D) = 0 checked on 0 of 1" in (whole / "run/table.txt").read_text()
+    assert "H(m | D) = 0 checked on the first 0 of each" in (whole / "run/table.txt").read_text()
 
 
 # --- Again, and after a kill -------------------------------------------------------------------

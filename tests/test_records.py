@@ -392,8 +392,8 @@ def test_two_runs_in_one_directory_are_refused(opened):
 
 
 def test_a_run_of_another_config_is_refused_with_the_keys(opened):
-    with opened():
-        pass
+    with opened() as run:
+        run.stage("first", lambda: {"value": 1.0})
     other = {"data": {"name": "mnist", "classes": (1, 2)}, "rate": 0.1}
     with pytest.raises(records.RunError, match=r"data\.name \('digits' there, 'mnist' here\)\. "):
         opened(other).__enter__()
@@ -511,3 +511,14 @@ def test_csv_holds_every_digit(tmp_path):
         records.write_csv(path, [{"a": 1}, {"b": 1}])
     with pytest.raises(ValueError, match="`rows` must not be empty"):
         records.write_csv(path, [])
+
+
+def test_a_run_that_was_refused_before_any_result_does_not_hold_its_folder(opened):
+    with pytest.raises(ValueError, match="refused"), opened() as run:
+        run.stage("first", lambda: (_ for _ in ()).throw(ValueError("refused")))
+    other = {**CONFIG, "rate": 0.3}
+    with opened(other) as run:
+        run.stage("first", lambda: {"value": 1.0})
+    with pytest.raises(records.RunError, match="set it aside with --rerun"), opened():
+        pass
+    assert json.loads((run.directory / "config.json").read_text())["config"]["rate"] == 0.3

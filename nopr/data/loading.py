@@ -76,6 +76,8 @@ def _raw(name: str, data_dir: Path, manual_dir: Path | None) -> Raw:
         return digits.read()
     if name in ARCHIVES:
         return _archive(ARCHIVES[name], data_dir, manual_dir)
+    if name.lower() in NAMES:
+        raise ValueError(f"Unknown data set {name!r}; did you mean {name.lower()!r}?")
     from nopr.data import elsewhere  # imports tensorflow_datasets
 
     if not elsewhere.is_known(name):

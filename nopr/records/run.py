@@ -313,11 +313,22 @@ def _settle_config(directory: Path, asked: dict[str, Any], variant: str) -> None
     if there is None or not {"experiment", "config"} <= set(there):
         raise RunError(f"{str(path)!r} cannot be read. Choose another work directory.")
     changes = differences({key: there[key] for key in asked}, asked)
-    if changes:
+    if changes and not _has_results(directory):
+        # A run that was refused before it did anything does not hold the folder.
+        write_text(path, json.dumps({**asked, "variant": variant}, indent=2) + "\n")
+    elif changes:
         raise RunError(
             f"{str(directory)!r} holds a run of another config: {changes}. "
-            "Choose another work directory."
+            "Choose another work directory, or set it aside with --rerun."
         )
+
+
+def _has_results(directory: Path) -> bool:
+    """Whether anything was computed: a stage, a checkpoint, or all of it."""
+    if (directory / "DONE").exists():
+        return True
+    folders = (directory / "stages", directory / "checkpoints")
+    return any(path.is_file() for folder in folders for path in folder.rglob("*"))
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
