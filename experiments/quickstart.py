@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from experiments import cube, held_out, methods, quickstart_report, steps
-from experiments.quickstart_results import Job, Outcome, initializations
+from experiments.quickstart_results import Job, Outcome, initializations, with_defaults
 from nopr import (
     algorithms,
     finetune,
@@ -85,14 +85,6 @@ def _jobs(config: ConfigDict) -> list[Job]:
     if "units_after" in config.methods:
         jobs.append(Job("units_after", config.repair.density, repaired=True))
     return jobs
-
-
-def with_defaults(config: ConfigDict) -> ConfigDict:
-    """The config with its open fields filled in."""
-    config = config.copy_and_resolve_references()
-    if config.repair.density is None:
-        config.repair.density = float(config.pruning.densities[0])
-    return config
 
 
 def _check(config: ConfigDict) -> None:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from experiments import methods, quickstart_results, report, tables
 from experiments.configs import quickstart as standard
-from experiments.quickstart_results import Outcome
+from experiments.quickstart_results import Outcome, with_defaults
 from nopr import plots, records
 
 BUDGETS = (
@@ -222,10 +222,10 @@ def _write_page(
 
 def command(config: ConfigDict) -> str:
     """The command line that runs this config."""
-    usual = _flat(standard.get_config().to_dict())
+    usual = _flat(with_defaults(standard.get_config()).to_dict())
     changes = [
         f"--config.{key}={value}"
-        for key, value in _flat(config.to_dict()).items()
+        for key, value in _flat(with_defaults(config).to_dict()).items()
         if key not in usual or usual[key] != value
     ]
     if not changes:

@@ -75,6 +75,14 @@ class Outcome(NamedTuple):
         return {"dense": self.dense} | {job.name: result for job, result in self.found.items()}
 
 
+def with_defaults(config: ConfigDict) -> ConfigDict:
+    """The config with its open fields filled in."""
+    config = config.copy_and_resolve_references()
+    if config.repair.density is None:
+        config.repair.density = float(config.pruning.densities[0])
+    return config
+
+
 def accuracy_table(outcome: Outcome) -> report.Table:
     """A row a method and density; OrthP beside the whole units that it repairs."""
     columns = [

@@ -3,7 +3,7 @@
 Paper: "Dynamical Isometry: The Missing Ingredient for Neural Network Pruning", Wang, Qin, Bai and
 Fu, arXiv:2105.05916, its table for 90 epochs of finetuning and its figure of the mean JSV.
 
-    make reproduce NAME=isometry_table    about 15 minutes on two cores
+    make reproduce NAME=isometry_table    about 8 minutes on two cores
 
 needs MNIST: the network, or NOPR_MANUAL_DIR set to the folder of the four original files.
 

@@ -4,7 +4,7 @@ Paper: "No Free Prune: Information-Theoretic Barriers to Pruning at Initializati
 Sellke, ICML 2024, arXiv:2402.01089, appendix C.2, figure 4 (regression).
 
     make reproduce NAME=mask_information             about 8 minutes on two cores
-    make reproduce NAME=mask_information_repetition  about 90 minutes on two cores
+    make reproduce NAME=mask_information_repetition  about an hour on two cores
 
 The first draws distinct points: 1,792 datasets, H(D) = 10.81 bits. The second, the variant
 `repetition`, draws points with replacement and a label per draw: 54,264 multisets with their

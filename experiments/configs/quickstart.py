@@ -1,6 +1,6 @@
 """Prunes a real network on real data; shows what each mask knows and how trainable it is.
 
-    make demo                     about 3 minutes on two cores
+    make demo                     about 2 minutes on two cores
     make demo ARGS="--config.data.name=mnist"   (or fashion_mnist; see the README for the data)
 
 A 64-300-100-10 ReLU net on scikit-learn's digits, 5 seeds vmapped; eight pruners at three
