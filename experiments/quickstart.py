@@ -279,6 +279,7 @@ def _finetune(
     together = jax.tree.map(lambda *leaves: np.concatenate(leaves), *cases)
     keys = _train_keys(setting)
     together["key"] = keys[np.tile(np.arange(seeds), len(jobs))]
+    run.say(f"finetuning: {len(jobs)} networks of {seeds} seeds each, stored as they finish")
     with tqdm(total=len(jobs) * seeds, unit="run", desc="finetuning", disable=None) as bar:
         swept = sweeps.run(
             setting.tune,
