@@ -143,9 +143,12 @@ def _record_metrics(run: records.Run, dense: Any, finetuned: Mapping[Any, Any]) 
 def _draw(config: ConfigDict, jsv: np.ndarray, run: records.Run) -> None:
     mean, half, _ = tables.mean_interval(jsv)
     ours = {"x": config.pruning.ratios, "mean": mean}
+    cut = ""
     if half is not None:
         # On a logarithmic axis an interval has to stay above 0.
         ours |= {"low": np.maximum(mean - half, mean / 10), "high": mean + half}
+        if np.any(mean - half < mean / 10):
+            cut = "; intervals that go on to 0 are cut at a tenth of the mean"
     curves = {"ours": ours}
     activation = config.network.activation
     if activation in PUBLISHED_JSV and _is_published_net(config):
@@ -153,7 +156,7 @@ def _draw(config: ConfigDict, jsv: np.ndarray, run: records.Run) -> None:
     figure = plots.lines_with_intervals(
         curves,
         title=f"Isometry after removing units: {_net(config)}",
-        subtitle=f"{_statistic(config)}; right after L1 pruning, before finetuning",
+        subtitle=f"{_statistic(config)}; right after L1 pruning, before finetuning{cut}",
         x_label="pruning ratio (share of hidden units removed)",
         y_label="mean JSV (log scale; 1 is isometry)",
         y_scale="log",
