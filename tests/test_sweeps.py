@@ -90,18 +90,19 @@ def test_finished_blocks_are_taken_from_the_store():
     shelf = Shelf()
     sweeps.run(square, CASES, block=3, store=shelf)
     assert list(shelf) == [
-        "block-00000000-00000003",
-        "block-00000003-00000006",
-        "block-00000006-00000007",
+        "chunk-00000000-00000003",
+        "chunk-00000003-00000006",
+        "chunk-00000006-00000007",
     ]
-    del shelf["block-00000003-00000006"]
-    shelf["block-00000000-00000003"]["leaf_1"] = np.full(3, 77, np.float32)
+    del shelf["chunk-00000003-00000006"]
+    shelf["chunk-00000000-00000003"]["leaf_1"] = np.full(3, 77, np.float32)
     swept = sweeps.run(square, CASES, block=3, store=shelf)
     np.testing.assert_array_equal(swept.values["value"], [77, 77, 77, 0, 1, 4, 9])
     assert len(shelf) == 3
 
 
-BLOCK = "block-00000000-00000003"
+SEAL = ("function", "shared", "block", "batching", "cases")
+BLOCK = "chunk-00000000-00000003"
 
 
 def _counted():
@@ -164,7 +165,7 @@ def test_a_stored_block_that_does_not_fit_is_computed_again(change):
     assert calls == [1]
     np.testing.assert_array_equal(swept.values["value"], CASES["x"] ** 2)
     assert swept.values["value"].dtype == np.float32
-    assert set(shelf[BLOCK]) == {"cases", "leaf_0", "leaf_1"}
+    assert set(shelf[BLOCK]) == {*SEAL, "leaf_0", "leaf_1"}
 
 
 def test_stored_blocks_of_other_cases_are_computed_again():
@@ -199,8 +200,8 @@ def test_blocks_go_to_the_records_of_a_run_and_come_back(tmp_path):
 def test_an_interrupted_sweep_ends_with_the_bytes_of_an_uninterrupted_one():
     shelf = Shelf()
 
-    def stop_early(done, total, failures):
-        if done >= 4:
+    def stop_early(status):
+        if status.done >= 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -217,9 +218,9 @@ def test_progress_counts_cases_and_failures():
         lambda case: jnp.log(case["x"]),
         CASES,
         block=3,
-        progress=lambda *numbers: told.append(numbers),
+        progress=told.append,
     )
-    assert told == [(3, 7, 3), (6, 7, 4), (7, 7, 4)]
+    assert [status[:4] for status in told] == [(3, 7, 3, 0), (6, 7, 4, 0), (7, 7, 4, 0)]
 
 
 @pytest.mark.parametrize(
