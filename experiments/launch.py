@@ -22,6 +22,7 @@ command goes on.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import importlib.util
@@ -90,6 +91,8 @@ def main(argv: Sequence[str]) -> int:
     ended = supervisor.supervise(partial(_guarded, command, module))
     if ended.code == supervisor.LOST:
         _tell_lost(command, came=ended.came)
+    if ended.late:
+        _tell_stopped(command)
     return ended.code
 
 
@@ -98,10 +101,7 @@ def _guarded(command: Command, module: str) -> int:
     try:
         _launch(command, module)
     except (KeyboardInterrupt, _Terminated) as stop:
-        print(
-            f"Stopped; what is done is in {command.workdir}. The same command goes on from there.",
-            file=sys.stderr,
-        )
+        _tell_stopped(command)
         return 130 if isinstance(stop, KeyboardInterrupt) else 143
     except Exception as error:
         if command.peers is not None and processes.is_loss(error):
@@ -112,6 +112,13 @@ def _guarded(command: Command, module: str) -> int:
             raise
         return _fail(error)
     return 0
+
+
+def _tell_stopped(command: Command) -> None:
+    print(
+        f"Stopped; what is done is in {command.workdir}. The same command goes on from there.",
+        file=sys.stderr,
+    )
 
 
 def _tell_lost(command: Command, *, came: bool) -> None:
@@ -315,7 +322,8 @@ def _launch(command: Command, module: str) -> None:
             return
         if first:
             print(f"{command.config.experiment}: writing to {run.directory}", flush=True)
-        run.finish(importlib.import_module(module).run(command.config, run))
+        with contextlib.nullcontext() if first else contextlib.redirect_stdout(None):
+            run.finish(importlib.import_module(module).run(command.config, run))
         if first:
             print(f"Done: {run.report if run.report.exists() else run.directory}", flush=True)
     processes.disconnect()

@@ -37,6 +37,8 @@ class Ended(NamedTuple):
 
     code: int
     """Its exit status; `LOST` where JAX ended it because another process was lost."""
+    late: bool
+    """Whether it was killed, for it did not come to its end after a signal."""
     came: bool
     """False where the other processes did not come at all."""
 
@@ -101,7 +103,7 @@ def _watch(child: int, reader: int) -> Ended:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, number)
 
-    sieve, status = Sieve(), None
+    sieve, status, late = Sieve(), None, False
     before = {number: signal.signal(number, pass_on) for number in _STOPS}
     try:
         while True:
@@ -114,20 +116,22 @@ def _watch(child: int, reader: int) -> Ended:
             if status is not None and not data:
                 break
             if time.monotonic() > deadline:
-                deadline = float("inf")
+                deadline, late = float("inf"), True
                 os.kill(child, signal.SIGKILL)
     finally:
         os.close(reader)
         for number, handler in before.items():
             signal.signal(number, handler)
-    return _judged(status, sieve)
+    return _judged(status, sieve, late)
 
 
-def _judged(status: int, sieve: Sieve) -> Ended:
+def _judged(status: int, sieve: Sieve, late: bool) -> Ended:
     if status == LOST or (status == -signal.SIGABRT and sieve.kept):
-        return Ended(LOST, came=b"RegisterTask" not in sieve.kept)
+        return Ended(LOST, late=False, came=b"RegisterTask" not in sieve.kept)
     _write(sieve.kept + sieve.tail)
-    return Ended(status if status >= 0 else 128 - status, came=True)
+    if late and status == -signal.SIGKILL:
+        return Ended(128 + signal.SIGTERM, late=True, came=True)
+    return Ended(status if status >= 0 else 128 - status, late=False, came=True)
 
 
 def _write(data: bytes) -> None:
