@@ -113,8 +113,11 @@ def _like(value: np.ndarray, generator: str | None, leaf: Any) -> Any:
     return _placed(value, leaf)
 
 
-def _placed(value: np.ndarray, leaf: Any) -> jax.Array:
-    """A JAX array where `leaf` is: free to move where that is, and over processes too."""
+def _placed(value: Any, leaf: Any) -> jax.Array:
+    """A JAX array as `leaf` is: where it is, free to move if that is, and weak if that is."""
+    if getattr(leaf, "weak_type", False) and value.shape == ():
+        weak = jnp.asarray(value.item())  # A number of Python's is weak: it takes others' dtypes.
+        value = weak if weak.dtype == value.dtype else value
     sharding = getattr(leaf, "sharding", None) if getattr(leaf, "committed", True) else None
     if sharding is None or sharding.is_fully_addressable:
         return jax.device_put(value, sharding)
