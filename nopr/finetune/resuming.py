@@ -85,9 +85,9 @@ def resume(
     if every < 1:
         raise ValueError(f"`every` must be at least 1, got {every}.")
     first = int(carry.epoch)
-    one = jax.eval_shape(partial(advance, epochs=1, **options), carry, data)
-    history = _empty(one[1], epochs)
-    found = keeper.restore((_target(one[0], carry), history)) if keeper is not None else None
+    like, one = after_one(carry, data, **options)
+    history = empty(one, epochs)
+    found = keeper.restore((like, history)) if keeper is not None else None
     if found is not None:
         carry, history = found[1]
     done = int(carry.epoch) - first
@@ -102,8 +102,7 @@ def resume(
     while done < epochs:
         count = min(every, epochs - done)
         carry, part = advance(carry, data, epochs=count, **options)
-        good = first + done if keeper is not None and done else None
-        _check(part, were_finite, carry.params, begin=first + done, good=good)
+        _check(part, were_finite, carry.params, begin=first + done)
         history = _filled(history, part, done)
         done += count
         if keeper is not None:
@@ -113,21 +112,27 @@ def resume(
     return carry, jax.tree.map(jnp.asarray, history)
 
 
-def _target(carry: Carry, now: Carry) -> Carry:
-    """What `advance` makes of the carry, on the devices that it is bound to now."""
+def after_one(carry: Carry, data: Batch, **options: Any) -> tuple[Carry, History]:
+    """The shapes of what an epoch gives, the carry on the devices that it is bound to now."""
+    after, history = jax.eval_shape(partial(advance, epochs=1, **options), carry, data)
 
     def like(leaf: Any, there: Any) -> jax.ShapeDtypeStruct:
         bound = isinstance(there, jax.Array) and there.committed
         return leaf.update(sharding=there.sharding if bound else None)
 
-    return jax.tree.map(like, carry, now)
+    return jax.tree.map(like, after, carry), history
 
 
-def _empty(one: History, epochs: int) -> History:
-    """The history of a run before its first epoch: of one size, however much of it is done."""
+def empty(one: History, *lengths: int) -> History:
+    """A history before its first epoch, of one size however much of it is done; on the host.
+
+    Args:
+      one: The history of one epoch, or its shapes.
+      lengths: The axes that come in place of its own; the last counts epochs.
+    """
 
     def like(leaf: Any) -> Any:
-        return np.zeros((epochs, *leaf.shape[1:]), leaf.dtype)
+        return np.zeros((*lengths, *leaf.shape[1:]), leaf.dtype)
 
     finite: Any = np.array(True)
     return History(like(one.loss), jax.tree.map(like, one.metrics), finite)
@@ -145,19 +150,16 @@ def _filled(history: History, part: History, done: int) -> History:
     return History(put(history.loss, part.loss), metrics, history.finite)
 
 
-def _check(
-    part: History, were_finite: list[Array], params: Params, *, begin: int, good: int | None
-) -> None:
+def _check(part: History, were_finite: list[Array], params: Params, *, begin: int) -> None:
     """Raises for a segment that must not be kept."""
-    kept = "" if good is None else f" The checkpoint of epoch {good} is the last good one."
-    remedy = f"{kept} Lower the learning rate or look at the data."
+    remedy = "that segment is not kept. Lower the learning rate or look at the data."
     loss = np.asarray(part.loss)
     if not part.finite:
         epoch = begin + 1 + int(np.argmin(np.isfinite(loss)))
-        raise FloatingPointError(f"The loss was NaN or infinite in epoch {epoch}.{remedy}")
+        raise FloatingPointError(f"The loss was NaN or infinite in epoch {epoch}; {remedy}")
     if any(was and not now for was, now in zip(were_finite, _finite(params), strict=True)):
         raise FloatingPointError(
-            f"The params were NaN or infinite after epoch {begin + len(loss)}.{remedy}"
+            f"The params were NaN or infinite after epoch {begin + len(loss)}; {remedy}"
         )
 
 
