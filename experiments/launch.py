@@ -80,6 +80,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         command = parse(argv)
         module = _find_experiment(command.config.experiment)
+    except (KeyboardInterrupt, _Terminated) as stop:
+        print("Stopped; nothing was begun.", file=sys.stderr)
+        return _code_of(stop)
     except UsageError as error:
         return _fail(error)
     except _USER_ERRORS as error:
@@ -102,7 +105,7 @@ def _guarded(command: Command, module: str) -> int:
         _launch(command, module)
     except (KeyboardInterrupt, _Terminated) as stop:
         _tell_stopped(command)
-        return 130 if isinstance(stop, KeyboardInterrupt) else 143
+        return _code_of(stop)
     except Exception as error:
         if command.peers is not None and processes.is_loss(error):
             return supervisor.LOST
@@ -112,6 +115,11 @@ def _guarded(command: Command, module: str) -> int:
             raise
         return _fail(error)
     return 0
+
+
+def _code_of(stop: BaseException) -> int:
+    number = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
+    return 128 + number
 
 
 def _tell_stopped(command: Command) -> None:
@@ -359,4 +367,7 @@ def _fail(error: BaseException) -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(main(sys.argv))
+    status = main(sys.argv)
+    for number in (signal.SIGTERM, signal.SIGINT):  # All is done and said; only Python ends yet.
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(status)

@@ -1,0 +1,11 @@
+"""Runs the campaign: python -m campaign [--tries=N] [--seed=S] [--only=NAME] [--page=FILE]."""
+from pathlib import Path
+import random, sys, tempfile, time
+from campaign import launches, stops
+FAULTS = {"killed": stops.killed, "stopped": stops.stopped, "interrupted": stops.interrupted, "doubled": stops.doubled}
+if __name__ == "__main__":
+    job = launches.prepare(Path("/tmp/team3/fw/job"))
+    print(job.seconds)
+    for name in sys.argv[2:]:
+        t = time.time()
+        print(FAULTS[name](job, int(sys.argv[1]), random.Random(1)), time.time() - t, flush=True)
