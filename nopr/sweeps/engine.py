@@ -117,7 +117,9 @@ def run(
       function: `function(case) -> results`, or `function(case, shared)` with `shared`; pure;
         results are a pytree of arrays. It is traced once for each function object, so pass the
         same one when you call again.
-      cases: A pytree whose leaves share a leading case axis; typed keys are welcome.
+      cases: A pytree whose leaves share a leading case axis; typed keys are welcome. (Those of
+        JAX's `rbg` generators draw other numbers in a batch than alone, so with them results do
+        depend on the block and on the order of the cases.)
       shared: Arrays that every case reads, such as a data set; on every device once.
       block: Cases per vmapped call on one device. By default as many as there are for a device (an
         eighth of them with a store, so that a kill cannot lose everything), and at most as many as
