@@ -162,6 +162,26 @@ BAD = {
     "no such place": ([GOOD, "--workdir=/proc/runs/x"], "Cannot write '/proc/runs/x'"),
     "files of no run": ([GOOD, "--workdir=other"], "holds files of no run ('notes.txt')"),
     "rerun of no run": ([GOOD, "--workdir=other", "--rerun"], "holds files of no run"),
+    "half an address": (
+        [GOOD, "--processes=2", "--process=0"],
+        "--coordinator, --processes and --process go together; on Slurm and TPU --distributed",
+    ),
+    "process beyond": (
+        [GOOD, "--coordinator=localhost:1", "--processes=2", "--process=2"],
+        "--process must be from 0 to 1, got 2.",
+    ),
+    "no processes": (
+        [GOOD, "--coordinator=localhost:1", "--processes=0", "--process=0"],
+        "--processes must be at least 1, got 0.",
+    ),
+    "no port": (
+        [GOOD, "--coordinator=localhost", "--processes=2", "--process=0"],
+        "--coordinator must read like HOST:PORT, got 'localhost'.",
+    ),
+    "no patience": (
+        [GOOD, "--distributed", "--patience=0"],
+        "--patience must be at least 1 second, got 0.",
+    ),
     "missing data": ([GOOD, "--config.data.name=mnist"], "'mnist' was looked for in /nowhere."),
 }
 
