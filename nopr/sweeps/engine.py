@@ -6,6 +6,7 @@ import io
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -298,20 +299,19 @@ def _collected(
 
     if loaded:
         tell()
-    for chunk in (chunk for chunk in chunks if chunk not in found):
-        pieces: list[list[np.ndarray]] = []
-        for _ in sweep.plan.blocks(chunk):
-            if pieces:
-                tell()
-            block, leaves = next(computed)
-            pieces.append(leaves)
-            done += len(block)
-            failures += int((~_finite(leaves, len(block))).sum())
-        parts[chunk] = [np.concatenate(leaf) for leaf in zip(*pieces, strict=True)]
-        if sweep.store is not None:
-            name = stored.chunk_name(chunk)
-            stored.save(sweep.store, name, _seal_of(sweep, chunk), parts[chunk])
-        tell()
+    with stored.Writer(sweep.store) as writer:
+        for chunk in (chunk for chunk in chunks if chunk not in found):
+            pieces: list[list[np.ndarray]] = []
+            for _ in sweep.plan.blocks(chunk):
+                if pieces:
+                    tell()
+                block, leaves = next(computed)
+                pieces.append(leaves)
+                done += len(block)
+                failures += int((~_finite(leaves, len(block))).sum())
+            parts[chunk] = [np.concatenate(leaf) for leaf in zip(*pieces, strict=True)]
+            writer.save(stored.chunk_name(chunk), partial(_seal_of, sweep, chunk), parts[chunk])
+            tell()
     return parts
 
 
