@@ -6,6 +6,7 @@ import io
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -117,7 +118,9 @@ def run(
       function: `function(case) -> results`, or `function(case, shared)` with `shared`; pure;
         results are a pytree of arrays. It is traced once for each function object, so pass the
         same one when you call again.
-      cases: A pytree whose leaves share a leading case axis; typed keys are welcome.
+      cases: A pytree whose leaves share a leading case axis; typed keys are welcome. (Those of
+        JAX's `rbg` generators draw other numbers in a batch than alone, so with them results do
+        depend on the block and on the order of the cases.)
       shared: Arrays that every case reads, such as a data set; on every device once.
       block: Cases per vmapped call on one device. By default as many as there are for a device (an
         eighth of them with a store, so that a kill cannot lose everything), and at most as many as
@@ -296,20 +299,19 @@ def _collected(
 
     if loaded:
         tell()
-    for chunk in (chunk for chunk in chunks if chunk not in found):
-        pieces: list[list[np.ndarray]] = []
-        for _ in sweep.plan.blocks(chunk):
-            if pieces:
-                tell()
-            block, leaves = next(computed)
-            pieces.append(leaves)
-            done += len(block)
-            failures += int((~_finite(leaves, len(block))).sum())
-        parts[chunk] = [np.concatenate(leaf) for leaf in zip(*pieces, strict=True)]
-        if sweep.store is not None:
-            name = stored.chunk_name(chunk)
-            stored.save(sweep.store, name, _seal_of(sweep, chunk), parts[chunk])
-        tell()
+    with stored.Writer(sweep.store) as writer:
+        for chunk in (chunk for chunk in chunks if chunk not in found):
+            pieces: list[list[np.ndarray]] = []
+            for _ in sweep.plan.blocks(chunk):
+                if pieces:
+                    tell()
+                block, leaves = next(computed)
+                pieces.append(leaves)
+                done += len(block)
+                failures += int((~_finite(leaves, len(block))).sum())
+            parts[chunk] = [np.concatenate(leaf) for leaf in zip(*pieces, strict=True)]
+            writer.save(stored.chunk_name(chunk), partial(_seal_of, sweep, chunk), parts[chunk])
+            tell()
     return parts
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -25,7 +26,7 @@ class Store(Protocol):
         ...
 
     def put(self, name: str, arrays: Mapping[str, Any], /) -> Any:
-        """Stores arrays under `name`, whole or not at all."""
+        """Stores arrays under `name`, whole or not at all; called from a thread, one at a time."""
         ...
 
 
@@ -73,9 +74,47 @@ def load(
     return leaves, ""
 
 
-def save(store: Store, name: str, seal: Mapping[str, str], leaves: list[np.ndarray]) -> None:
-    """Keeps a finished chunk."""
-    store.put(name, {**seal, **{f"leaf_{i}": leaf for i, leaf in enumerate(leaves)}})
+class Writer:
+    """Keeps finished chunks while the next ones are computed, one at a time and in order.
+
+    At the end of the `with`, however it comes, every chunk that was given is kept or its error
+    raised.
+    """
+
+    def __init__(self, store: Store | None):
+        self._store = store
+        self._thread = None if store is None else ThreadPoolExecutor(1, "chunks")
+        self._last: Future[Any] | None = None
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def save(
+        self, name: str, seal: Callable[[], Mapping[str, str]], leaves: list[np.ndarray]
+    ) -> None:
+        """Keeps a chunk; waits for the one before, and raises what went wrong with it."""
+        if self._thread is not None:
+            self._wait()
+            self._last = self._thread.submit(self._put, name, seal, leaves)
+
+    def _put(
+        self, name: str, seal: Callable[[], Mapping[str, str]], leaves: list[np.ndarray]
+    ) -> None:
+        arrays = {f"leaf_{i}": leaf for i, leaf in enumerate(leaves)}
+        if self._store is not None:
+            self._store.put(name, {**seal(), **arrays})
+
+    def _wait(self) -> None:
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._thread is None:
+            return
+        self._thread.shutdown()
+        if kind is None:
+            self._wait()
 
 
 def load_plan(store: Store, function: str, cases: str) -> Plan | None:
