@@ -176,6 +176,29 @@ def test_lengths_are_at_least_one(name, value, data):
         finetune.resume(_start(), data, **lengths, **OPTIONS)
 
 
+class Memory:
+    """A keeper that holds on to what it is given."""
+
+    def __init__(self):
+        self.kept = {}
+
+    def save(self, step, tree, /):
+        self.kept[step] = tree
+
+    def restore(self, target, /):
+        del target
+        return max(self.kept.items(), default=None)
+
+
+def test_what_a_keeper_was_given_is_not_changed_later(data, whole):
+    memory, options = Memory(), {"epochs": EPOCHS, "every": EVERY, **OPTIONS}
+    finetune.resume(_start(), data, keeper=memory, **options)
+    assert tuple(memory.kept) == SAVED
+    memory.kept = {2: memory.kept[2]}
+    np.testing.assert_array_equal(memory.kept[2][1].loss[2:], 0)
+    _assert_same_bits(finetune.resume(_start(), data, keeper=memory, **options), whole)
+
+
 def test_a_saver_is_a_keeper(tmp_path):
     assert isinstance(checkpoints.Saver(tmp_path), finetune.Keeper)
 
