@@ -30,19 +30,18 @@ import inspect
 import json
 import os
 import re
-import signal
 import sys
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import supervisor
+from experiments import stopping, supervisor
 from nopr import processes, records
 
 # jax is imported late, so that a bad flag is told at once.
@@ -53,10 +52,6 @@ _USER_ERRORS = (ValueError, OSError, FloatingPointError, ModuleNotFoundError, re
 
 class UsageError(Exception):
     """The command cannot be carried out as it was written; the message says what to change."""
-
-
-class _Terminated(BaseException):
-    pass
 
 
 @dataclass(frozen=True)
@@ -80,9 +75,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         command = parse(argv)
         module = _find_experiment(command.config.experiment)
-    except (KeyboardInterrupt, _Terminated) as stop:
+    except (KeyboardInterrupt, stopping.Terminated) as stop:
         print("Stopped; nothing was begun.", file=sys.stderr)
-        return _code_of(stop)
+        return stopping.status(stop)
     except UsageError as error:
         return _fail(error)
     except _USER_ERRORS as error:
@@ -103,9 +98,9 @@ def _guarded(command: Command, module: str) -> int:
     """Carries the command out; the exit status, after one line about what went wrong."""
     try:
         _launch(command, module)
-    except (KeyboardInterrupt, _Terminated) as stop:
+    except (KeyboardInterrupt, stopping.Terminated) as stop:
         _tell_stopped(command)
-        return _code_of(stop)
+        return stopping.status(stop)
     except Exception as error:
         if command.peers is not None and processes.is_loss(error):
             return supervisor.LOST
@@ -115,11 +110,6 @@ def _guarded(command: Command, module: str) -> int:
             raise
         return _fail(error)
     return 0
-
-
-def _code_of(stop: BaseException) -> int:
-    number = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
-    return 128 + number
 
 
 def _tell_stopped(command: Command) -> None:
@@ -355,19 +345,13 @@ def _prepare_environment(workdir: Path) -> None:
     os.environ.setdefault("NPROC", str(before))
 
 
-def _terminate(signum: int, frame: Any) -> NoReturn:
-    del signum, frame
-    raise _Terminated
-
-
 def _fail(error: BaseException) -> int:
     print(f"error: {_line(error)}", file=sys.stderr)
     return 2 if isinstance(error, UsageError) else 1
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _terminate)
+    stopping.listen()
     status = main(sys.argv)
-    for number in (signal.SIGTERM, signal.SIGINT):  # All is done and said; only Python ends yet.
-        signal.signal(number, signal.SIG_IGN)
+    stopping.ignore()
     sys.exit(status)

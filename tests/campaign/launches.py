@@ -161,7 +161,8 @@ def expect(holds, what, ended=None, directory=None):
     if ended is not None:
         details += [f"exit status {ended.code}", "--- stdout", ended.out, "--- stderr", ended.err]
     if directory is not None:
-        details += ["--- files", *sorted(str(path) for path in Path(directory).rglob("*"))]
+        files = (path for path in Path(directory).rglob("*") if path.parent.name != "d")
+        details += ["--- files", *sorted(map(str, files))]
     raise Failure("\n".join(details))
 
 
@@ -258,6 +259,14 @@ def phase(directory):
 def torn(directory):
     """Whether something half-written was left."""
     return any(directory.rglob(".*.tmp"))
+
+
+def holds(process, directory):
+    """Whether a launch has come so far that it holds its directory."""
+    try:
+        return (directory / "LOCK").read_text().strip() == str(process.pid)
+    except OSError:
+        return False
 
 
 def wait_for_moment(job, process, directory, rng):

@@ -43,7 +43,7 @@ def stopped(job, tries, rng, *, number=signal.SIGTERM):
         with launches.stopping(launches.start(job.folder, directory)) as process:
             launches.wait_for_moment(job, process, directory, rng)
             sent = time.monotonic()
-            begun = (directory / "LOCK").exists() or launches.phase(directory) != "start-up"
+            begun = launches.holds(process, directory)
             process.send_signal(number)
             ended = launches.finish(process)
         if ended.code == code:
