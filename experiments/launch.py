@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import importlib
 import importlib.util
 import inspect
@@ -48,6 +49,10 @@ from nopr import processes, records
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 _CONFIGS = Path("experiments") / "configs"
 _USER_ERRORS = (ValueError, OSError, FloatingPointError, ModuleNotFoundError, records.RunError)
+_FULL = (  # where something wrote that knows nothing of runs
+    "The disk is full: what is done is in {}, and is unchanged. "
+    "Free some space and run the same command again."
+)
 
 
 class UsageError(Exception):
@@ -106,6 +111,8 @@ def _guarded(command: Command, module: str) -> int:
             return supervisor.LOST
         if isinstance(error, UsageError):
             return _fail(error)
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) and not command.traceback:
+            return _fail(records.RunError(_FULL.format(command.workdir)))
         if command.traceback or not isinstance(error, _USER_ERRORS):
             raise
         return _fail(error)
@@ -341,8 +348,9 @@ def _prepare_environment(workdir: Path) -> None:
     try:
         before = json.loads((workdir / "environment.json").read_bytes())["threads"]
     except (OSError, ValueError, KeyError, TypeError):
-        before = records.threads()
-    os.environ.setdefault("NPROC", str(before))
+        before = None
+    known = isinstance(before, int) and before > 0
+    os.environ.setdefault("NPROC", str(before if known else records.threads()))
 
 
 def _fail(error: BaseException) -> int:

@@ -52,7 +52,7 @@ class Store:
             found = json.loads(seal.read_bytes())
             data = path.read_bytes()
             intact = found["sha256"] == hashlib.sha256(data).hexdigest()
-            context = found["context"]
+            context = dict(found["context"])
         except (OSError, ValueError, KeyError, TypeError):
             intact, data, context = False, b"", {}
         if not intact:
