@@ -31,6 +31,7 @@ import inspect
 import json
 import os
 import re
+import signal
 import sys
 import types
 from collections.abc import Iterator, Sequence
@@ -96,6 +97,8 @@ def main(argv: Sequence[str]) -> int:
         _tell_lost(command, came=ended.came)
     if ended.late:
         _tell_stopped(command)
+    if ended.killed_by:
+        _tell_killed(command, ended.killed_by)
     return ended.code
 
 
@@ -122,6 +125,15 @@ def _guarded(command: Command, module: str) -> int:
 def _tell_stopped(command: Command) -> None:
     print(
         f"Stopped; what is done is in {command.workdir}. The same command goes on from there.",
+        file=sys.stderr,
+    )
+
+
+def _tell_killed(command: Command, number: int) -> None:
+    why = ", as when memory runs out" if number == signal.SIGKILL else ""
+    print(
+        f"error: The work was killed by {signal.Signals(number).name}{why}; what is done is in "
+        f"{command.workdir}. The same command goes on from there.",
         file=sys.stderr,
     )
 
@@ -308,6 +320,7 @@ def _launch(command: Command, module: str) -> None:
     _prepare_environment(command.workdir)
     if command.peers is not None:
         processes.connect(**command.peers)
+        stopping.listen()  # JAX has taken SIGTERM for a notice of its own
     first = processes.index() == 0
     if command.rerun and first:
         previous = records.set_aside(command.workdir)

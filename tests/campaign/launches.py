@@ -269,13 +269,13 @@ def holds(process, directory):
         return False
 
 
-def wait_for_moment(job, process, directory, rng):
+def wait_for_moment(job, process, directory, rng, *, anywhere=0.5):
     """Waits until a random moment of the life of a launch, or its end.
 
     Half of the moments are anywhere in the time that a whole run takes; the others follow some
     file by at most 60 ms, so that the later parts have their share.
     """
-    if rng.random() < 0.5:
+    if rng.random() < anywhere:
         until = time.monotonic() + rng.uniform(0, 1.05 * job.seconds)
         while process.poll() is None and time.monotonic() < until:
             time.sleep(0.002)
@@ -294,12 +294,14 @@ def wait_for(process, directory, pattern):
 
 def _missing(directory, rng):
     """A file that will come, of a random part of those that are left."""
+    there = [path.name for path in directory.glob("checkpoints/*/*")]
+    step = max((int(name) for name in there if name.isdigit()), default=0)
     parts = [
         ["config.json", "environment.json"],
         ["stages/data.npz", "stages/data.json"],
         [f"stages/nets/chunk-{i:08d}-*.json" for i in range(0, 80, 4)],
-        [f"checkpoints/*/{i}" for i in range(1, 13)],
-        [f"checkpoints/*/.{i}.new.tmp" for i in range(1, 13)],
+        [f"checkpoints/*/{i}" for i in range(step + 1, 13)],
+        [f"checkpoints/*/.{i}.new.tmp" for i in range(step + 1, 13)],
         ["stages/long.npz", "stages/long.json", "metrics.jsonl", "table.txt"],
         ["figures/page.html", "summary.json", "DONE"],
     ]
