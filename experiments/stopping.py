@@ -37,7 +37,7 @@ class _Last:
 
 
 def listen() -> None:
-    """From now on SIGTERM raises `Terminated`, and SIGINT KeyboardInterrupt unless it is ignored."""
+    """From now on SIGTERM raises `Terminated`, and SIGINT, unless ignored, KeyboardInterrupt."""
     signal.signal(signal.SIGTERM, _on_signal)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _on_signal)

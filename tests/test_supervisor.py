@@ -88,7 +88,11 @@ if os.fork() == 0:
         (f"os.write(2, {POLLED!r})\nos.abort()", b"75 False True 0", b""),
         (f"os.write(2, {FATAL!r})\nos.abort()", b"75 False False 0", b""),
         ("os.write(2, b'assert\\n')\nos.abort()", b"134 False True 6", b"assert\n"),
-        (f"os.write(2, {POLLED + FATAL!r} + b'error: a\\n')\nreturn 1", b"1 False True 0", b"error: a\n"),
+        (
+            f"os.write(2, {POLLED + FATAL!r} + b'error: a\\n')\nreturn 1",
+            b"1 False True 0",
+            b"error: a\n",
+        ),
     ],
 )
 def test_how_work_ends(work, ended, said):

@@ -48,6 +48,6 @@ def set_back(job, tries, rng):
     return Row(
         "the clock goes back by a day in the middle",
         tries,
-        f"{tries} runs, begun and ended without a word, left the same bytes; {lines} lines of "
-        "progress told plain rates and times",
+        f"{tries} runs left the same bytes; their {lines} lines of progress told sane rates and "
+        "times",
     )

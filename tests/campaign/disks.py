@@ -37,7 +37,9 @@ class Disk:
     def __init__(self, place):
         self.inside = Path(place)
         self.inside.mkdir(parents=True, exist_ok=True)
-        script = f"mount -t tmpfs -o size={_AMPLE} none '{self.inside}' && echo up && exec sleep 9999"
+        script = (
+            f"mount -t tmpfs -o size={_AMPLE} none '{self.inside}' && echo up && exec sleep 9999"
+        )
         self._holder = subprocess.Popen(
             ["unshare", "-rm", "sh", "-c", script],
             stdout=subprocess.PIPE,

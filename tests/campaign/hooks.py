@@ -1,9 +1,9 @@
 """What the environment makes happen inside the job: a disk that fills up, a clock that goes back.
 
-  CAMPAIGN_FILL=PLACE   fills the disk of the run directory when the job comes to PLACE
-  CAMPAIGN_LEAVE=PAGES  but for so many pages of 4096 bytes
-  CAMPAIGN_CLOCK=PLACE  sets the clock of the process back by a day there
-  CAMPAIGN_TALK=1       a progress line after every chunk
+CAMPAIGN_FILL=PLACE   fills the disk of the run directory when the job comes to PLACE
+CAMPAIGN_LEAVE=PAGES  but for so many pages of 4096 bytes
+CAMPAIGN_CLOCK=PLACE  sets the clock of the process back by a day there
+CAMPAIGN_TALK=1       a progress line after every chunk
 """
 
 from __future__ import annotations

@@ -1,0 +1,107 @@
+"""Every fault of the campaign, once or a few times; `make faults` tries them many times."""
+
+import fcntl
+import os
+import pickle
+import random
+
+import pytest
+from campaign import clocks, damage, disks, launches, pairs, stops
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """The job as it is without a fault; xdist's workers share it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "faults"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        kept = folder / "job.pickle"
+        if not kept.exists():
+            found = launches.prepare(folder / "job")
+            damage.half_done(found)
+            kept.write_bytes(pickle.dumps(found))
+        return pickle.loads(kept.read_bytes())
+
+
+@pytest.fixture
+def rng():
+    return random.Random(int(os.environ.get("NOPR_TEST_SEED", "2024")))
+
+
+# --- Killed and stopped ------------------------------------------------------------------------
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(job, rng):
+    stops.killed(job, 3, rng)
+
+
+@pytest.mark.parametrize("stop", [stops.stopped, stops.interrupted])
+def test_stopped_at_any_moment_it_says_how_to_go_on(job, rng, stop):
+    stop(job, 1, rng)
+
+
+def test_a_second_launch_in_its_directory_is_refused(job, rng):
+    stops.doubled(job, 1, rng)
+
+
+# --- Disks and clocks --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mounting(job):
+    if not disks.can_mount(job):
+        pytest.skip("no disk can be mounted here: `unshare -rm` is not permitted")
+
+
+@pytest.mark.usefixtures("mounting")
+def test_a_full_disk_costs_one_line_and_no_byte(job, rng):
+    disks.full(job, 1, rng)
+
+
+def test_a_bound_on_files_costs_one_line_and_no_byte(job, rng):
+    disks.bounded(job, 1, rng)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="...")
+def test_read_only(job, rng): ...
+
+
+def test_a_clock_that_goes_back_changes_nothing(job, rng):
+    clocks.set_back(job, 1, rng)
+
+
+# --- Damage ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [damage.chunk, damage.stage, damage.checkpoint, damage.summary])
+def test_a_damaged_file_is_said_and_made_again(job, rng, kind):
+    kind(job, 1, rng)
+
+
+def test_a_damaged_config_is_refused(job, rng):
+    damage.configuration(job, 2, rng)
+
+
+def test_a_chunk_of_other_code_is_said_and_computed_again(job, rng):
+    damage.foreign(job, 1, rng)
+
+
+# --- Two processes -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strike", [pairs.killed, pairs.stopped, pairs.silent])
+def test_when_one_of_two_processes_is_lost_the_other_says_so(job, rng, strike):
+    strike(job, 1, rng)
+
+
+def test_two_processes_end_in_order_when_both_are_stopped(job, rng):
+    pairs.both_stopped(job, 1, rng)
+
+
+def test_two_processes_that_do_not_run_the_same_are_refused(job, rng):
+    pairs.different(job, 1, rng)
+
+
+# --- What the campaign holds -------------------------------------------------------------------
