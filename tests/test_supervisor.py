@@ -19,6 +19,7 @@ FATAL = (
     b"F1121 00:27:35.173721   32239 client.h:80] Terminating process because the JAX distributed "
     b"service detected fatal errors.\nRPC: /xla.coordination.CoordinationService/RegisterTask\n"
 )
+LOGS = POLLED + FATAL
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 1000])
@@ -89,7 +90,7 @@ if os.fork() == 0:
         (f"os.write(2, {FATAL!r})\nos.abort()", b"75 False False 0", b""),
         ("os.write(2, b'assert\\n')\nos.abort()", b"134 False True 6", b"assert\n"),
         (
-            f"os.write(2, {POLLED + FATAL!r} + b'error: a\\n')\nreturn 1",
+            f"os.write(2, {LOGS!r} + b'error: a\\n')\nreturn 1",
             b"1 False True 0",
             b"error: a\n",
         ),

@@ -9,7 +9,7 @@ CAMPAIGN_TALK=1       a progress line after every chunk
 from __future__ import annotations
 
 import contextlib
-import datetime
+import datetime as dt
 import os
 import sys
 import time
@@ -51,14 +51,14 @@ def set_back():
     """All clocks of Python that tell the date go back by a day; those of intervals do not."""
     real, real_ns = time.time, time.time_ns
 
-    class Yesterday(datetime.datetime):
+    class Yesterday(dt.datetime):
         @classmethod
         def now(cls, tz=None):
-            return super().now(tz) - datetime.timedelta(days=1)
+            return super().now(tz) - dt.timedelta(days=1)
 
     time.time = lambda: real() - DAY
     time.time_ns = lambda: real_ns() - DAY * 10**9
-    before = datetime.datetime
+    before = dt.datetime
     for module in list(sys.modules.values()):
         with contextlib.suppress(Exception):
             if vars(module).get("datetime") is before:

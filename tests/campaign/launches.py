@@ -180,7 +180,7 @@ def contents(directory):
         if path.is_file() and path.name not in DATED and not name.startswith("checkpoints/"):
             found[name] = path.read_bytes()
     for folder in sorted(directory.glob("checkpoints/*/*")):
-        manifest, fault = files.verified(folder)
+        _, fault = files.verified(folder)
         found[folder.relative_to(directory).as_posix()] = fault.encode()
     return found
 

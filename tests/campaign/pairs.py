@@ -83,7 +83,7 @@ def _series(job, tries, rng, name, strike):
                 ended = launches.finish(other)
                 took = time.monotonic() - struck_at
                 expect(ended.code != LOST or not _alive(gone), "an orphan", ended, directory)
-                finish_struck()
+                expect(finish_struck(ended), "done by one alone", ended, directory)
             done = [launches.finish(process) for process in pair if alive is False]
         if done:
             ended = done[0]
@@ -119,13 +119,15 @@ def _kill(process, rng):
     inner = child and rng.random() < 0.5
     os.kill(child if inner else process.pid, signal.SIGKILL)
 
-    def finish():
+    def finish(other):
+        del other
         ended = launches.finish(process)
         if inner:
             one = len(ended.lines) == 1 and "was killed by SIGKILL" in ended.lines[0]
             expect(ended.code == 137 and one, "the end of its child was not said", ended)
         else:
             expect(ended.code == -signal.SIGKILL, "not killed", ended)
+        return True
 
     return child, finish
 
@@ -135,10 +137,11 @@ def _terminate(process, rng):
     child = child_of(process)
     process.send_signal(signal.SIGTERM)
 
-    def finish():
+    def finish(other):
         ended = launches.finish(process)
-        expect(ended.code in (143, LOST), "the exit status of the one that was told", ended)
-        expect(len(ended.lines) == 1, "not one line", ended)
+        expect(ended.code in (0, 143, LOST), "the exit status of the one that was told", ended)
+        expect(len(ended.lines) == (ended.code != 0), "not one line", ended)
+        return ended.code or not other.code  # it came too late for both, or for none
 
     return child, finish
 
@@ -149,9 +152,11 @@ def _silence(process, rng):
     for pid in (process.pid, child):
         os.kill(pid, signal.SIGSTOP)
 
-    def finish():
+    def finish(other):
+        del other
         process.kill()
         launches.finish(process)
+        return True
 
     return 0, finish
 
