@@ -7,12 +7,14 @@ import pytest
 
 from experiments.benchmarks import (
     __main__,
+    checkpoints_cost_little,
     exact_information_is_cheap,
     masked_epochs_cost_as_dense,
     top_is_faster_than_sorting,
 )
 
 TINY = {
+    checkpoints_cost_little: {"EXAMPLES": 256, "EPOCHS": 2, "REPEATS": 1},
     exact_information_is_cheap: {
         "REPEATS": 1,
         "STEPS": 2,

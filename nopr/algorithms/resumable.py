@@ -162,37 +162,35 @@ def _first(
 
 
 def _iterate(run: _Run, prune: Callable[[Params, Masks, int], Masks]) -> Iterated:
-    state, found = _restored(run)
+    state = _restored(run)
     if state.level < 0:
-        carry, before = _train(run, state, state.rewound, found)
-        state = state._replace(level=np.int32(0), rewound=carry, before=before)
-        found = False
+        carry, before = _train(run, state)
+        state = state._replace(level=np.int32(0), rewound=carry, carry=carry, before=before)
     for level in range(int(state.level), run.levels):
-        masks = jax.tree.map(lambda leaf, level=level: leaf[level], state.masks)
-        begin = _under(masks, state.rewound, run.options["tx"])
-        carry, history = _train(run, state, begin, found)
-        found = False
+        carry, history = _train(run, state)
         state = state._replace(carry=carry, history=_put(state.history, level, history))
         if level + 1 < run.levels:
-            kept = prune(carry.params, begin.masks, level + 1)
+            kept = prune(carry.params, carry.masks, level + 1)
             state = state._replace(
-                level=np.int32(level + 1), masks=_put(state.masks, level + 1, kept)
+                level=np.int32(level + 1),
+                carry=_under(kept, state.rewound, run.options["tx"]),
+                masks=_put(state.masks, level + 1, kept),
             )
     parts = jax.tree.map(jnp.asarray, (state.masks, state.history, state.before))
     return Iterated(state.carry.params, *parts)
 
 
-def _restored(run: _Run) -> tuple[_State, bool]:
-    """The state to go on from, and whether it was kept by an earlier call."""
+def _restored(run: _Run) -> _State:
+    """The state to go on from: the newest that was kept, or the first."""
     if run.keeper is None:
-        return run.first, False
+        return run.first
     like, _ = resuming.after_one(run.first.carry, run.data, **run.options)
     found = run.keeper.restore(run.first._replace(rewound=like, carry=like))
-    return (run.first, False) if found is None else (found[1], True)
+    return run.first if found is None else found[1]
 
 
-def _train(run: _Run, state: _State, begin: Carry, found: bool) -> tuple[Carry, History]:
-    """The training of `state.level` from `begin`; if `found`, from where the state has it."""
+def _train(run: _Run, state: _State) -> tuple[Carry, History]:
+    """The training of `state.level` to its end, from where the state is."""
     level = int(state.level)
     done_before = run.done_before(level)
 
@@ -202,11 +200,11 @@ def _train(run: _Run, state: _State, begin: Carry, found: bool) -> tuple[Carry, 
 
     try:
         return finetune.resume(
-            begin,
+            state.rewound,  # It counts epochs from here; the keeper has where the state is.
             run.data,
             epochs=run.epochs - run.rewind_epoch if level >= 0 else run.rewind_epoch,
             every=run.every,
-            keeper=_Within(run.keeper, state, done_before - int(begin.epoch), found),
+            keeper=_Within(run.keeper, state, done_before - int(state.rewound.epoch)),
             progress=progress,
             **run.options,
         )
@@ -221,7 +219,6 @@ class _Within(NamedTuple):
     keeper: finetune.Keeper | None
     state: _State
     ahead: int  # epochs over all levels less those that the carry counts
-    found: bool  # whether the state came from the keeper
 
     def save(self, step: int, tree: PyTree, /) -> None:
         if self.keeper is not None:
@@ -229,8 +226,7 @@ class _Within(NamedTuple):
 
     def restore(self, target: PyTree, /) -> tuple[int, PyTree] | None:
         del target  # The whole state was compared with its own.
-        carry = self.state.carry
-        return (int(carry.epoch), (carry, _history(self.state))) if self.found else None
+        return int(self.state.carry.epoch), (self.state.carry, _history(self.state))
 
 
 def _with(state: _State, carry: Carry, history: History) -> _State:
@@ -251,7 +247,6 @@ def _history(state: _State) -> History | None:
 
 def _under(masks: Masks, carry: Carry, tx: Any) -> Carry:
     """The carry with its training as it was, less the weights that are pruned now."""
-    masks = jax.tree.map(jnp.asarray, masks)
     everywhere = jax.tree.map(lambda leaf: jnp.ones(jnp.shape(leaf), bool), carry.params)
     kept = trees.overlay(lambda _, mask: mask, everywhere, masks)
 
