@@ -23,6 +23,8 @@ from jaxtyping import PyTree
 AXIS = "batch"
 """The axis of a mesh that the examples of a batch are split over."""
 
+Program = Callable[[PyTree], Any]
+
 
 def over(mesh: Mesh | None) -> Mesh | None:
     """Checks a mesh, and leaves the sharding along its axes to the compiler.
@@ -31,25 +33,34 @@ def over(mesh: Mesh | None) -> Mesh | None:
       mesh: With a `batch` axis; `jax.make_mesh` makes axes that are sharded by hand.
 
     Raises:
-      ValueError: If it has no such axis, or a surrounding `shard_map` has taken the axis.
+      ValueError: If it has no such axis.
     """
     if mesh is None:
         return None
     if AXIS not in mesh.axis_names:
         raise ValueError(f"`mesh` must have an axis {AXIS!r}, got axes {list(mesh.axis_names)}.")
-    if AXIS in jax.sharding.get_abstract_mesh().manual_axes:
-        raise ValueError(
-            f"The axis {AXIS!r} of `mesh` is already split by a `shard_map`. "
-            f"Give it `axis_names` without {AXIS!r}."
-        )
     return Mesh(mesh.devices, mesh.axis_names)
 
 
 def context(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
-    """Where a program over `mesh` is traced: away from axes that `jax.set_mesh` made explicit."""
-    if mesh is None or AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
+    """Where a program over `mesh` is traced: away from axes that `jax.set_mesh` made explicit.
+
+    Raises:
+      ValueError: If a surrounding `shard_map` does not leave the `batch` axis to the compiler.
+    """
+    around = jax.sharding.get_abstract_mesh()
+    if mesh is None or not {AxisType.Explicit, AxisType.Manual} & set(around.axis_types):
         return contextlib.nullcontext()
-    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+    if not around.manual_axes:
+        return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+    kinds = dict(zip(around.axis_names, around.axis_types, strict=True))
+    if kinds.get(AXIS) != AxisType.Auto:
+        raise ValueError(
+            f"A `shard_map` around training with a `mesh` must leave the axis {AXIS!r} to the "
+            f"compiler, got {kinds}. Give it the same `jax.sharding.Mesh` and `axis_names` "
+            f"without {AXIS!r}."
+        )
+    return contextlib.nullcontext()
 
 
 def place(tree: PyTree, mesh: Mesh | None) -> PyTree:
@@ -70,7 +81,7 @@ def place(tree: PyTree, mesh: Mesh | None) -> PyTree:
     return jax.tree.unflatten(treedef, [_put(*pair) for pair in zip(leaves, targets, strict=True)])
 
 
-def split(batch: PyTree, mesh: Mesh | None, program: Callable[[PyTree], Any]) -> PyTree:
+def split(batch: PyTree, mesh: Mesh | None, program: Program | None = None) -> PyTree:
     """Splits the examples over the `batch` axis, inside a program.
 
     Any number of them is split, in shares of which the last are smaller or empty. There is one
@@ -81,12 +92,12 @@ def split(batch: PyTree, mesh: Mesh | None, program: Callable[[PyTree], Any]) ->
     Args:
       batch: The examples.
       mesh: The mesh; None leaves the batch alone.
-      program: `program(batch)` is what will be done with them.
+      program: `program(batch)` is what will be done with them; None where the split is even.
     """
     if mesh is None:
         return batch
     uneven = any(len(leaf) % mesh.shape[AXIS] for leaf in jax.tree.leaves(batch))
-    if uneven and _scatters_by_other_than_int32(jax.make_jaxpr(program)(batch).jaxpr):
+    if program and uneven and _scatters_by_other_than_int32(jax.make_jaxpr(program)(batch).jaxpr):
         return whole(batch, mesh)
     return _constrain(batch, mesh, PartitionSpec(AXIS))
 
@@ -104,14 +115,15 @@ def rounded_up(count: int, mesh: Mesh | None) -> int:
 def _constrain(tree: PyTree, mesh: Mesh | None, spec: PartitionSpec) -> PyTree:
     if mesh is None:
         return tree
-    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, spec))
+    inside = jax.sharding.get_abstract_mesh().manual_axes  # of a shard_map: its mesh is the one
+    return jax.lax.with_sharding_constraint(tree, spec if inside else NamedSharding(mesh, spec))
 
 
 def _scatters_by_other_than_int32(jaxpr: Any) -> bool:
     for equation in jaxpr.eqns:
         if equation.primitive.name.startswith("scatter"):
             _, indices, *_ = equation.invars
-            if indices.aval.dtype != np.int32:
+            if indices.aval.dtype != np.int32 and indices.aval.ndim > 1:  # more than one index
                 return True
         if any(map(_scatters_by_other_than_int32, jaxprs_in_params(equation.params))):
             return True
@@ -123,6 +135,7 @@ def _target(leaf: Any, mesh: Mesh) -> NamedSharding:
     lies = getattr(leaf, "sharding", None)
     if (
         isinstance(lies, NamedSharding)
+        and not lies.is_fully_replicated
         and lies.mesh.axis_names == mesh.axis_names
         and np.array_equal(lies.mesh.devices, mesh.devices)
     ):
