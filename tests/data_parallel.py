@@ -28,7 +28,6 @@ RUNS = [
 ]
 """Kind, batch size and devices: sizes that they divide, that they do not, that are below them."""
 LINEAR = [(5, 8), (8, 3), (None, 8)]
-COMPILED = [24, 20, None]
 EPOCHS = 2
 RATE = 0.02
 KEY = 3
@@ -114,14 +113,6 @@ def linear(size, mesh):
     return train({"a": PARAMS["a"]}, None, (*DATA, IDS), key=jax.random.key(KEY))
 
 
-def compiled(size, mesh):
-    """The program of one epoch, as a device of the mesh runs it."""
-    carry = finetune.start(PARAMS, MASKS, tx=SGD, key=jax.random.key(KEY))
-    options = {"step_loss": STEP_LOSS, "tx": SGD, "epochs": 1, "batch_size": size, "mesh": mesh}
-    epoch = jax.jit(lambda carry, data: finetune.advance(carry, data, **options))
-    return epoch.lower(carry, DATA).compile().as_text()
-
-
 def train(mesh=None, *, loss=LOSS, tx=SGD, size=8, epochs=2, data=DATA, key=KEY):
     run = finetune.trainer(loss, tx, epochs=epochs, batch_size=size, mesh=mesh)
     key = jax.random.key(key) if isinstance(key, int) else key
@@ -130,6 +121,24 @@ def train(mesh=None, *, loss=LOSS, tx=SGD, size=8, epochs=2, data=DATA, key=KEY)
 
 def descent(mesh, loss=LOSS):
     return finetune.gradient_descent(loss, steps=4, tx=ADAM, mesh=mesh)(PARAMS, MASKS, DATA)
+
+
+def compiled(mesh):
+    """Programs as a device of the mesh runs them: {name: text}."""
+    carry = finetune.start(PARAMS, MASKS, tx=SGD, key=jax.random.key(KEY))
+    options = {"step_loss": STEP_LOSS, "tx": SGD, "epochs": 1, "mesh": mesh}
+    descend = finetune.gradient_descent(LOSS, steps=1, tx=SGD, mesh=mesh)
+    programs = {
+        f"{size} of {N}": lambda data, size=size: finetune.advance(
+            carry, data, batch_size=size, **options
+        )
+        for size in (24, 20, None)
+    }
+    programs["descent"] = lambda data: descend(PARAMS, MASKS, data)
+    programs["evaluation"] = lambda data: finetune.evaluate(
+        apply, PARAMS, data, batch_size=20, mesh=mesh
+    )[:2]
+    return {name: jax.jit(f).lower(DATA).compile().as_text() for name, f in programs.items()}
 
 
 def evaluation(size, mesh):
@@ -239,9 +248,8 @@ def with_eight_devices(notes):
         notes.add(f"{kind}|{size}|{count}", kinds[kind](size, mesh))
     for size, count in LINEAR:
         notes.add(f"linear|{size}|{count}", linear(size, Mesh(devices[:count], ("batch",))))
-    for size in COMPILED:
-        text = compiled(size, Mesh(devices, ("batch",)))
-        notes.add(f"compiled|{size}", {"text": np.array(text)})
+    for name, text in compiled(Mesh(devices, ("batch",))).items():
+        notes.add(f"compiled|{name}", {"text": np.array(text)})
 
     four = Mesh(devices[:4], ("batch",))
     common(notes, four)
@@ -256,7 +264,7 @@ def with_eight_devices(notes):
     vmapped, mapped, alone = seeds(six)
     for name, params in (("vmapped", vmapped), ("mapped", mapped), ("seeds", alone)):
         notes.add(name, params)
-    for name, mesh in (("one", None), ("mesh", six)):
+    for name, mesh in (("one", None), ("mesh", Mesh(devices[:3], ("batch",)))):
         notes.add(f"sorting|{name}", train(mesh, loss=sorting))
         notes.add(f"sorting-descent|{name}", descent(mesh, loss=sorting))
     inputs = DATA[0].copy()
