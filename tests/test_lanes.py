@@ -12,7 +12,7 @@ from jax import lax
 from jax.experimental import checkify
 
 from nopr import criteria, finetune, masks, networks, precision, pruning
-from nopr import sweeps_lanes as lanes
+from nopr.sweeps import lanes
 
 CASES = 5
 KEY = jax.random.key(0)

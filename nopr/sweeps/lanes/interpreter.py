@@ -17,7 +17,7 @@ from jax.extend import core
 from jax.extend.core import primitives
 
 from nopr import precision
-from nopr.sweeps_lanes import lookups, rules, sums
+from nopr.sweeps.lanes import lookups, rules, sums
 
 RULES = {**rules.RULES, **sums.RULES, **lookups.RULES}
 

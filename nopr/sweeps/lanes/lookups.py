@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from nopr.sweeps_lanes import rules, sums
+from nopr.sweeps.lanes import rules, sums
 
 ENTRIES = 64
 """Axes of more entries are left to XLA."""

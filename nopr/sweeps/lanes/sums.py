@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
-from nopr.sweeps_lanes import rules
+from nopr.sweeps.lanes import rules
 
 TERMS = 64
 """Sums of more terms are not unrolled."""

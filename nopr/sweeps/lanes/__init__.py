@@ -19,10 +19,10 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from nopr import trees
-from nopr.sweeps_lanes import rules, sums
-from nopr.sweeps_lanes.interpreter import interpret
+from nopr.sweeps.lanes import rules, sums
+from nopr.sweeps.lanes.interpreter import interpret
 
-VERSION = "lanes-1"
+VERSION = 1
 """Names the rules: another version may round otherwise. For digests of stored results."""
 
 _MULTIPLE = 8  # of cases that are computed; the remainder of a vector loop may round otherwise
@@ -58,9 +58,9 @@ def vmap(function: Callable[..., PyTree], in_axes: Any = 0) -> Callable[..., PyT
     Example:
       >>> import jax
       >>> import jax.numpy as jnp
-      >>> from nopr import sweeps_lanes
+      >>> from nopr import sweeps
       >>> gradient = jax.grad(lambda w, x: jnp.sum(jnp.tanh(x @ w)))
-      >>> many = jax.jit(sweeps_lanes.vmap(gradient, in_axes=(0, None)))
+      >>> many = jax.jit(sweeps.vmap_lanes(gradient, in_axes=(0, None)))
       >>> many(jnp.zeros((1000, 3)), jnp.ones((2, 3))).shape
       (1000, 3)
     """
