@@ -38,9 +38,8 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(job, rng):
     stops.killed(job, 3, rng)
 
 
-@pytest.mark.parametrize("stop", [stops.stopped, stops.interrupted])
-def test_stopped_at_any_moment_it_says_how_to_go_on(job, rng, stop):
-    stop(job, 1, rng)
+def test_stopped_at_any_moment_it_says_how_to_go_on(job, rng):
+    stops.stopped(job, 1, rng)
 
 
 def test_a_second_launch_in_its_directory_is_refused(job, rng):
@@ -64,13 +63,13 @@ def test_a_clock_that_goes_back_changes_nothing(job, rng):
 # --- Damage ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [damage.chunk, damage.stage, damage.checkpoint, damage.summary])
+@pytest.mark.parametrize("kind", [damage.chunk, damage.checkpoint, damage.summary])
 def test_a_damaged_file_is_said_and_made_again(job, rng, kind):
     kind(job, 1, rng)
 
 
 def test_a_damaged_config_is_refused(job, rng):
-    damage.configuration(job, 2, rng)
+    damage.configuration(job, 1, rng)
 
 
 def test_a_chunk_of_other_code_is_said_and_computed_again(job, rng):
@@ -80,7 +79,7 @@ def test_a_chunk_of_other_code_is_said_and_computed_again(job, rng):
 # --- Two processes -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strike", [pairs.killed, pairs.stopped, pairs.silent])
+@pytest.mark.parametrize("strike", [pairs.killed, pairs.silent])
 def test_when_one_of_two_processes_is_lost_the_other_says_so(job, rng, strike):
     strike(job, 1, rng)
 
@@ -113,5 +112,5 @@ def test_the_campaign_sees_a_checkpoint_that_is_not_whole(job):
     directory = job.new()
     shutil.copytree(job.folder / "whole", directory)
     next(directory.glob("checkpoints/*/12/manifest.json")).write_text("{}")
-    with pytest.raises(launches.Failure, match="checkpoints/.*/12"):
+    with pytest.raises(launches.Failure, match=r"checkpoints/.*/12"):
         launches.check_same(job, directory)

@@ -75,8 +75,9 @@ def commit(
 def verified(folder: Path) -> tuple[dict[str, Any] | None, str]:
     """The manifest of a whole checkpoint; of a damaged one None, and what is wrong."""
     try:
-        manifest = json.loads((folder / _MANIFEST).read_bytes())
-        whole = manifest.pop("digest") == _digest(manifest)
+        text = (folder / _MANIFEST).read_bytes().decode()
+        manifest = json.loads(text)
+        whole = text == _text(manifest) and manifest.pop("digest") == _digest(manifest)
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         whole, manifest = False, {}
     if not whole:
@@ -133,7 +134,7 @@ def _write(folder: Path, step: int, rows: list[dict[str, Any]], stored: list[Sto
         "files": {path.relative_to(folder).as_posix(): _sha256(path) for path in files},
     }
     manifest = folder / _MANIFEST
-    manifest.write_text(json.dumps({"digest": _digest(body), **body}, indent=1) + "\n")
+    manifest.write_text(_text({"digest": _digest(body), **body}))
     for path in (*files, manifest, *{file.parent for file in files}, folder):
         _sync(path)
 
@@ -192,6 +193,10 @@ def _without_the_log_of_orbax() -> Generator[None, None, None]:
         yield
     finally:
         log.removeFilter(is_not_of_orbax)
+
+
+def _text(manifest: dict[str, Any]) -> str:
+    return json.dumps(manifest, indent=1) + "\n"
 
 
 def _sha256(path: Path) -> str:

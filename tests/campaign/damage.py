@@ -180,13 +180,13 @@ def configuration(job, tries, rng):
 
 def foreign(job, tries, rng):
     """A chunk of another config, of other code, or of other cases in the place of one."""
-    others = {"config": _other_config(job), "code": _other_code(job)}
+    others = {"config": _other_config, "code": _other_code, "cases": lambda job: None}
     for index in range(tries):
         directory = copied(job)
         names = sorted(path.stem for path in (directory / "stages/nets").glob("*.npz"))
         name, other = rng.sample(names, 2)
         kind = ("config", "code", "cases")[index % 3]
-        source = others.get(kind, directory) / "stages/nets"
+        source = (others[kind](job) or directory) / "stages/nets"
         taken = other if kind == "cases" else name
         for suffix in (".npz", ".json"):
             shutil.copyfile(source / f"{taken}{suffix}", directory / f"stages/nets/{name}{suffix}")
@@ -218,10 +218,10 @@ def _other_config(job):
 
 def _other_code(job):
     tests = job.folder / "other_tests"
-    shutil.rmtree(tests, ignore_errors=True)
-    shutil.copytree(launches.TESTS / "campaign", tests / "campaign")
-    with open(tests / "campaign/job.py", "a") as file:
-        file.write("# another version\n")
+    if not tests.exists():
+        shutil.copytree(launches.TESTS / "campaign", tests / "campaign")
+        with open(tests / "campaign/job.py", "a") as file:
+            file.write("# another version\n")
     return _other(job, "other_code", path=tests)
 
 

@@ -20,7 +20,7 @@ from nopr import algorithms, checkpoints, criteria, finetune, networks, pruning,
 
 BLOCK = 4
 EPOCHS = 4
-STEPS = 4000
+STEPS = 2500
 
 
 def run(config, run):

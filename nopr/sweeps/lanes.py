@@ -1,6 +1,0 @@
-"""Placeholder until merged."""
-
-import jax
-
-VERSION = 1
-vmap = jax.vmap
