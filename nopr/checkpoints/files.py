@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ def _checkpointer() -> ocp.Checkpointer:
 def _write(folder: Path, step: int, rows: list[dict[str, Any]], stored: list[Stored]) -> None:
     """Writes arrays and manifest, and makes every file durable."""
     folder.mkdir()
-    with _without_the_log_of_orbax(), _checkpointer() as checkpointer:
+    with _without_the_log_of_orbax(), _without_echoes(), _checkpointer() as checkpointer:
         arrays = {str(index): array for index, (array, _) in enumerate(stored)}
         checkpointer.save(folder / _ARRAYS, args=ocp.args.StandardSave(arrays))
     files = sorted(path for path in (folder / _ARRAYS).rglob("*") if path.is_file())
@@ -193,6 +194,24 @@ def _without_the_log_of_orbax() -> Generator[None, None, None]:
         yield
     finally:
         log.removeFilter(is_not_of_orbax)
+
+
+@contextlib.contextmanager
+def _without_echoes() -> Generator[None, None, None]:
+    """Drops what follows an error: orbax ends its loop, and the other arrays still call it.
+
+    They do so from threads of tensorstore, at any time after the error; so the hook stays then.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    yield
+    if sys.unraisablehook is hook:
+        sys.unraisablehook = before
 
 
 def _text(manifest: dict[str, Any]) -> str:
