@@ -96,6 +96,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="nopr-") as scratch:
             ended = supervisor.supervise(partial(_supervised, command, module, scratch))
+    except (KeyboardInterrupt, stopping.Terminated) as stop:
+        _tell_stopped(command)
+        return stopping.status(stop)
     except OSError as error:
         return _fail(error)
     if ended.code == supervisor.LOST:
