@@ -1,5 +1,6 @@
 """A signal to stop comes through, whatever was running when it came."""
 
+import contextlib
 import signal
 import time
 
@@ -41,33 +42,38 @@ def test_a_signal_in_a_callback_is_raised_after_it(number, kind, status):
         def __del__(self):
             signal.raise_signal(number)  # Python would only print what is raised here.
 
-    del status
-    with pytest.raises(kind):
+    def drop_a_thing():
         Thing()
         time.sleep(5)
+
+    del status
+    with pytest.raises(kind):
+        drop_a_thing()
 
 
 @pytest.mark.parametrize(("number", "kind", "status"), KINDS)
 def test_a_stop_that_was_swallowed_is_raised_again(number, kind, status):
     del status
-    try:
+    with contextlib.suppress(BaseException):
         signal.raise_signal(number)
-    except BaseException:  # noqa: B036
-        pass
     with pytest.raises(kind):
         time.sleep(5)
 
 
 def test_a_stop_is_raised_once_while_it_is_on_its_way():
-    times = []
-    with pytest.raises(stopping.Terminated):
+    cleared = []
+
+    def work():
         try:
             signal.raise_signal(signal.SIGTERM)
         finally:
-            for _ in range(4):
+            for step in range(4):
                 time.sleep(0.05)
-                times.append(None)
-    assert len(times) == 4
+                cleared.append(step)
+
+    with pytest.raises(stopping.Terminated):
+        work()
+    assert cleared == [0, 1, 2, 3]
 
 
 def test_at_the_end_signals_do_nothing():
