@@ -66,11 +66,15 @@ def commit(
             shutil.rmtree(aside, ignore_errors=True)
         gone = stale - {step}
         older = [there for there in steps(directory) if there not in gone]
-        for old in {*older[:-keep], *gone} - {step}:
-            # One that is only half removed would read as damaged.
-            os.rename(directory / str(old), directory / f".{old}.old.tmp")
-        _remove_unfinished(directory)
+        _remove(directory, {*older[:-keep], *gone} - {step})
     return final
+
+
+def tidy(directory: Path, *, newest: int, keep: int) -> None:
+    """Removes what a killed process left: half-written checkpoints, and more than `keep`."""
+    older = [there for there in steps(directory) if there <= newest]
+    with contextlib.suppress(OSError):  # whoever writes next is told
+        _remove(directory, set(older[:-keep]))
 
 
 def verified(folder: Path) -> tuple[dict[str, Any] | None, str]:
@@ -233,6 +237,13 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _remove(directory: Path, gone: set[int]) -> None:
+    for step in gone:
+        # One that is only half removed would read as damaged.
+        os.rename(directory / str(step), directory / f".{step}.old.tmp")
+    _remove_unfinished(directory)
 
 
 def _remove_unfinished(directory: Path) -> None:
