@@ -16,9 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
-from experiments import held_out, isometry_report, steps
+from experiments import held_out, isometry_report, progress, steps
 from experiments.isometry_report import SCHEDULES, STARTS
 from nopr import (
     checkpoints,
@@ -158,7 +157,7 @@ def _train(
         done, (carry, logs) = found
         logs = jax.tree.map(np.array, logs)
     program, parts = _program(setting, network, tx), _parts(setting.images)
-    with tqdm(total=epochs, initial=done, desc=name, unit="epoch", disable=None) as bar:
+    with progress.bar(total=epochs, initial=done, desc=name, unit="epoch") as bar:
         while done < epochs:
             count = min(setting.epochs["training.checkpoint_every"], epochs - done)
             carry, history = program(carry, parts, count)

@@ -7,10 +7,22 @@ python -m experiments.launch --config=experiments/configs/NAME.py[:variant] [fla
   --workdir=DIR               where to write; runs/NAME[-variant]-HASH by default
   --rerun                     sets a run that is there aside and begins anew
   --traceback                 shows where an error was raised
+
+On several hosts, the same command on each, and
+
+  --coordinator=HOST:PORT     the address of process 0
+  --processes=N --process=I   how many there are, and which one this is
+  --distributed               instead of these three, on Slurm and TPU: the environment tells them
+  --patience=SECONDS          a process that is silent for so long is lost; 30 by default
+
+The exit status is 0 when the run is done, 1 after an error, 2 for a command that cannot be carried
+out, 75 when another process was lost, 130 or 143 when stopped. After the last three the same
+command goes on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import importlib.util
@@ -23,13 +35,15 @@ import sys
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from nopr import records
+from experiments import supervisor
+from nopr import processes, records
 
 # jax is imported late, so that a bad flag is told at once.
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
@@ -54,6 +68,8 @@ class Command:
     workdir: Path
     rerun: bool
     traceback: bool
+    peers: dict[str, Any] | None
+    """The arguments of `processes.connect`; None for a run of one process."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -61,24 +77,64 @@ def main(argv: Sequence[str]) -> int:
     if {"--help", "-help", "-h"} & set(argv[1:]):
         print(__doc__.strip())
         return 0
-    debug = "--traceback" in argv
-    workdir = None
     try:
         command = parse(argv)
-        workdir, debug = command.workdir, command.traceback
         module = _find_experiment(command.config.experiment)
-        _launch(command, module)
     except UsageError as error:
         return _fail(error)
     except _USER_ERRORS as error:
-        if debug:
+        if "--traceback" in argv:
             raise
         return _fail(error)
+    if command.peers is None:
+        return _guarded(command, module)
+    ended = supervisor.supervise(partial(_guarded, command, module))
+    if ended.code == supervisor.LOST:
+        _tell_lost(command, came=ended.came)
+    if ended.late:
+        _tell_stopped(command)
+    return ended.code
+
+
+def _guarded(command: Command, module: str) -> int:
+    """Carries the command out; the exit status, after one line about what went wrong."""
+    try:
+        _launch(command, module)
     except (KeyboardInterrupt, _Terminated) as stop:
-        where = f"; what is done is in {workdir}" if workdir else ""
-        print(f"Stopped{where}. The same command goes on from there.", file=sys.stderr)
+        _tell_stopped(command)
         return 130 if isinstance(stop, KeyboardInterrupt) else 143
+    except Exception as error:
+        if command.peers is not None and processes.is_loss(error):
+            return supervisor.LOST
+        if isinstance(error, UsageError):
+            return _fail(error)
+        if command.traceback or not isinstance(error, _USER_ERRORS):
+            raise
+        return _fail(error)
     return 0
+
+
+def _tell_stopped(command: Command) -> None:
+    print(
+        f"Stopped; what is done is in {command.workdir}. The same command goes on from there.",
+        file=sys.stderr,
+    )
+
+
+def _tell_lost(command: Command, *, came: bool) -> None:
+    patience = command.peers["patience_seconds"] if command.peers else 0
+    if came:
+        print(
+            f"error: Another process of this run was lost; what is done is in {command.workdir}. "
+            "The same command on every host goes on from there.",
+            file=sys.stderr,
+        )
+    else:
+        print(
+            f"error: The other processes did not come within {10 * patience} seconds. Start the "
+            "same command on every host, with the address of process 0.",
+            file=sys.stderr,
+        )
 
 
 def parse(argv: Sequence[str]) -> Command:
@@ -99,6 +155,11 @@ def parse(argv: Sequence[str]) -> Command:
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     flags.DEFINE_bool("rerun", False, "", flag_values=values)
     flags.DEFINE_bool("traceback", False, "", flag_values=values)
+    flags.DEFINE_bool("distributed", False, "", flag_values=values)
+    flags.DEFINE_string("coordinator", None, "", flag_values=values)
+    flags.DEFINE_integer("processes", None, "", flag_values=values)
+    flags.DEFINE_integer("process", None, "", flag_values=values)
+    flags.DEFINE_integer("patience", 30, "", flag_values=values)
     _check_keys(rest, config)
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=rest)
@@ -109,7 +170,36 @@ def parse(argv: Sequence[str]) -> Command:
     if extra:
         raise UsageError(f"{extra[0]!r} is not a flag. Flags read like --config.KEY=VALUE.")
     workdir = Path(values.workdir) if values.workdir else Path("runs") / name
-    return Command(values.config, variant, workdir, values.rerun, values.traceback)
+    peers = _peers(values)
+    return Command(values.config, variant, workdir, values.rerun, values.traceback, peers)
+
+
+def _peers(values: flags.FlagValues) -> dict[str, Any] | None:
+    """The other processes, as the flags tell them; None for a run of one process."""
+    where = (values.coordinator, values.processes, values.process)
+    if not values.distributed and where == (None, None, None):
+        return None
+    if not values.distributed and None in where:
+        raise UsageError(
+            "--coordinator, --processes and --process go together; on Slurm and TPU --distributed "
+            "finds all three."
+        )
+    if values.patience < 1:
+        raise UsageError(f"--patience must be at least 1 second, got {values.patience}.")
+    if values.processes is not None and values.processes < 1:
+        raise UsageError(f"--processes must be at least 1, got {values.processes}.")
+    if None not in where and not 0 <= values.process < values.processes:
+        raise UsageError(
+            f"--process must be from 0 to {values.processes - 1}, got {values.process}."
+        )
+    if values.coordinator is not None and not re.fullmatch(r".+:\d+", values.coordinator):
+        raise UsageError(f"--coordinator must read like HOST:PORT, got {values.coordinator!r}.")
+    return {
+        "coordinator": values.coordinator,
+        "count": values.processes,
+        "index": values.process,
+        "patience_seconds": values.patience,
+    }
 
 
 # --- The config --------------------------------------------------------------------------------
@@ -211,7 +301,10 @@ def _find_experiment(name: str) -> str:
 
 def _launch(command: Command, module: str) -> None:
     _prepare_environment(command.workdir)
-    if command.rerun:
+    if command.peers is not None:
+        processes.connect(**command.peers)
+    first = processes.index() == 0
+    if command.rerun and first:
         previous = records.set_aside(command.workdir)
         if previous is not None:
             print(f"The run that was there is now in {previous}")
@@ -224,11 +317,16 @@ def _launch(command: Command, module: str) -> None:
         sources=[Path(origin.origin)] if origin is not None and origin.origin else [],
     ) as run:
         if run.finished:
-            _tell_finished(command.config.experiment, run)
+            if first:
+                _tell_finished(command.config.experiment, run)
             return
-        print(f"{command.config.experiment}: writing to {run.directory}", flush=True)
-        run.finish(importlib.import_module(module).run(command.config, run))
-        print(f"Done: {run.report if run.report.exists() else run.directory}")
+        if first:
+            print(f"{command.config.experiment}: writing to {run.directory}", flush=True)
+        with contextlib.nullcontext() if first else contextlib.redirect_stdout(None):
+            run.finish(importlib.import_module(module).run(command.config, run))
+        if first:
+            print(f"Done: {run.report if run.report.exists() else run.directory}", flush=True)
+    processes.disconnect()
 
 
 def _tell_finished(experiment: str, run: records.Run) -> None:

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
-from experiments import cube, methods, report, tables
+from experiments import cube, methods, progress, report, tables
 from nopr import plots, records
 
 PUBLISHED = {
@@ -38,7 +37,7 @@ def run(config: ConfigDict, run: records.Run) -> dict[str, Any]:
     settings = list(_settings(config))
     bits: dict[str, dict[str, np.ndarray]] = {}
     total = sum(len(setting.methods) * setting.config.initializations for setting in settings)
-    with tqdm(total=total, unit="law", disable=None) as bar:
+    with progress.bar(total=total, unit="law") as bar:
         for setting in settings:
             bits[setting.name] = {
                 name: _measure(setting, name, run, bar) for name in setting.methods
@@ -120,7 +119,7 @@ def _pruned(config: ConfigDict) -> tuple[int, ...]:
     return tuple(range(1, config.pruning.most + 1))
 
 
-def _measure(setting: Setting, name: str, run: records.Run, bar: tqdm) -> np.ndarray:
+def _measure(setting: Setting, name: str, run: records.Run, bar: Any) -> np.ndarray:
     """Bits, [initialisations, levels]."""
     config, task = setting.config, _task(setting.config)
     algorithm = cube.algorithm(

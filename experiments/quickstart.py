@@ -15,9 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
-from experiments import cube, held_out, methods, quickstart_report, steps
+from experiments import cube, held_out, methods, progress, quickstart_report, steps
 from experiments.quickstart_results import Job, Outcome, initializations, with_defaults
 from nopr import (
     algorithms,
@@ -280,14 +279,14 @@ def _finetune(
     keys = _train_keys(setting)
     together["key"] = keys[np.tile(np.arange(seeds), len(jobs))]
     run.say(f"finetuning: {len(jobs)} networks of {seeds} seeds each, stored as they finish")
-    with tqdm(total=len(jobs) * seeds, unit="run", desc="finetuning", disable=None) as bar:
+    with progress.sweeping("finetuning", unit="run") as show:
         swept = sweeps.run(
             setting.tune,
             together,
             shared=setting.shared,
             block=seeds,
             store=run.store("finetuning"),
-            progress=lambda done, total, failures: bar.update(done - bar.n),
+            progress=show,
         )
     _raise_if_failed(swept, [job.name for job in jobs for _ in range(seeds)], setting.config)
     return {

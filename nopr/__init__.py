@@ -23,6 +23,7 @@ __all__ = [
     "networks",
     "plots",
     "precision",
+    "processes",
     "pruning",
     "records",
     "schedules",

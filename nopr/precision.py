@@ -7,11 +7,13 @@ is a primitive of its own whose every rule enters the context again.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 from jax.interpreters import batching, mlir
 from jaxtyping import PyTree
@@ -51,6 +53,12 @@ class _Program:
 
     def __init__(self, jaxpr: Any, traced: tuple[bool, ...], constants: tuple[Any, ...]):
         self.jaxpr, self.traced, self.constants = jaxpr, traced, constants
+
+    def __repr__(self) -> str:
+        """What it computes, so that the text of a jaxpr says it, too; no addresses."""
+        constants = [np.asarray(const) for const in self.constants]
+        digests = [hashlib.sha256(const.tobytes()).hexdigest() for const in constants]
+        return f"{self.jaxpr} {self.traced} {digests}"
 
     def __call__(self, *args: Any) -> list[Any]:
         given, fixed = iter(args), iter(self.constants)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -162,6 +163,26 @@ BAD = {
     "no such place": ([GOOD, "--workdir=/proc/runs/x"], "Cannot write '/proc/runs/x'"),
     "files of no run": ([GOOD, "--workdir=other"], "holds files of no run ('notes.txt')"),
     "rerun of no run": ([GOOD, "--workdir=other", "--rerun"], "holds files of no run"),
+    "half an address": (
+        [GOOD, "--processes=2", "--process=0"],
+        "--coordinator, --processes and --process go together; on Slurm and TPU --distributed",
+    ),
+    "process beyond": (
+        [GOOD, "--coordinator=localhost:1", "--processes=2", "--process=2"],
+        "--process must be from 0 to 1, got 2.",
+    ),
+    "no processes": (
+        [GOOD, "--coordinator=localhost:1", "--processes=0", "--process=0"],
+        "--processes must be at least 1, got 0.",
+    ),
+    "no port": (
+        [GOOD, "--coordinator=localhost", "--processes=2", "--process=0"],
+        "--coordinator must read like HOST:PORT, got 'localhost'.",
+    ),
+    "no patience": (
+        [GOOD, "--distributed", "--patience=0"],
+        "--patience must be at least 1 second, got 0.",
+    ),
     "missing data": ([GOOD, "--config.data.name=mnist"], "'mnist' was looked for in /nowhere."),
 }
 
@@ -288,6 +309,72 @@ def test_a_run_that_goes_on_keeps_its_thread_pool(here, monkeypatch):
     monkeypatch.setattr(os, "environ", dict(os.environ))
     launch._prepare_environment(workdir)
     assert os.environ["NPROC"] == "7"
+
+
+# --- Two processes -----------------------------------------------------------------------------
+
+
+def _by_flags(port, index):
+    return [f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--process={index}"], {}
+
+
+def _by_slurm(port, index):
+    """What `srun --ntasks=2` sets; JAX takes its port from the number of the job."""
+    del port
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost"}
+    job |= {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": "1"}
+    return ["--distributed"], {**job, "SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)}
+
+
+def _two(place, by, *words, more=((), ())):
+    """Launches two processes, waits for both, and returns how they ended."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    started = []
+    for index in range(2):
+        flags, variables = by(port, index)
+        words_here = [*words, *flags, *more[index], "--patience=10"]
+        started.append(_start(place, *words_here, NPROC="2", **variables))
+    said = [process.communicate(timeout=120) for process in started]
+    return [(process.returncode, *each) for process, each in zip(started, said, strict=True)]
+
+
+@pytest.mark.parametrize("by", [_by_flags, _by_slurm])
+def test_two_processes_leave_what_one_does(place, by):
+    name = by.__name__
+    whole = _start(place, f"--workdir=runs/one{name}", NPROC="2")
+    assert whole.communicate(timeout=60)
+    assert whole.returncode == 0
+    first, second = _two(place, by, f"--workdir=runs/two{name}")
+    assert (first[0], second[0]) == (0, 0), (first, second)
+    one, two = (_contents(place / f"runs/{count}{name}") for count in ("one", "two"))
+    assert one == two
+    assert "total" in first[1]
+    assert "total" not in second[1]
+    assert second[2] == ""
+
+    again = _two(place, by, f"--workdir=runs/two{name}")
+    assert [code for code, *_ in again] == [0, 0]
+    assert "Nothing was run" in again[0][1]
+    assert _contents(place / f"runs/two{name}") == two
+
+
+def test_processes_of_another_config_are_refused_by_all(place):
+    more = ((), ("--config.rate=1",))
+    for code, _, err in _two(place, _by_flags, "--workdir=runs/differ", more=more):
+        assert code == 1
+        (line,) = (line for line in err.splitlines() if line.startswith("error"))
+        assert "Process 1 does not run what process 0 runs: config.rate (1.0 there" in line
+
+
+def test_why_process_0_cannot_run_is_told_by_all(place):
+    first, second = _two(place, _by_flags, "--workdir=other")
+    assert (first[0], second[0]) == (1, 1)
+    reason = "'other' holds files of no run ('notes.txt'). Choose another work directory"
+    assert first[2].startswith(f"error: {reason}")
+    assert second[2].startswith(f"error: Process 0 cannot run: {reason}")
+    assert [path.name for path in (place / "other").iterdir()] == ["notes.txt"]
 
 
 # --- Reproductions and lengths -----------------------------------------------------------------

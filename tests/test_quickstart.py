@@ -193,7 +193,7 @@ def test_run_again_it_says_that_it_is_finished_and_where(whole):
 
 def test_killed_while_finetuning_it_goes_on_to_the_same_bytes(whole, tmp_path):
     words = [*WORDS, f"--workdir={tmp_path}"]
-    launched.kill_when("stages/finetuning/block-*.json", tmp_path, words, cache=whole / "cache")
+    launched.kill_when("stages/finetuning/chunk-*.json", tmp_path, words, cache=whole / "cache")
     assert not (tmp_path / "summary.json").exists()
 
     ended = launched.run(words, cache=whole / "cache")

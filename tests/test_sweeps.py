@@ -3,7 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nopr import records, sweeps
+from experiments import progress
+from nopr import precision, records, sweeps
+from nopr.sweeps import cases, memory, plans, programs
 
 
 class Shelf(dict):
@@ -90,18 +92,19 @@ def test_finished_blocks_are_taken_from_the_store():
     shelf = Shelf()
     sweeps.run(square, CASES, block=3, store=shelf)
     assert list(shelf) == [
-        "block-00000000-00000003",
-        "block-00000003-00000006",
-        "block-00000006-00000007",
+        "chunk-00000000-00000003",
+        "chunk-00000003-00000006",
+        "chunk-00000006-00000007",
     ]
-    del shelf["block-00000003-00000006"]
-    shelf["block-00000000-00000003"]["leaf_1"] = np.full(3, 77, np.float32)
+    del shelf["chunk-00000003-00000006"]
+    shelf["chunk-00000000-00000003"]["leaf_1"] = np.full(3, 77, np.float32)
     swept = sweeps.run(square, CASES, block=3, store=shelf)
     np.testing.assert_array_equal(swept.values["value"], [77, 77, 77, 0, 1, 4, 9])
     assert len(shelf) == 3
 
 
-BLOCK = "block-00000000-00000003"
+SEAL = ("function", "shared", "block", "batching", "cases")
+BLOCK = "chunk-00000000-00000003"
 
 
 def _counted():
@@ -164,7 +167,7 @@ def test_a_stored_block_that_does_not_fit_is_computed_again(change):
     assert calls == [1]
     np.testing.assert_array_equal(swept.values["value"], CASES["x"] ** 2)
     assert swept.values["value"].dtype == np.float32
-    assert set(shelf[BLOCK]) == {"cases", "leaf_0", "leaf_1"}
+    assert set(shelf[BLOCK]) == {*SEAL, "leaf_0", "leaf_1"}
 
 
 def test_stored_blocks_of_other_cases_are_computed_again():
@@ -199,8 +202,8 @@ def test_blocks_go_to_the_records_of_a_run_and_come_back(tmp_path):
 def test_an_interrupted_sweep_ends_with_the_bytes_of_an_uninterrupted_one():
     shelf = Shelf()
 
-    def stop_early(done, total, failures):
-        if done >= 4:
+    def stop_early(status):
+        if status.done >= 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -217,9 +220,9 @@ def test_progress_counts_cases_and_failures():
         lambda case: jnp.log(case["x"]),
         CASES,
         block=3,
-        progress=lambda *numbers: told.append(numbers),
+        progress=told.append,
     )
-    assert told == [(3, 7, 3), (6, 7, 4), (7, 7, 4)]
+    assert [status[:4] for status in told] == [(3, 7, 3, 0), (6, 7, 4, 0), (7, 7, 4, 0)]
 
 
 @pytest.mark.parametrize(
@@ -234,3 +237,265 @@ def test_progress_counts_cases_and_failures():
 def test_bad_cases_are_refused(cases, block, match):
     with pytest.raises(ValueError, match=match):
         sweeps.run(square, cases, block=block)
+
+
+# --- Sizes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cases", "block", "chunk", "expected"),
+    [
+        (10, 4, None, (4, 4)),
+        (10, 4, 1, (4, 4)),
+        (10, 4, 5, (4, 8)),
+        (10, 4, 99, (4, 12)),
+        (10, 99, None, (10, 10)),
+        (1000, 1, None, (1, 10)),
+        (100_000, 8, None, (8, 1000)),
+    ],
+)
+def test_a_chunk_is_a_whole_number_of_blocks(cases, block, chunk, expected):
+    found = plans.plan(cases, block=block, chunk=chunk)
+    assert found == expected
+    chunks = found.chunks(cases)
+    assert len(chunks) <= 100
+    assert [i for part in chunks for i in part] == list(range(cases))
+    blocks = [block for part in chunks for block in found.blocks(part)]
+    assert [i for part in blocks for i in part] == list(range(cases))
+    assert {len(part) for part in blocks[:-1]} <= {found.block}
+
+
+@pytest.mark.parametrize(
+    ("cases", "devices", "stored", "expected"),
+    [
+        (1792, 1, False, 1792),
+        (1792, 8, False, 224),
+        (1792, 1, True, 224),
+        (9, 2, False, 5),
+        (8, 1, True, 8),
+        (40, 1, True, 8),
+    ],
+)
+def test_without_a_block_there_is_one_round_or_some_that_are_kept(cases, devices, stored, expected):
+    assert plans.largest_block(cases, devices=devices, stored=stored) == expected
+
+
+def test_the_block_shrinks_until_it_fits():
+    asked = []
+
+    def needed(block):
+        asked.append(block)
+        return 1000 + 10 * block
+
+    assert plans.fitting_block(50, memory_bytes=2000, needed=needed) == 50
+    assert asked == [50]
+    fitting = plans.fitting_block(5000, memory_bytes=2000, needed=needed)
+    assert 50 < fitting <= 100
+    with pytest.raises(ValueError, match=r"One case takes 0\.0 MiB, more than the 0\.0 MiB"):
+        plans.fitting_block(5000, memory_bytes=1005, needed=needed)
+
+
+def _wide(case):
+    return jnp.sum(jnp.outer(case["x"], jnp.arange(1000.0)) ** 2, axis=0)
+
+
+def test_memory_bounds_the_block_and_results_stay():
+    cases = {"x": np.ones((64, 3), np.float32)}
+    calls = []
+
+    def counted(case):
+        jax.debug.callback(lambda: calls.append(1))
+        return _wide(case)
+
+    whole = sweeps.run(counted, cases)
+    jax.effects_barrier()
+    assert calls == [1]
+    calls.clear()
+    bounded = sweeps.run(counted, cases, memory_bytes=100_000)
+    jax.effects_barrier()
+    assert 3 <= len(calls) <= 32  # results alone take 4,000 bytes a case
+    np.testing.assert_allclose(bounded.values, whole.values, rtol=1e-6)
+
+
+def test_a_case_that_does_not_fit_is_refused_with_both_sizes():
+    cases = {"x": np.ones((4, 3), np.float32)}
+    with pytest.raises(ValueError, match=r"One case takes .* MiB, more than the 0\.0 MiB"):
+        sweeps.run(_wide, cases, memory_bytes=1000)
+
+
+def test_free_memory_is_measured():
+    assert 2**24 < memory.free_bytes(programs.runs_mesh(None)) < 2**44
+
+
+def test_the_sizes_that_were_settled_hold_when_the_sweep_goes_on():
+    shelf, cases = Shelf(), {"x": np.linspace(-1, 1, 100, dtype=np.float32)}
+    sweeps.run(square, cases, store=shelf)
+    assert (shelf["plan"]["block"], shelf["plan"]["chunk"]) == (13, 13)
+    shelf["plan"].update(block=20, chunk=40)
+    names = set(shelf)
+    sweeps.run(square, cases, store=shelf, say=lambda line: None)
+    assert set(shelf) - names == {
+        "chunk-00000000-00000040",
+        "chunk-00000040-00000080",
+        "chunk-00000080-00000100",
+    }
+
+
+@pytest.mark.parametrize("broken", [{"block": 0}, {"chunk": 30}, {"cases": "x"}, {"function": "x"}])
+def test_settled_sizes_that_cannot_be_are_settled_again(broken):
+    shelf, cases = Shelf(), {"x": np.linspace(-1, 1, 100, dtype=np.float32)}
+    sweeps.run(square, cases, store=shelf)
+    settled = dict(shelf["plan"])
+    shelf["plan"].update(broken)
+    sweeps.run(square, cases, store=shelf)
+    assert shelf["plan"] == settled
+
+
+# --- What a chunk was computed from ------------------------------------------------------------
+
+
+def test_a_chunk_of_another_block_function_or_shared_is_said_and_computed_again():
+    shelf, said = Shelf(), []
+    table = np.arange(4.0, dtype=np.float32)
+
+    def run(function=lambda case, table: case["x"] * table.sum(), table=table, **options):
+        options = {"block": 2, "chunk": 4, **options}
+        return sweeps.run(
+            function, CASES, shared=table, store=shelf, say=said.append, **options
+        ).values
+
+    run()
+    assert said == []
+    np.testing.assert_array_equal(run(block=4), 6 * CASES["x"])
+    assert said.pop() == (
+        "The stored chunk-00000000-00000004 and 1 more are of another block (2 there, 4 here); "
+        "computing again."
+    )
+    np.testing.assert_array_equal(run(block=4, table=table + 1), 10 * CASES["x"])
+    assert "of another `shared`" in said.pop()
+    other = run(lambda case, table: case["x"] + table.sum(), block=4, table=table + 1)
+    np.testing.assert_array_equal(other, CASES["x"] + 10)
+    assert "of another `function`" in said.pop()
+    assert said == []
+
+
+def test_batching_is_in_the_seal():
+    shelf, said = Shelf(), []
+    for batching in ("vmap", "lanes"):
+        sweeps.run(square, CASES, batching=batching, store=shelf, say=said.append)
+    (line,) = said
+    assert "of another batching (vmap there, lanes-" in line
+
+
+def _digest(function, *, case=None):
+    case = np.zeros((2, 3), np.float32) if case is None else case
+    return programs.digest(programs.trace(function, cases.hosted(case), None))
+
+
+TABLE = np.arange(3.0, dtype=np.float32)
+
+
+def test_the_digest_of_a_function_is_of_what_it_computes():
+    def draw(key):
+        return precision.in_double(lambda x: x * 2, jax.random.normal(key))
+
+    same = [
+        lambda: _digest(jax.jit(lambda y: y * TABLE)),
+        lambda: _digest(lambda x: jax.nn.relu(x) + jnp.ones(3)),
+        lambda: _digest(draw, case=jax.random.split(jax.random.key(0), 2)),
+    ]
+    digests = [digest() for digest in same]
+    assert len(set(digests)) == 3
+    jax.clear_caches()
+    assert [digest() for digest in same] == digests
+
+
+@pytest.mark.parametrize(
+    ("function", "other"),
+    [
+        (lambda x: x * 2, lambda x: x * 3),
+        (lambda x: x * TABLE, lambda x: x * (TABLE + 1)),
+        (
+            jax.jit(lambda y: y * TABLE),
+            jax.jit(lambda y: y * (TABLE + 1)),
+        ),
+        (
+            lambda x: jax.lax.cond(x[0] > 0, lambda: x * TABLE, lambda: x),
+            lambda x: jax.lax.cond(x[0] > 0, lambda: x * (TABLE + 1), lambda: x),
+        ),
+        (
+            lambda x: precision.in_double(lambda y: y * 2.5, x),
+            lambda x: precision.in_double(lambda y: y * 1.5, x),
+        ),
+        (jnp.sin, jnp.cos),
+    ],
+)
+def test_another_operation_or_constant_gives_another_digest(function, other):
+    assert _digest(function) != _digest(other)
+
+
+# --- What goes wrong ---------------------------------------------------------------------------
+
+
+def test_the_finite_values_are_those_of_the_other_cases():
+    swept = sweeps.run(lambda case: {"log": jnp.log(case["x"]), "x": case["x"]}, CASES, block=2)
+    np.testing.assert_array_equal(swept.finite_values["x"], [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"batching": "map"}, r"`batching` must be one of \['lanes', 'vmap'\], got 'map'"),
+        ({"chunk": 0, "block": 2}, "`chunk` must be at least 1, got 0"),
+        ({"chunk": -1}, "`chunk` must be at least 1, got -1"),
+        (
+            {"mesh": jax.sharding.Mesh(np.array(jax.devices()), ("batch",))},
+            r"`mesh` must have an axis 'runs', got axes \['batch'\]",
+        ),
+    ],
+)
+def test_bad_options_are_refused(options, match):
+    with pytest.raises(ValueError, match=match):
+        sweeps.run(square, CASES, **options)
+
+
+def test_an_error_of_the_store_comes_through_and_what_was_kept_stays():
+    class Full(Shelf):
+        def put(self, name, arrays):
+            if len(self) == 2:
+                raise records.RunError("The disk is full")
+            super().put(name, arrays)
+
+    shelf = Full()
+    with pytest.raises(records.RunError, match="The disk is full"):
+        sweeps.run(square, CASES, block=2, store=shelf)
+    assert len(shelf) == 2
+
+
+# --- Progress ----------------------------------------------------------------------------------
+
+
+def test_what_came_from_the_store_does_not_count_in_the_rate():
+    shelf, told = Shelf(), []
+    sweeps.run(square, CASES, block=2, store=shelf)
+    del shelf["chunk-00000002-00000004"]
+    sweeps.run(square, CASES, block=2, store=shelf, progress=told.append)
+    assert [(status.done, status.loaded) for status in told] == [(5, 5), (7, 5)]
+    assert told[0].cases_per_second == 0
+    assert told[0].seconds_left == float("inf")
+    assert told[1].cases_per_second == pytest.approx(2 / told[1].seconds)
+    assert told[1].seconds_left == 0
+
+
+def test_progress_reads_as_a_line_where_there_is_no_terminal(capsys, monkeypatch):
+    status = sweeps.Status(done=120, total=400, failures=2, loaded=20, seconds=50.0)
+    line = progress.line("finetuning", status, unit="run")
+    assert line == "finetuning: 120 of 400 runs, 2 a second, 0:02:20 left, 2 not finite"
+    monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
+    with progress.sweeping("squares", unit="case") as show:
+        sweeps.run(square, CASES, block=4, progress=show)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == [
+        "squares: 4 of 7 cases",
+        "squares: 7 of 7 cases",
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ from jax.experimental import checkify
 from jaxtyping import Array, Float64, Int64, Key, PyTree, UInt32
 
 from nopr import masks as masks_
-from nopr import trees
+from nopr import sweeps, trees
 from nopr.information import laws
 from nopr.information.entropies import Values, entropy_bits
 from nopr.typing import Algorithm, Masks
@@ -68,6 +68,7 @@ def exact(
     *,
     weights: Values | None = None,
     block: int | None = None,
+    batching: str = "vmap",
     levels: bool = False,
     check: bool = True,
     key: Key[Array, ""],
@@ -88,7 +89,10 @@ def exact(
       weights: Probability of each data set, summing to 1; uniform when None.
       block: Data sets run at once under one vmap; a last partial block is filled up with repeats.
         By default all at once when they are few and small. It bounds memory, and changing it may
-        change a mask whose scores tie to within rounding.
+        change a mask whose scores tie to within rounding. Blocks run on all devices and processes;
+        see `sweeps.run`.
+      batching: `"vmap"`, or `"lanes"`, which is many times faster where networks are tiny; it too
+        may change a mask whose scores tie to within rounding.
       levels: Whether each leaf of the masks has a leading axis of levels, such as the rounds of an
         iterative method: then each level gets its own numbers from one run.
       check: Whether to make the second pass. Without it H(m | D) = 0 is taken on trust.
@@ -122,11 +126,11 @@ def exact(
     cases = laws.leading_axis(datasets, name="datasets")
     weights = laws.case_weights(weights, cases)
     datasets = jax.tree.map(lambda leaf: leaf if laws.is_key(leaf) else np.asarray(leaf), datasets)
-    one, every = _programs(_hashable(algorithm), levels)
+    one, checked = _programs(_hashable(algorithm), levels)
     masks = one.eval_shape(jax.tree.map(lambda leaf: leaf[0], datasets), key)
     _check_masks(masks, levels)
     block = _default_block(datasets, masks, cases) if block is None else _checked_block(block)
-    run = functools.partial(_run, every, datasets, key, block)
+    run = functools.partial(_run, checked, datasets, key, block, batching)
 
     masks, words = run(np.arange(cases))
     if check:
@@ -178,34 +182,31 @@ def _summarize(
 
 
 def _run(
-    program: Callable[..., Any],
+    checked: Callable[..., Any],
     datasets: PyTree,
     key: Key[Array, ""],
     block: int,
+    batching: str,
     order: Int64[np.ndarray, " cases"],
 ) -> tuple[Masks, UInt32[np.ndarray, "cases levels words"]]:
     """The masks of the data sets in `order`, and the same packed, on the host."""
-    parts, failed, messages = [], [], []
-    for size, index in _blocks(order, block):
-        data = jax.tree.map(lambda leaf, index=index: leaf[index], datasets)
-        error, masks, words = jax.device_get(program(data, key))
-        parts.append(jax.tree.map(lambda leaf, size=size: leaf[:size], (masks, words)))
-        if error.get() is not None:
-            found = _messages(error, size)
-            failed += [int(index[case]) for case in found]
-            messages += found.values()
-    if failed:
+    data = jax.tree.map(lambda leaf: leaf[order], datasets)
+    swept = sweeps.run(checked, data, shared=key, block=block, batching=batching)
+    error, masks, words = swept.values
+    if error.get() is not None:
+        found = _messages(error, len(order))
         raise ValueError(
-            f"A check failed inside `algorithm` on {len(failed)} of {len(order)} data sets, "
-            f"{_listing(failed)}: {messages[0]}. An exact law needs every data set; make training "
-            "stable, or leave those out and give `weights` for the rest."
+            f"A check failed inside `algorithm` on {len(found)} of {len(order)} data sets, "
+            f"{_listing([int(order[case]) for case in found])}: {next(iter(found.values()))}. "
+            "An exact law needs every data set; make training stable, or leave those out and give "
+            "`weights` for the rest."
         )
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    return masks, words
 
 
 @functools.lru_cache(maxsize=16)  # bounded, so that compiled programs are let go of
 def _programs(algorithm: Callable[..., Masks], levels: bool) -> tuple[Any, Any]:
-    """(data, key) -> masks; and for many data sets, their error state, masks and words.
+    """(data, key) -> masks; and the same with its error state and its words.
 
     The first is traced once, for it is part of the second.
     """
@@ -219,7 +220,7 @@ def _programs(algorithm: Callable[..., Masks], levels: bool) -> tuple[Any, Any]:
         words = jax.vmap(masks_.pack)(kept) if levels else masks_.pack(kept)[None]
         return error, kept, words
 
-    return one, jax.jit(jax.vmap(checked, in_axes=(0, None)))
+    return one, checked
 
 
 def _messages(error: checkify.Error, size: int) -> dict[int, str]:
@@ -252,15 +253,6 @@ def _check_masks(masks: Masks, levels: bool) -> None:
             raise ValueError(f"`algorithm` must return bool masks, got {leaf.dtype} at {path!r}.")
     if levels:
         laws.leading_axis(masks, name="masks with `levels=True`")
-
-
-def _blocks(
-    order: Int64[np.ndarray, " cases"], block: int
-) -> Iterator[tuple[int, Int64[np.ndarray, " block"]]]:
-    """The cases in order, `block` at a time; a partial block repeats its own cases."""
-    for start in range(0, len(order), block):
-        part = order[start : start + block]
-        yield len(part), np.resize(part, block)
 
 
 def _default_block(datasets: PyTree, masks: Masks, cases: int) -> int:

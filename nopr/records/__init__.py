@@ -14,7 +14,8 @@ its SHA-256 and the code and machine it came from, and is computed again when an
 
 from nopr.records.context import digest, environment, run_name, source_digest, threads
 from nopr.records.files import RunError, sync_directory, write_bytes, write_csv, write_text
-from nopr.records.run import Run, open_run, set_aside
+from nopr.records.opening import open_run, set_aside
+from nopr.records.run import Run
 from nopr.records.store import Store
 
 __all__ = [

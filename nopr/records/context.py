@@ -23,8 +23,10 @@ _PRESENTATION = (  # relative to the root; `*` takes in folders below
     "experiments/benchmarks/*",
     "experiments/configs/*",
     "experiments/launch.py",
+    "experiments/progress.py",
     "experiments/report.py",
     "experiments/reproduce.py",
+    "experiments/supervisor.py",
 )
 _ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,33 +1,29 @@
-"""One run: its directory, its lock, its stages, metrics, table and summary."""
+"""One run: its stages, metrics, table and summary."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
-import itertools
 import json
 import math
-import os
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nopr import processes
 from nopr.records.context import (
     canonical,
     context,
-    differences,
     environment,
     settings,
     source_digest,
 )
 from nopr.records.files import RunError, explained, plain_scalar, write_text
 from nopr.records.metrics import Metrics
-from nopr.records.store import Store, to_stderr
+from nopr.records.store import Store, packed, unpacked
 
 
 class Run:
@@ -43,13 +39,19 @@ class Run:
         self, directory: Path, *, config: Any, sources: Sequence[Path], say: Callable[[str], Any]
     ):
         self.directory = directory
-        self.say = say
+        self.say = self._warn = say
+        self._kept = directory / "stages"
         self._config = config
         self._sources = tuple(sources)
         self.finished, self.outdated = self._state()
         self._context: dict[str, Any] = {}
         if not self.finished:
             self._begin()
+
+    @property
+    def context(self) -> dict[str, Any]:
+        """What may change the bits of a result: versions, code, kind of device, settings."""
+        return self._depends()
 
     @property
     def figures(self) -> Path:
@@ -97,7 +99,7 @@ class Run:
           RunError: If it cannot be written.
         """
         store = self.store(code=code)
-        found = store.get(name)
+        found = self._of_first(lambda: store.get(name))
         if found is not None:
             self.say(f"{name}: done before, taken from {store.directory / name}.npz")
             return found
@@ -105,15 +107,23 @@ class Run:
         values = compute()
         if finite:
             _check_finite(name, values)
-        values = store.put(name, values)
+        values = self._of_first(lambda: store.put(name, values))
         self.say(f"{name}: done in {time.perf_counter() - started:.1f} s")
         return values
+
+    def _of_first(self, call: Callable[[], dict[str, Any] | None]) -> Any:
+        """What `call` gives in process 0, in every process; the others do not call it."""
+        if processes.count() == 1:
+            return call()
+        found = call() if processes.index() == 0 else None
+        data = processes.share(b"" if found is None else packed(found))
+        return unpacked(data) if data else None
 
     def store(self, name: str = "", *, code: str = "") -> Store:
         """Results kept under `name`, as the chunks of a sweep are; see `stage` for `code`."""
         self._check_unfinished()
         depends = {**self._depends(), "config": self._config, "code": code}
-        return Store(self.directory / "stages" / name, context=depends, say=self.say)
+        return Store(self._kept / name, context=depends, say=self._warn)
 
     def metric(self, step: int, split: str, name: str, value: Any) -> None:
         """Records one number; the same (step, split, name) again replaces what was there.
@@ -186,7 +196,7 @@ class Run:
         done = self.directory / "DONE"
         if not done.exists():
             return False, False
-        facts = _read_json(done) or {}
+        facts = read_json(done) or {}
         try:
             summary = (self.directory / "summary.json").read_bytes()
         except OSError:
@@ -206,7 +216,7 @@ class Run:
                     left.unlink()
             (self.directory / "DONE").unlink(missing_ok=True)
         path = self.directory / "environment.json"
-        before = _read_json(path)
+        before = read_json(path)
         facts = environment(*self._sources)
         self._context = context(facts)
         self._metrics = Metrics(self.directory / "metrics.jsonl", self.say)
@@ -221,117 +231,32 @@ class Run:
         return path
 
 
-@contextlib.contextmanager
-def open_run(
-    workdir: str | Path,
-    *,
-    config: Mapping[str, Any],
-    experiment: str,
-    variant: str = "",
-    sources: Sequence[Path] = (),
-    say: Callable[[str], Any] = to_stderr,
-) -> Generator[Run, None, None]:
-    """Opens a run directory for this process alone, new or to go on with.
+class Member(Run):
+    """The run in a process other than 0: all it writes goes to a scratch folder, except chunks.
 
-    Args:
-      workdir: The directory; made if it is missing.
-      config: Nested plain dict, such as `ConfigDict.to_dict()`.
-      experiment: The experiment's name.
-      variant: The config file's variant, for people to read.
-      sources: Code the results depend on besides nopr and its experiments.
-      say: Called with one line for a person at a time.
-
-    Yields:
-      The run; its `finished` tells whether anything is to be done.
-
-    Raises:
-      RunError: If the directory cannot be written, is in use by a live run, or holds something
-        else: a run of another config (the message names the keys) or files of no run.
+    Attributes:
+      directory: The scratch folder.
+      finished: Whether process 0 found the run finished.
+      outdated: Whether it was finished by other code than the present, as process 0 found it.
     """
-    directory = Path(workdir)
-    asked = {"experiment": experiment, "config": json.loads(canonical(config))}
-    with _locked(directory):
-        _settle_config(directory, asked, variant)
-        yield Run(directory, config=asked["config"], sources=sources, say=say)
+
+    def __init__(self, scratch: Path, kept: Path, state: tuple[bool, bool], **options: Any):
+        self._found = state
+        super().__init__(scratch, **options)
+        warn = self.say
+        self._kept = kept
+        self._warn = lambda line: warn(f"process {processes.index()}: {line}")
+        self.say = lambda line: None
+
+    def show_table(self, text: str) -> None:
+        """Nothing: process 0 shows it."""
+
+    def _state(self) -> tuple[bool, bool]:
+        return self._found
 
 
-def set_aside(workdir: str | Path) -> Path | None:
-    """Renames a run directory that is not in use to `<name>.previous-<n>`; None if there is none.
-
-    Raises:
-      RunError: If it is in use, or cannot be renamed.
-    """
-    directory = Path(workdir)
-    if not directory.is_dir() or not any(directory.iterdir()):
-        return None
-    names = (directory.with_name(f"{directory.name}.previous-{n}") for n in itertools.count(1))
-    target = next(path for path in names if not path.exists())
-    with _locked(directory), explained(directory):
-        os.rename(directory, target)
-    return target
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Generator[None, None, None]:
-    """Holds the kernel's lock on the directory, which goes with the process however it ends."""
-    with explained(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        if not (directory / "LOCK").exists():
-            _check_ours(directory)
-        lock = open(directory / "LOCK", "a+")  # noqa: SIM115
-    with lock:
-        with explained(directory):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.seek(0)
-                raise RunError(
-                    f"{str(directory)!r} is in use by another run (process {lock.read().strip()}). "
-                    "Wait until it ends, or choose another work directory."
-                ) from None
-            lock.truncate(0)
-            lock.write(f"{os.getpid()}\n")
-            lock.flush()
-        yield
-
-
-def _check_ours(directory: Path) -> None:
-    names = {path.name for path in directory.iterdir() if path.suffix != ".tmp"} - {"LOCK"}
-    if names and "config.json" not in names:
-        raise RunError(
-            f"{str(directory)!r} holds files of no run ({min(names)!r}). "
-            "Choose another work directory, or an empty one."
-        )
-
-
-def _settle_config(directory: Path, asked: dict[str, Any], variant: str) -> None:
-    path = directory / "config.json"
-    _check_ours(directory)
-    if not path.exists():
-        write_text(path, json.dumps({**asked, "variant": variant}, indent=2) + "\n")
-    there = _read_json(path)
-    if there is None or not {"experiment", "config"} <= set(there):
-        raise RunError(f"{str(path)!r} cannot be read. Choose another work directory.")
-    changes = differences({key: there[key] for key in asked}, asked)
-    if changes and not _has_results(directory):
-        # A run that was refused before it did anything does not hold the folder.
-        write_text(path, json.dumps({**asked, "variant": variant}, indent=2) + "\n")
-    elif changes:
-        raise RunError(
-            f"{str(directory)!r} holds a run of another config: {changes}. "
-            "Choose another work directory, or set it aside with --rerun."
-        )
-
-
-def _has_results(directory: Path) -> bool:
-    """Whether anything was computed: a stage, a checkpoint, or all of it."""
-    if (directory / "DONE").exists():
-        return True
-    folders = (directory / "stages", directory / "checkpoints")
-    return any(path.is_file() for folder in folders for path in folder.rglob("*"))
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None if there is none that can be read."""
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError):

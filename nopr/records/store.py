@@ -62,7 +62,7 @@ class Store:
             changes = differences(context, self.context)
             self.say(f"{path} is out of date: {changes}; computing it again.")
             return None
-        return _unpacked(data)
+        return unpacked(data)
 
     def put(self, name: str, values: Mapping[str, Any] | tuple) -> dict[str, Any]:
         """Writes a result and returns it as `get` will.
@@ -72,13 +72,13 @@ class Store:
           RunError: If it cannot be written; an earlier result is then gone or whole.
         """
         path, seal = self._paths(name)
-        data = _packed(values)
+        data = packed(values)
         with explained(seal):
             seal.unlink(missing_ok=True)
         write_bytes(path, data)
         facts = {"sha256": hashlib.sha256(data).hexdigest(), "context": dict(self.context)}
         write_text(seal, json.dumps(facts, indent=2) + "\n")
-        return _unpacked(data)
+        return unpacked(data)
 
     def _paths(self, name: str) -> tuple[Path, Path]:
         if not _NAME.fullmatch(name):
@@ -86,7 +86,7 @@ class Store:
         return self.directory / f"{name}.npz", self.directory / f"{name}.json"
 
 
-def _packed(values: Any) -> bytes:
+def packed(values: Any) -> bytes:
     """An npz file; the same values give the same bytes (the dates inside are fixed)."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -115,7 +115,8 @@ def _arrays(values: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...
     yield path, array
 
 
-def _unpacked(data: bytes) -> dict[str, Any]:
+def unpacked(data: bytes) -> dict[str, Any]:
+    """The nested dict in the bytes that `packed` made."""
     tree: dict[str, Any] = {}
     with np.load(io.BytesIO(data), allow_pickle=False) as archive:
         for name in archive.files:

@@ -1,0 +1,145 @@
+"""Several processes of one program, on one host or many, as JAX runs them.
+
+Every process runs the same program and reaches the same calls in the same order. Alone, a program
+is process 0 of 1 and the calls cost nothing, so that code need not ask. What goes between processes
+is bytes: no arithmetic touches them.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import numpy as np
+
+# jax is imported late, so that a program can settle its environment, or fork, before it starts.
+_STATUS = re.compile(
+    "(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE|UNKNOWN):"
+)
+
+
+class Lost(RuntimeError):
+    """Another process of the program did not answer. The message is one line."""
+
+
+def connect(
+    *,
+    coordinator: str | None = None,
+    count: int | None = None,
+    index: int | None = None,
+    patience_seconds: int = 30,
+) -> None:
+    """Joins the other processes of this program; call it before anything else of JAX.
+
+    What is None is found in the environment, on Slurm, Open MPI, Kubernetes and Cloud TPU, as by
+    `jax.distributed.initialize`, which this calls. JAX ends the process itself, from C++, where
+    the others do not come or one of them is lost; `experiments.launch` turns that into one line.
+
+    Args:
+      coordinator: Host and port of process 0, such as `"10.0.0.1:1234"`.
+      count: Number of processes.
+      index: Which one this is, from 0.
+      patience_seconds: A process that is silent for so long is lost: the others then end. To come
+        up, the processes wait ten times as long for each other.
+
+    Raises:
+      ValueError: If something is given neither here nor in the environment, or does not fit.
+    """
+    import jax
+
+    if patience_seconds < 1:
+        raise ValueError(f"`patience_seconds` must be at least 1, got {patience_seconds}.")
+    if count is not None and count < 1:
+        raise ValueError(f"`count` must be at least 1, got {count}.")
+    if index is not None and not 0 <= index < (count or index + 1):
+        raise ValueError(f"`index` must be in [0, {(count or 1) - 1}], got {index}.")
+    if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
+        raise ValueError(f"`coordinator` must read like 'host:port', got {coordinator!r}.")
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            count,
+            index,
+            initialization_timeout=10 * patience_seconds,
+            heartbeat_timeout_seconds=patience_seconds,
+            shutdown_timeout_seconds=10 * patience_seconds,
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"The processes cannot find each other ({' '.join(str(error).split())}). Give the "
+            "address of process 0, the number of processes and the index of this one."
+        ) from error
+
+
+def disconnect() -> None:
+    """Waits until all processes have come to this call, and parts; for the end of a program."""
+    if _joined():
+        sys.modules["jax"].distributed.shutdown()
+
+
+def is_loss(error: BaseException) -> bool:
+    """Whether an error came of another process that did not answer, here or inside of JAX."""
+    return isinstance(error, Lost) or (count() > 1 and _STATUS.match(str(error)) is not None)
+
+
+def index() -> int:
+    """Which process this is, from 0."""
+    return sys.modules["jax"].process_index() if _joined() else 0
+
+
+def count() -> int:
+    """How many processes there are."""
+    return sys.modules["jax"].process_count() if _joined() else 1
+
+
+def share(data: bytes | None) -> bytes:
+    """The bytes of process 0, in every process; what the others give is not looked at.
+
+    Raises:
+      Lost: If a process did not answer.
+    """
+    if count() == 1:
+        return data or b""
+    from jax.experimental import multihost_utils
+
+    mine = np.frombuffer((data if index() == 0 else b"") or b"", np.uint8)
+    try:
+        length = int(multihost_utils.broadcast_one_to_all(np.int32(len(mine))))
+        found = multihost_utils.broadcast_one_to_all(_padded(mine, length))
+    except (RuntimeError, ValueError) as error:
+        raise _lost(error) from error
+    return np.asarray(found)[:length].tobytes()
+
+
+def gather(data: bytes) -> list[bytes]:
+    """The bytes of every process, in their order, in every process.
+
+    Raises:
+      Lost: If a process did not answer.
+    """
+    if count() == 1:
+        return [data]
+    from jax.experimental import multihost_utils
+
+    mine = np.frombuffer(data, np.uint8)
+    try:
+        lengths = multihost_utils.process_allgather(np.int32(len(mine)))
+        found = multihost_utils.process_allgather(_padded(mine, int(lengths.max())))
+    except (RuntimeError, ValueError) as error:
+        raise _lost(error) from error
+    return [row[:length].tobytes() for row, length in zip(found, lengths, strict=True)]
+
+
+def _joined() -> bool:
+    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
+
+
+def _padded(data: np.ndarray, length: int) -> np.ndarray:
+    """Zeros up to a power of two, so that few programs are compiled."""
+    size = 1 << max(length - 1, 63).bit_length()
+    return np.concatenate([data, np.zeros(size - len(data), np.uint8)])
+
+
+def _lost(error: Exception) -> Lost:
+    first = (str(error).splitlines() or [""])[0].rstrip(".")
+    return Lost(f"Another process of this run did not answer: {first}.")

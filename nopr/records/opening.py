@@ -1,0 +1,171 @@
+"""Opening a run directory: for one program at a time, and for one config."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nopr import processes
+from nopr.records.context import canonical, differences
+from nopr.records.files import RunError, explained, write_text
+from nopr.records.run import Member, Run, read_json
+from nopr.records.store import to_stderr
+
+
+@contextlib.contextmanager
+def open_run(
+    workdir: str | Path,
+    *,
+    config: Mapping[str, Any],
+    experiment: str,
+    variant: str = "",
+    sources: Sequence[Path] = (),
+    say: Callable[[str], Any] = to_stderr,
+) -> Generator[Run, None, None]:
+    """Opens a run directory for this program alone, new or to go on with.
+
+    Under several `nopr.processes`, process 0 holds the directory and writes everything in it but
+    the stored chunks of sweeps, which each process keeps under the same path, on a disk of its own
+    or on a shared one. The others get a run that looks the same and leaves nothing else behind.
+
+    Args:
+      workdir: The directory; made if it is missing.
+      config: Nested plain dict, such as `ConfigDict.to_dict()`.
+      experiment: The experiment's name.
+      variant: The config file's variant, for people to read.
+      sources: Code the results depend on besides nopr and its experiments.
+      say: Called with one line for a person at a time.
+
+    Yields:
+      The run; its `finished` tells whether anything is to be done.
+
+    Raises:
+      RunError: If the directory cannot be written, is in use by a live run, or holds something
+        else: a run of another config (the message names the keys) or files of no run; or if the
+        processes do not run the same config on the same code, versions and kind of machine.
+      processes.Lost: If another process did not answer.
+    """
+    directory = Path(workdir)
+    asked = {"experiment": experiment, "config": json.loads(canonical(config))}
+    options = {"config": asked["config"], "sources": sources, "say": say}
+    with contextlib.ExitStack() as held:
+        if processes.index() == 0:
+            with _refusal_shared():
+                held.enter_context(_locked(directory))
+                _settle_config(directory, asked, variant)
+                run = Run(directory, **options)
+            processes.share(json.dumps([run.finished, run.outdated]).encode())
+        else:
+            scratch = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="nopr-")))
+            state = json.loads(processes.share(None))
+            if isinstance(state, str):
+                raise RunError(f"Process 0 cannot run: {state}")
+            run = Member(scratch, directory / "stages", tuple(state), **options)
+        if not run.finished:
+            _check_members({**asked, "machine": run.context})
+        yield run
+
+
+def set_aside(workdir: str | Path) -> Path | None:
+    """Renames a run directory that is not in use to `<name>.previous-<n>`; None if there is none.
+
+    Raises:
+      RunError: If it is in use, or cannot be renamed.
+    """
+    directory = Path(workdir)
+    if not directory.is_dir() or not any(directory.iterdir()):
+        return None
+    names = (directory.with_name(f"{directory.name}.previous-{n}") for n in itertools.count(1))
+    target = next(path for path in names if not path.exists())
+    with _locked(directory), explained(directory):
+        os.rename(directory, target)
+    return target
+
+
+@contextlib.contextmanager
+def _refusal_shared() -> Generator[None, None, None]:
+    """Tells the other processes why process 0 cannot run, so that they need not wait."""
+    try:
+        yield
+    except (RunError, ValueError) as error:
+        processes.share(json.dumps(str(error)).encode())
+        raise
+
+
+def _check_members(mine: Mapping[str, Any]) -> None:
+    """Checks that all processes were asked the same, and would compute the same bits."""
+    everyone = [json.loads(data) for data in processes.gather(json.dumps(mine).encode())]
+    for index, theirs in enumerate(everyone):
+        changes = differences(theirs, everyone[0])
+        if changes:
+            raise RunError(
+                f"Process {index} does not run what process 0 runs: {changes}. Start the same "
+                "command with the same code and versions everywhere; NPROC sets `threads`."
+            )
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Generator[None, None, None]:
+    """Holds the kernel's lock on the directory, which goes with the process however it ends."""
+    with explained(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        if not (directory / "LOCK").exists():
+            _check_ours(directory)
+        lock = open(directory / "LOCK", "a+")  # noqa: SIM115
+    with lock:
+        with explained(directory):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                raise RunError(
+                    f"{str(directory)!r} is in use by another run (process {lock.read().strip()}). "
+                    "Wait until it ends, or choose another work directory."
+                ) from None
+            lock.truncate(0)
+            lock.write(f"{os.getpid()}\n")
+            lock.flush()
+        yield
+
+
+def _check_ours(directory: Path) -> None:
+    names = {path.name for path in directory.iterdir() if path.suffix != ".tmp"} - {"LOCK"}
+    if names and "config.json" not in names:
+        raise RunError(
+            f"{str(directory)!r} holds files of no run ({min(names)!r}). "
+            "Choose another work directory, or an empty one."
+        )
+
+
+def _settle_config(directory: Path, asked: dict[str, Any], variant: str) -> None:
+    path = directory / "config.json"
+    _check_ours(directory)
+    if not path.exists():
+        write_text(path, json.dumps({**asked, "variant": variant}, indent=2) + "\n")
+    there = read_json(path)
+    if there is None or not {"experiment", "config"} <= set(there):
+        raise RunError(f"{str(path)!r} cannot be read. Choose another work directory.")
+    changes = differences({key: there[key] for key in asked}, asked)
+    if changes and not _has_results(directory):
+        # A run that was refused before it did anything does not hold the folder.
+        write_text(path, json.dumps({**asked, "variant": variant}, indent=2) + "\n")
+    elif changes:
+        raise RunError(
+            f"{str(directory)!r} holds a run of another config: {changes}. "
+            "Choose another work directory, or set it aside with --rerun."
+        )
+
+
+def _has_results(directory: Path) -> bool:
+    """Whether anything was computed: a stage, a checkpoint, or all of it."""
+    if (directory / "DONE").exists():
+        return True
+    folders = (directory / "stages", directory / "checkpoints")
+    return any(path.is_file() for folder in folders for path in folder.rglob("*"))

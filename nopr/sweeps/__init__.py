@@ -1,0 +1,14 @@
+"""One pure function over many cases: seeds, datasets, densities; on one core or many hosts.
+
+Cases are vmapped in blocks of a fixed size, which fixes the last bits of the results. The blocks
+run on all devices of the mesh axis `runs`. A chunk is a whole number of blocks: it goes to a store
+as soon as it is finished, so that a sweep that is killed goes on where it was. Under several
+processes each takes its share of the chunks, and all get all results.
+"""
+
+from nopr.sweeps.cases import case_count
+from nopr.sweeps.engine import Progress, Status, Swept, run
+from nopr.sweeps.lanes import vmap as vmap_lanes
+from nopr.sweeps.stored import Store
+
+__all__ = ["Progress", "Status", "Store", "Swept", "case_count", "run", "vmap_lanes"]

@@ -1,0 +1,82 @@
+"""Cases on the host: how many there are, some of them, and what they look like one at a time."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from nopr import trees
+
+
+class Hosted(NamedTuple):
+    """A pytree on the host: typed keys as their data."""
+
+    leaves: list[np.ndarray]
+    generators: tuple[Any, ...]
+    """Of each leaf: the implementation of its typed keys, or None."""
+    treedef: Any
+
+    def rows(self, index: np.ndarray) -> list[np.ndarray]:
+        """The leaves at some cases."""
+        return [leaf[index] for leaf in self.leaves]
+
+
+def case_count(cases: PyTree) -> int:
+    """The length of the leading axis that all leaves of `cases` share.
+
+    Raises:
+      ValueError: If there is none, or a leaf has another; the message names it.
+    """
+    leaves = jax.tree.leaves(cases)
+    if not leaves or jnp.ndim(leaves[0]) == 0 or len(leaves[0]) == 0:
+        raise ValueError("`cases` must have a leading axis of at least one case, got none.")
+    n = len(leaves[0])
+    for path, leaf in zip(trees.paths(cases), leaves, strict=True):
+        if jnp.ndim(leaf) == 0 or len(leaf) != n:
+            raise ValueError(
+                f"`cases` must share their leading axis of {n}, got shape {jnp.shape(leaf)} "
+                f"at {path!r}."
+            )
+    return n
+
+
+def hosted(tree: PyTree) -> Hosted:
+    """Brings a tree to the host, in the dtypes that JAX computes in."""
+    leaves, treedef = jax.tree.flatten(tree)
+    generators = tuple(jax.random.key_impl(leaf) if is_key(leaf) else None for leaf in leaves)
+    data = [
+        np.asarray(jax.random.key_data(leaf)) if is_key(leaf) else _canonical(leaf)
+        for leaf in leaves
+    ]
+    return Hosted(data, generators, treedef)
+
+
+def rebuilt(like: Hosted, leaves: list[Any]) -> PyTree:
+    """The tree again from leaves like the hosted ones; under a trace, too."""
+    values = [
+        leaf if generator is None else jax.random.wrap_key_data(leaf, impl=generator)
+        for leaf, generator in zip(leaves, like.generators, strict=True)
+    ]
+    return jax.tree.unflatten(like.treedef, values)
+
+
+def shape_of_one(cases: Hosted) -> PyTree:
+    """Shapes and dtypes of a single case."""
+    return jax.eval_shape(
+        lambda leaves: rebuilt(cases, leaves),
+        [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in cases.leaves],
+    )
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf is an array of typed PRNG keys."""
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _canonical(leaf: Any) -> np.ndarray:
+    array = np.asarray(leaf)
+    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)

@@ -1,0 +1,357 @@
+"""The engine: cases in blocks on devices, blocks in chunks on disk, chunks over processes."""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from nopr import processes
+from nopr.sweeps import memory, plans, programs, stored
+from nopr.sweeps.cases import Hosted, case_count, hosted
+from nopr.sweeps.plans import Plan
+from nopr.sweeps.programs import Program, Traced
+from nopr.sweeps.stored import Store
+
+
+class Status(NamedTuple):
+    """How far a sweep is; in the cases of this process."""
+
+    done: int
+    """Cases finished, those from the store among them."""
+    total: int
+    """All cases."""
+    failures: int
+    """Cases among the finished that were not finite."""
+    loaded: int
+    """Cases that came from the store."""
+    seconds: float
+    """Time since the first case was computed here; compiling is not in it."""
+
+    @property
+    def cases_per_second(self) -> float:
+        """The rate of those that were computed here; 0 before the first."""
+        return (self.done - self.loaded) / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def seconds_left(self) -> float:
+        """At this rate; infinite before the first."""
+        rate = self.cases_per_second
+        return (self.total - self.done) / rate if rate > 0 else float("inf")
+
+
+@runtime_checkable
+class Progress(Protocol):
+    """What is told after every round of blocks."""
+
+    def __call__(self, status: Status, /) -> Any:
+        """Takes how far the sweep is."""
+        ...
+
+
+class Swept(NamedTuple):
+    """Results of a sweep."""
+
+    values: PyTree
+    """What the function returned, a leading case axis on every leaf; NumPy arrays."""
+    finite: np.ndarray
+    """bool [cases]: whether every floating or complex result of the case is finite."""
+
+    @property
+    def failures(self) -> list[int]:
+        """The indices of the cases that gave NaN or infinity."""
+        return np.flatnonzero(~self.finite).tolist()
+
+    @property
+    def finite_values(self) -> PyTree:
+        """The results of the other cases alone, in their order."""
+        return jax.tree.map(lambda leaf: leaf[self.finite], self.values)
+
+
+class _Sweep(NamedTuple):
+    """What is settled before the first block runs."""
+
+    cases: Hosted
+    traced: Traced
+    program: Program
+    shared: list[Any]
+    plan: Plan
+    seal: dict[str, str]
+    store: Store | None
+
+
+def run(
+    function: Callable[..., PyTree],
+    cases: PyTree,
+    *,
+    shared: PyTree = None,
+    block: int | None = None,
+    chunk: int | None = None,
+    memory_bytes: int | None = None,
+    mesh: Mesh | None = None,
+    batching: str = "vmap",
+    store: Store | None = None,
+    progress: Progress | None = None,
+    say: Callable[[str], Any] | None = None,
+) -> Swept:
+    """Runs `function` on every case: vmapped in blocks, over all devices and processes.
+
+    Every block is the same program, compiled once; the last one is filled up with copies of its
+    last case, whose results are dropped. For one `block`, one size of XLA's thread pool and one
+    kind of device, the results have the same bits whatever the number of devices and processes,
+    the chunk, the order of the cases and the interruptions; with another block they agree to
+    rounding, for XLA vectorises another batch in another way.
+
+    Under `nopr.processes` every process calls this with the same arguments, computes its share of
+    the chunks and gets all results. A store that they share need not be: each looks for its own.
+
+    Args:
+      function: `function(case) -> results`, or `function(case, shared)` with `shared`; pure;
+        results are a pytree of arrays. It is traced once for each function object, so pass the
+        same one when you call again.
+      cases: A pytree whose leaves share a leading case axis; typed keys are welcome. (Those of
+        JAX's `rbg` generators draw other numbers in a batch than alone, so with them results do
+        depend on the block and on the order of the cases.)
+      shared: Arrays that every case reads, such as a data set; on every device once.
+      block: Cases per vmapped call on one device. By default as many as there are for a device (an
+        eighth of them with a store, so that a kill cannot lose everything), and at most as many as
+        fit in `memory_bytes`. With a store, what was settled first holds when the sweep goes on.
+      chunk: Cases that are stored together, rounded up to whole blocks; by default one block, or
+        more where there would be over 100 chunks.
+      memory_bytes: What a block may take on a device where `block` is not given: arguments,
+        results and what the compiled program needs between. By default 90% of what is free on a
+        GPU or TPU, half of what is free on a host divided by its devices.
+      mesh: Its axis `runs` has the devices; other axes get copies. All devices by default.
+      batching: `"vmap"`, or `"lanes"` (`sweeps.vmap_lanes`): the batch is the last axis and tiny
+        contractions are unrolled, many times faster for networks of some dozen weights, with
+        other last bits.
+      store: Keeps finished chunks. One that is there is not computed again, unless it is of other
+        cases, another function, other `shared`, another block, or other shapes or dtypes.
+      progress: Called after every round of blocks.
+      say: Called with one line where stored chunks do not fit; prints to stderr by default.
+
+    Returns:
+      The results in case order, and which of them are finite.
+
+    Raises:
+      ValueError: If there are no cases, their leading axes differ, a size is below 1, `batching`
+        is unknown, `mesh` has no axis `runs`, or not even one case fits in memory.
+      processes.Lost: If another process did not answer.
+
+    Example:
+      >>> import jax
+      >>> from nopr import sweeps
+      >>> keys = jax.random.split(jax.random.key(0), 1000)
+      >>> swept = sweeps.run(lambda key: {"mean": jax.random.normal(key, (50,)).mean()}, keys)
+      >>> swept.values["mean"].shape, swept.failures
+      ((1000,), [])
+    """
+    if batching not in programs.BATCHINGS:
+        raise ValueError(
+            f"`batching` must be one of {sorted(programs.BATCHINGS)}, got {batching!r}."
+        )
+    n = case_count(cases)
+    sweep = _settle(
+        function,
+        hosted(cases),
+        shared,
+        sizes=(block, chunk, memory_bytes),
+        mesh=programs.runs_mesh(mesh),
+        batching=batching,
+        store=store,
+    )
+    every = sweep.plan.chunks(n)
+    mine = every[processes.index() :: processes.count()]
+    found = _from_store(sweep, mine, say or _to_stderr)
+    computed = _computed(sweep, [part for part in mine if part not in found])
+    parts = _collected(sweep, mine, found, computed, progress)
+    leaves = _gathered(sweep, every, parts)
+    values = jax.tree.unflatten(jax.tree.structure(sweep.traced.out_shape), leaves)
+    return Swept(values, _finite(leaves, n))
+
+
+def _settle(
+    function: Callable[..., PyTree],
+    cases: Hosted,
+    shared: PyTree,
+    *,
+    sizes: tuple[int | None, int | None, int | None],
+    mesh: Mesh,
+    batching: str,
+    store: Store | None,
+) -> _Sweep:
+    n = len(cases.leaves[0])
+    traced = programs.trace(function, cases, shared)
+    block, chunk, memory_bytes = sizes
+
+    def program(block: int) -> Program:
+        return programs.compiled(traced, cases, shared, block=block, mesh=mesh, batching=batching)
+
+    function_digest = "" if store is None else programs.digest(traced)
+    cases_digest = "" if store is None else stored.bytes_digest(cases, cases.leaves)
+    plan = None if block is None else plans.plan(n, block=block, chunk=chunk)
+    if plan is None and store is not None and memory_bytes is None:
+        plan = stored.load_plan(store, function_digest, cases_digest)
+    _check_same(traced, cases)
+    plan = _agreed(plan)
+    if plan is None:
+        devices = mesh.shape[programs.RUNS] * processes.count()
+        fitting = plans.fitting_block(
+            plans.largest_block(n, devices=devices, stored=store is not None),
+            memory_bytes=memory.free_bytes(mesh) if memory_bytes is None else memory_bytes,
+            needed=lambda size: program(size).memory_bytes,
+        )
+        plan = plans.plan(n, block=fitting, chunk=chunk)
+        plan = _agreed(plan) or plan
+        if store is not None:
+            stored.save_plan(store, function_digest, cases_digest, plan)
+    ready = program(plan.block)
+    seal = {}
+    if store is not None:
+        seal = stored.seal(
+            function=function_digest, shared=hosted(shared), plan=plan, batching=batching
+        )
+    return _Sweep(cases, traced, ready, ready.place(shared), plan, seal, store)
+
+
+def _check_same(traced: Traced, cases: Hosted) -> None:
+    """Checks that all processes run the same sweep, for each has only a share of it to show."""
+    if processes.count() == 1:
+        return
+    here = programs.digest(traced) + stored.bytes_digest(cases, cases.leaves)
+    there = processes.gather(here.encode())
+    differ = [i for i, found in enumerate(there) if found != there[0]]
+    if differ:
+        raise ValueError(
+            f"Every process must sweep the same function over the same cases, but those of process "
+            f"{differ[0]} are not those of process 0. Make them from the config and keys alone."
+        )
+
+
+def _agreed(plan: Plan | None) -> Plan | None:
+    """The sizes that process 0 has settled, in every process."""
+    text = "" if plan is None else f"{plan.block} {plan.chunk}"
+    words = processes.share(text.encode()).decode().split()
+    return Plan(*map(int, words)) if words else None
+
+
+def _from_store(
+    sweep: _Sweep, chunks: list[range], say: Callable[[str], Any]
+) -> dict[range, list[np.ndarray]]:
+    """The chunks that are there and fit; says in one line for each reason what does not."""
+    found: dict[range, list[np.ndarray]] = {}
+    faults: dict[str, list[str]] = {}
+    shapes = jax.tree.leaves(sweep.traced.out_shape)
+    if sweep.store is None:
+        return found
+    for chunk in chunks:
+        name, seal = stored.chunk_name(chunk), _seal_of(sweep, chunk)
+        leaves, fault = stored.load(sweep.store, name, seal, shapes, len(chunk))
+        if leaves is not None:
+            found[chunk] = leaves
+        elif fault:
+            faults.setdefault(fault, []).append(name)
+    for fault, names in faults.items():
+        more = f" and {len(names) - 1} more are" if len(names) > 1 else " is"
+        say(f"The stored {names[0]}{more} {fault}; computing again.")
+    return found
+
+
+def _computed(sweep: _Sweep, chunks: list[range]) -> Iterator[tuple[range, list[np.ndarray]]]:
+    """The blocks of these chunks and their results, as they come, a round over devices a time."""
+    devices = sweep.program.mesh.shape[programs.RUNS]
+    size = sweep.plan.block
+    blocks = [block for chunk in chunks for block in sweep.plan.blocks(chunk)]
+    for start in range(0, len(blocks), devices):
+        taken = blocks[start : start + devices]
+        # A partial block repeats its last case, and a partial round its last block.
+        filled = taken + taken[-1:] * (devices - len(taken))
+        rows = [np.minimum(np.arange(b.start, b.start + size), b.stop - 1) for b in filled]
+        leaves = sweep.program(sweep.cases.rows(np.concatenate(rows)), sweep.shared)
+        for i, block in enumerate(taken):
+            yield block, [leaf[i * size : i * size + len(block)] for leaf in leaves]
+
+
+def _collected(
+    sweep: _Sweep,
+    chunks: list[range],
+    found: dict[range, list[np.ndarray]],
+    computed: Iterator[tuple[range, list[np.ndarray]]],
+    progress: Progress | None,
+) -> dict[range, list[np.ndarray]]:
+    """All these chunks, each kept in the store as soon as it is whole."""
+    total, loaded = sum(map(len, chunks)), sum(map(len, found))
+    failures = sum(int((~_finite(part, len(chunk))).sum()) for chunk, part in found.items())
+    parts, done, started = dict(found), loaded, time.monotonic()
+
+    def tell() -> None:
+        if progress is not None:
+            progress(Status(done, total, failures, loaded, time.monotonic() - started))
+
+    if loaded:
+        tell()
+    with stored.Writer(sweep.store) as writer:
+        for chunk in (chunk for chunk in chunks if chunk not in found):
+            pieces: list[list[np.ndarray]] = []
+            for _ in sweep.plan.blocks(chunk):
+                if pieces:
+                    tell()
+                block, leaves = next(computed)
+                pieces.append(leaves)
+                done += len(block)
+                failures += int((~_finite(leaves, len(block))).sum())
+            parts[chunk] = [np.concatenate(leaf) for leaf in zip(*pieces, strict=True)]
+            writer.save(stored.chunk_name(chunk), partial(_seal_of, sweep, chunk), parts[chunk])
+            tell()
+    return parts
+
+
+def _seal_of(sweep: _Sweep, chunk: range) -> dict[str, str]:
+    rows = sweep.cases.rows(np.arange(chunk.start, chunk.stop))
+    return {**sweep.seal, "cases": stored.bytes_digest(sweep.cases, rows)}
+
+
+def _gathered(
+    sweep: _Sweep, chunks: list[range], parts: dict[range, list[np.ndarray]]
+) -> list[np.ndarray]:
+    """The results of all processes in case order, one leaf after another."""
+    shapes = jax.tree.leaves(sweep.traced.out_shape)
+    count = processes.count()
+    for start in range(0, len(chunks), count) if count > 1 else ():
+        turn = chunks[start : start + count]
+        mine = [chunk for chunk in turn if chunk in parts]
+        sent = processes.gather(b"".join(leaf.tobytes() for c in mine for leaf in parts[c]))
+        for chunk, data in zip(turn, sent, strict=False):
+            parts[chunk] = _unpacked(data, shapes, len(chunk))
+    ordered = [parts[chunk] for chunk in chunks]
+    return [np.concatenate([part[i] for part in ordered]) for i in range(len(shapes))]
+
+
+def _unpacked(data: bytes, shapes: list[Any], count: int) -> list[np.ndarray]:
+    stream, leaves = io.BytesIO(data), []
+    for like in shapes:
+        size = count * int(np.prod(like.shape, dtype=int)) * like.dtype.itemsize
+        leaf = np.frombuffer(bytearray(stream.read(size)), like.dtype)
+        leaves.append(leaf.reshape(count, *like.shape))
+    return leaves
+
+
+def _finite(leaves: list[np.ndarray], n: int) -> np.ndarray:
+    flags = np.ones(n, bool)
+    for leaf in leaves:
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):  # NumPy's own knows no bfloat16
+            flags &= np.isfinite(leaf).reshape(n, -1).all(axis=1)
+    return flags
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,180 @@
+"""The program of a sweep: traced once from the function of one case, compiled once for a block."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.extend import core
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import PyTree
+
+from nopr.sweeps import lanes
+from nopr.sweeps.cases import Hosted, rebuilt, shape_of_one
+
+RUNS = "runs"
+BATCHINGS = ("vmap", "lanes")
+
+
+class Traced(NamedTuple):
+    """The function of one case, as JAX sees it."""
+
+    closed: Any
+    """The jaxpr, from the leaves of a case and of `shared`."""
+    out_shape: PyTree
+
+
+def trace(function: Callable[..., PyTree], cases: Hosted, shared: PyTree) -> Traced:
+    """Traces `function` for one case; once for the same function object and the same shapes."""
+    args = (shape_of_one(cases),) if shared is None else (shape_of_one(cases), shared)
+    found = _jitted(function).trace(*args)
+    return Traced(found.jaxpr, found.out_info)
+
+
+def digest(traced: Traced) -> str:
+    """The SHA-256 of what is computed for one case: operations, shapes and constants."""
+    total = hashlib.sha256()
+    for text in _texts(traced.closed):
+        total.update(text)
+    return total.hexdigest()
+
+
+def runs_mesh(mesh: Mesh | None) -> Mesh:
+    """The part of a mesh that is of this process; all of its devices on one axis by default.
+
+    Raises:
+      ValueError: If the mesh has no axis `runs`, or no device of this process.
+    """
+    if mesh is None:
+        return Mesh(np.array(jax.local_devices()), (RUNS,))
+    if RUNS not in mesh.axis_names:
+        raise ValueError(f"`mesh` must have an axis 'runs', got axes {list(mesh.axis_names)}.")
+    return mesh.local_mesh
+
+
+class Program(NamedTuple):
+    """A compiled program that runs one block of cases on each device of the `runs` axis."""
+
+    compiled: Any
+    mesh: Mesh
+
+    def __call__(self, leaves: list[np.ndarray], shared: list[Any]) -> list[np.ndarray]:
+        """The results of one block a device, on the host."""
+        taken = jax.device_put(leaves, NamedSharding(self.mesh, P(RUNS)))
+        return [np.asarray(leaf) for leaf in self.compiled(taken, shared)]
+
+    def place(self, shared: PyTree) -> list[Any]:
+        """What all cases share, on every device."""
+        return jax.device_put(jax.tree.leaves(shared), NamedSharding(self.mesh, P()))
+
+    @property
+    def memory_bytes(self) -> int:
+        """What a call takes on each device: arguments, results and what is between."""
+        found = self.compiled.memory_analysis()
+        if found is None:  # pragma: no cover - a backend that does not say
+            return 0
+        return (
+            found.argument_size_in_bytes
+            + found.output_size_in_bytes
+            + found.temp_size_in_bytes
+            - found.alias_size_in_bytes
+        )
+
+
+def compiled(
+    traced: Traced, cases: Hosted, shared: PyTree, *, block: int, mesh: Mesh, batching: str
+) -> Program:
+    """The program for blocks of this size; compiled once for the same trace."""
+    shapes = tuple((leaf.shape[1:], leaf.dtype) for leaf in cases.leaves)
+    like = tuple((leaf.shape, leaf.dtype) for leaf in map(jax.typeof, jax.tree.leaves(shared)))
+    key = _Key(traced.closed)
+    return _compiled(key, cases.generators, shapes, like, block, mesh, batching)
+
+
+class _Key:
+    """A traced program as a key: itself, for as long as the cache holds it."""
+
+    def __init__(self, closed: Any):
+        self.closed = closed
+
+    def __hash__(self) -> int:
+        return id(self.closed)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and other.closed is self.closed
+
+
+@functools.lru_cache(maxsize=32)  # bounded, so that compiled programs are let go of
+def _compiled(
+    key: _Key,
+    generators: tuple[Any, ...],
+    shapes: tuple[Any, ...],
+    shared: tuple[Any, ...],
+    block: int,
+    mesh: Mesh,
+    batching: str,
+) -> Program:
+    one = core.jaxpr_as_fun(_on_host(key.closed))
+    like = Hosted([], generators, jax.tree.structure([0] * len(generators)))
+    mapped = lanes.vmap if batching == "lanes" else jax.vmap
+
+    def blockwise(leaves: list[Any], shared: list[Any]) -> list[Any]:
+        keys = rebuilt(like, leaves)
+        return mapped(lambda case, shared: one(*case, *shared), in_axes=(0, None))(keys, shared)
+
+    # Without check_vma=False the program, and its last bits, would depend on the number of devices.
+    sharded = jax.shard_map(
+        blockwise, mesh=mesh, in_specs=(P(RUNS), P()), out_specs=P(RUNS), check_vma=False
+    )
+    rows, whole = NamedSharding(mesh, P(RUNS)), NamedSharding(mesh, P())
+    size = block * mesh.shape[RUNS]
+    args = (
+        [jax.ShapeDtypeStruct((size, *shape), dtype, sharding=rows) for shape, dtype in shapes],
+        [jax.ShapeDtypeStruct(shape, dtype, sharding=whole) for shape, dtype in shared],
+    )
+    return Program(jax.jit(sharded).lower(*args).compile(), mesh)
+
+
+@functools.lru_cache(maxsize=32)
+def _jitted(function: Callable[..., PyTree]) -> Any:
+    return jax.jit(function)
+
+
+def _on_host(closed: Any) -> Any:
+    """The constants as NumPy arrays, for those on a device could not go to another."""
+    consts = [
+        np.asarray(const) if isinstance(const, jax.Array) and not _is_key(const) else const
+        for const in closed.consts
+    ]
+    return core.ClosedJaxpr(closed.jaxpr, consts)
+
+
+def _is_key(const: Any) -> bool:
+    return jax.dtypes.issubdtype(const.dtype, jax.dtypes.prng_key)
+
+
+def _texts(closed: Any) -> Iterator[bytes]:
+    """The text of a jaxpr, without addresses, and the bytes of every constant in it."""
+    yield re.sub(r"0x[0-9a-fA-FX]+", "0x", str(closed.jaxpr)).encode()
+    for inner in _closed_jaxprs(closed):
+        for const in inner.consts:
+            array = np.asarray(jax.random.key_data(const) if _is_key(const) else const)
+            yield f"{array.dtype} {array.shape}".encode()
+            yield array.tobytes()
+
+
+def _closed_jaxprs(closed: Any) -> Iterator[Any]:
+    yield closed
+    for equation in closed.jaxpr.eqns:
+        for value in equation.params.values():
+            for item in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(item, core.ClosedJaxpr):
+                    yield from _closed_jaxprs(item)
+                elif isinstance(item, core.Jaxpr):
+                    yield from _closed_jaxprs(core.ClosedJaxpr(item, ()))
