@@ -39,7 +39,7 @@ def main(words: Sequence[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
     parser.add_argument("--work", choices=sorted(_WORK), required=True)
-    parser.add_argument("--blocks", type=int, required=True, help="an even number")
+    parser.add_argument("--blocks", type=int, required=True, help="an even number of them")
     parser.add_argument("--steps", type=int, required=True, help="of each training")
     parser.add_argument("--cores", type=int, nargs="+", help="that it may run on")
     parser.add_argument("--devices", type=int, default=1, help="that the sweep is spread over")
@@ -89,14 +89,15 @@ def _sweep(
     options: argparse.Namespace,
     **settings: Any,
 ) -> Callable[[], Any]:
-    """The sweep, two blocks to a chunk, over the devices or the half that was asked for."""
+    """The sweep, in eight chunks, over the devices or of the half that was asked for."""
+    chunk = block * max(1, options.blocks // 8)
     if options.half:
         size = block * options.blocks // 2
         rows = slice(options.index * size, (options.index + 1) * size)
         cases = jax.tree.map(lambda leaf: leaf[rows], cases)
     if options.devices > 1:
         settings["mesh"] = jax.sharding.Mesh(jax.devices()[: options.devices], ("runs",))
-    return lambda: sweeps.run(function, cases, block=block, chunk=2 * block, **settings).values
+    return lambda: sweeps.run(function, cases, block=block, chunk=chunk, **settings).values
 
 
 def _answer(sweep: Callable[[], Any]) -> None:

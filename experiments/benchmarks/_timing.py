@@ -95,8 +95,8 @@ def check_agreement(found: Mapping[str, Layers], *, tolerance: float) -> float:
     (_, reference), *others = found.items()
     largest = 0.0
     for name, layers in others:
-        difference = max(_differences(reference, layers))
-        if not difference <= tolerance:  # NaN is not
+        difference = float(np.max(_differences(reference, layers)))  # NaN if one is
+        if not difference <= tolerance:
             raise RuntimeError(
                 f"{name!r} trained other nets: weights differ by {difference:.2g}, "
                 f"above {tolerance:.2g}."
