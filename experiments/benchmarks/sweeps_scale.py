@@ -1,13 +1,13 @@
 """Two devices, or two processes, sweep tiny nets in half the time of one.
 
 21-parameter nets are trained on 1,792 data sets from 64 initialisations: `sweeps.run` in blocks of
-1,792 lanes, each too small to use more than a core, and 8 chunks. Every row is a process (or two) of its own on
-the same two cores; all are started and compiled beforehand and asked in turns. *Devices*: one
-process on both cores with 1 or 2 virtual CPU devices, its thread pool fixed at 2 (NPROC).
-*Processes*: one on one core against two on a core each, connected through `nopr.processes` on the
-loopback; and two that are not connected and do half each, which is what the two cores allow. One
-and two must give the same bits. Goal: 2 processes at 90% of perfect scaling where two cores allow
-it.
+1,792 lanes, each too small to use more than a core, and 8 chunks. Every row is a process (or two)
+of its own on the same two cores; all are started and compiled beforehand and asked in turns.
+*Devices*: one process on both cores with 1 or 2 virtual CPU devices, its thread pool fixed at 2
+(NPROC). *Processes*: one on one core against two on a core each, connected through
+`nopr.processes` on the loopback; and two that are not connected and do half each, which is what the
+two cores allow. One and two must give the same bits. Goal: 2 processes at 90% of perfect scaling
+where two cores allow it.
 
 A second table has 8 seeds of 784-300-100-10 on random images, a seed a block. Their matrix products
 use both cores from one device, so that only the processes, kept to a core each, can scale. About a
