@@ -67,10 +67,17 @@ class Worker(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What an arm answered, once a repeat: seconds of its slower process, and cores kept busy."""
+    """What an arm answered, once a repeat.
+
+    Attributes:
+      seconds: Of its slower process.
+      processor_seconds: Of its processes together; where they do not fill `seconds`, something
+        else ran on these cores.
+      results: Digests of the results.
+    """
 
     seconds: list[float]
-    busy: list[float]
+    processor_seconds: list[float]
     results: set[str]
 
 
@@ -149,9 +156,9 @@ def _ask_in_turns(arms: Mapping[str, Arm], words: Sequence[str], repeats: int) -
                     worker.process.stdin.write("again\n")
                     worker.process.stdin.flush()
                 found = [_answer(worker) for worker in workers]
-                seconds = max(answer["seconds"] for answer in found)
-                rows[name].seconds.append(seconds)
-                rows[name].busy.append(sum(a["processor_seconds"] for a in found) / seconds)
+                rows[name].seconds.append(max(answer["seconds"] for answer in found))
+                used = sum(answer["processor_seconds"] for answer in found)
+                rows[name].processor_seconds.append(used)
                 rows[name].results.update(answer["sha256"] for answer in found)
     return rows
 
@@ -203,7 +210,7 @@ def _check_same_bits(arms: Mapping[str, Arm], rows: Mapping[str, Row]) -> None:
 
 
 def _print_table(arms: Mapping[str, Arm], rows: Mapping[str, Row]) -> None:
-    print(f"{'':28}{'min s':>8}{'median s':>10}{'speedup':>9}{'of perfect':>12}{'cores busy':>12}")
+    print(f"{'':28}{'min s':>8}{'median s':>10}{'speedup':>9}{'of perfect':>12}{'processor s':>13}")
     for name, row in rows.items():
         # Each is divided by the time beside it, so that a slow moment hits both.
         ones = rows[arms[name].reference].seconds
@@ -211,7 +218,7 @@ def _print_table(arms: Mapping[str, Arm], rows: Mapping[str, Row]) -> None:
         perfect = f"{speedup / 2:.0%}" if arms[name].reference != name else ""
         print(
             f"{name:28}{min(row.seconds):8.3f}{statistics.median(row.seconds):10.3f}"
-            f"{speedup:9.2f}{perfect:>12}{statistics.median(row.busy):12.2f}"
+            f"{speedup:9.2f}{perfect:>12}{statistics.median(row.processor_seconds):13.3f}"
         )
 
 
