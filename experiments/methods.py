@@ -6,11 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.experimental import checkify
 
-from nopr import criteria, densities, granularity, pruning, schedules, trees
+from nopr import criteria, densities, granularity, pruning, schedules, sweeps, trees
 from nopr.typing import Apply, Criterion, Loss, Pruner, Shapes, Where
 
 TITLES = {
@@ -166,21 +165,25 @@ def checked_text(checked: int, initializations: int) -> str:
     return f"H(m | D) = 0 checked on {min(checked, initializations)} of {initializations}"
 
 
-def over_seeds(name: str, function: Any, *, in_axes: Any = 0) -> Any:
-    """Compiles `function` over seeds; a check that fails in it is an error that names the method.
+def over_seeds(
+    name: str, function: Any, cases: Any, *, shared: Any = None, block: int | None = None
+) -> Any:
+    """Sweeps `function` over seeds; a check that fails in it is an error that names the method.
 
     In a compiled program `masks.top` cannot raise for scores that are not finite: uncaught, they
     would give a mask like any other.
+
+    Args:
+      name: The method.
+      function: `function(case)`, or `function(case, shared)`.
+      cases: Stacked over seeds.
+      shared: What all seeds read.
+      block: Seeds in one vmapped call on a device; see `sweeps.run`.
     """
     check = checkify.checkify(function, errors=checkify.user_checks)
-    program = jax.jit(jax.vmap(check, in_axes=in_axes))
-
-    def run(*args: Any) -> Any:
-        error, found = program(*args)
-        failed = error.get()
-        if failed is not None:
-            first = failed.splitlines()[0].removesuffix("(`check` failed)").strip().rstrip(".")
-            raise ValueError(f"No mask for {TITLES[name]!r}: {first}.")
-        return found
-
-    return run
+    error, found = sweeps.run(check, cases, shared=shared, block=block).values
+    failed = error.get()
+    if failed is not None:
+        first = failed.splitlines()[0].removesuffix("(`check` failed)").strip().rstrip(".")
+        raise ValueError(f"No mask for {TITLES[name]!r}: {first}.")
+    return found

@@ -16,7 +16,15 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from experiments import cube, held_out, methods, progress, quickstart_report, steps
+from experiments import (
+    cube,
+    held_out,
+    methods,
+    progress,
+    quickstart_checks,
+    quickstart_report,
+    steps,
+)
 from experiments.quickstart_results import Job, Outcome, initializations, with_defaults
 from nopr import (
     algorithms,
@@ -49,7 +57,7 @@ class Setting(NamedTuple):
 
 def run(config: ConfigDict, run: records.Run) -> dict[str, Any]:
     """Runs all stages, prints the tables and writes figures and report."""
-    _check(config)
+    quickstart_checks.check(config)
     config = with_defaults(config)
     task = _cube_task(config)
     setting = _setting(config)
@@ -84,57 +92,6 @@ def _jobs(config: ConfigDict) -> list[Job]:
     if "units_after" in config.methods:
         jobs.append(Job("units_after", config.repair.density, repaired=True))
     return jobs
-
-
-def _check(config: ConfigDict) -> None:
-    """Refuses what would otherwise fail only after minutes."""
-    methods.check(config.methods)
-    _check_densities(config)
-    _check_widths(config)
-    if not config.repair.gain > 0:
-        raise ValueError(f"`repair.gain` must be positive, got {config.repair.gain}.")
-    counts = {
-        "seeds": config.seeds,
-        "information.initializations": config.information.initializations,
-        "information.imp_initializations": config.information.imp_initializations,
-        "measuring.inputs": config.measuring.inputs,
-        "pruning.scoring_examples": config.pruning.scoring_examples,
-        "pruning.synflow_rounds": config.pruning.synflow_rounds,
-    }
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
-
-
-def _check_widths(config: ConfigDict) -> None:
-    widths = tuple(config.network.widths)
-    if not widths:
-        raise ValueError("`network.widths` must name at least one hidden layer, got none.")
-    if not all(isinstance(width, int) and width >= 1 for width in widths):
-        raise ValueError(f"`network.widths` must be positive integers, got {widths}.")
-    if "units_after" in config.methods and config.information.width < 2:
-        raise ValueError(
-            "`information.width` must be at least 2 for 'units_after' to have a unit to prune, "
-            f"got {config.information.width}."
-        )
-
-
-def _check_densities(config: ConfigDict) -> None:
-    densities = config.pruning.densities
-    if not densities:
-        raise ValueError("`pruning.densities` must name at least one density, got none.")
-    for density in densities:
-        if not isinstance(density, int | float):
-            raise ValueError(f"`pruning.densities` must be numbers, got {density!r}.")
-        if not 0 < density <= 1:
-            raise ValueError(f"`pruning.densities` must be in (0, 1], got {density}.")
-    methods.imp_levels(list(densities), removal=config.pruning.imp_removal)
-    asked = config.repair.density
-    if "units_after" in config.methods and asked is not None and asked not in densities:
-        raise ValueError(
-            f"`repair.density` must be one of `pruning.densities`, {tuple(densities)}, "
-            f"got {config.repair.density}."
-        )
 
 
 def _setting(config: ConfigDict) -> Setting:
@@ -260,7 +217,9 @@ def _train_dense(setting: Setting) -> dict[str, Any]:
         "masks": jax.vmap(trees.full_masks)(params),
         "key": _train_keys(setting),
     }
-    swept = sweeps.run(setting.tune, case, shared=setting.shared, block=seeds)
+    swept = sweeps.run(
+        setting.tune, case, shared=setting.shared, block=quickstart_checks.block(setting.config)
+    )
     _raise_if_failed(swept, ["dense"] * seeds, setting.config)
     return swept.values
 
@@ -284,7 +243,7 @@ def _finetune(
             setting.tune,
             together,
             shared=setting.shared,
-            block=seeds,
+            block=quickstart_checks.block(setting.config),
             store=run.store("finetuning"),
             progress=show,
         )
@@ -328,15 +287,22 @@ def _choose_masks(setting: Setting, name: str, dense: Params) -> dict[str, Any]:
         found = _imp(setting)
     elif name in methods.AT_INIT:
         algorithm = algorithms.at_init(_pruner(setting, name), init=setting.network.init)
-        program = methods.over_seeds(
-            name, lambda key, batch: algorithm(batch, key=key), in_axes=(0, None)
+        found = methods.over_seeds(
+            name,
+            lambda key, batch: algorithm(batch, key=key),
+            setting.keys,
+            shared=setting.scoring,
+            block=quickstart_checks.block(setting.config),
         )
-        found = program(setting.keys, setting.scoring)
     else:
         # The dense networks are there; `algorithms.after_training` would train them again.
         prune = _pruner(setting, name)
-        program = methods.over_seeds(name, lambda params, key: prune(params, None, key=key))
-        found = program(jax.tree.map(jnp.asarray, dense), setting.keys)
+        found = methods.over_seeds(
+            name,
+            lambda case: prune(case["params"], None, key=case["key"]),
+            {"params": dense, "key": setting.keys},
+            block=quickstart_checks.block(setting.config),
+        )
     return dict(zip(trees.paths(found), map(np.asarray, jax.tree.leaves(found)), strict=True))
 
 
@@ -362,10 +328,13 @@ def _imp(setting: Setting) -> Masks:
         counts=pruning.level_counts(setting.problem.size, levels),
         levels=True,
     )
-    program = methods.over_seeds(
-        "imp", lambda key, data: algorithm(data, key=key), in_axes=(0, None)
+    path = methods.over_seeds(
+        "imp",
+        lambda key, data: algorithm(data, key=key),
+        setting.keys,
+        shared=setting.shared["train"],
+        block=quickstart_checks.block(setting.config),
     )
-    path = program(setting.keys, setting.shared["train"])
     return jax.tree.map(lambda leaf: leaf[:, np.array(hits)], path)
 
 

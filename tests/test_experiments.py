@@ -109,11 +109,10 @@ def test_scores_that_are_not_finite_are_an_error_that_names_the_method():
     def choose(scores):
         return masks.top({"w": scores}, count=1)
 
-    program = methods.over_seeds("imp", choose)
-    kept = program(jnp.array([[1.0, 2.0], [4.0, 3.0]]))["w"]
+    kept = methods.over_seeds("imp", choose, jnp.array([[1.0, 2.0], [4.0, 3.0]]))["w"]
     np.testing.assert_array_equal(kept, [[False, True], [True, False]])
     with pytest.raises(ValueError, match=r"^No mask for 'IMP': .*finite.*\.$") as caught:
-        program(jnp.array([[1.0, 2.0], [jnp.nan, 3.0]]))
+        methods.over_seeds("imp", choose, jnp.array([[1.0, 2.0], [jnp.nan, 3.0]]))
     assert len(str(caught.value).splitlines()) == 1
 
 

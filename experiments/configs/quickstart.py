@@ -22,6 +22,9 @@ def get_config() -> ConfigDict:
     config.experiment = "quickstart"
     config.seed = 0
     config.seeds = 5  # initialisations and data orders, vmapped
+    # Seeds in one vmapped call on a device, all by default; it fixes the last bits. With fewer,
+    # more devices and hosts share the seeds, not only the methods and densities.
+    config.block = config_dict.placeholder(int)
     config.methods = (
         "imp",
         "magnitude_after",

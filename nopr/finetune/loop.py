@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from nopr import transforms, trees
+from nopr.finetune import parallel
 from nopr.finetune.batches import check_batch_size, examples_in, take
 from nopr.typing import Batch, Masks, Params, StepLoss
 
@@ -94,11 +96,22 @@ def advance(
     batch_size: int | None,
     monitor: Monitor | None = None,
     remainder: bool = True,
+    mesh: Mesh | None = None,
 ) -> tuple[Carry, History]:
     """Trains for some epochs, as one compiled program.
 
     Each epoch visits every example once, in an order drawn from `fold_in(carry.key, epoch)`, so two
     calls of one epoch end where one call of two does.
+
+    With a `mesh` the examples of each batch are split over its `batch` axis, and the run is that of
+    one device but for rounding: every gradient is the mean over the whole batch, also where the
+    devices do not divide it. Params, masks and the states of `tx` and `step_loss` are whole on
+    every device, and so are the data: a device needs the memory for all of them, and for its share
+    of a batch's activations. Data that you have put on the mesh yourself stay as they lie; split
+    over `batch` they take their share of memory only, at no cost for `batch_size=None`, while
+    smaller batches, drawn from all of the data, then go through the interconnect. Further axes,
+    such as `runs`, hold copies. Where the mesh spans processes, all of them make the call, with the
+    same arguments.
 
     Args:
       carry: From `start` or from an earlier call.
@@ -110,13 +123,16 @@ def advance(
       monitor: `monitor(params) -> {name: scalar}`, run after every epoch.
       remainder: Whether the examples that are left when the batch size does not divide their number
         make one more, smaller step.
+      mesh: Splits every batch over its `batch` axis; None stays on one device.
 
     Returns:
-      The carry after the epochs, and their history.
+      The carry after the epochs, and their history, whole on every device of the mesh.
 
     Raises:
-      ValueError: If an option is out of range or the leaves of `data` differ in length.
+      ValueError: If an option is out of range, the leaves of `data` differ in length, `mesh` has no
+        `batch` axis, or processes of the mesh give different arguments.
     """
+    mesh = parallel.over(mesh)
     plan = make_plan(
         data,
         step_loss=step_loss,
@@ -125,8 +141,11 @@ def advance(
         epochs=epochs,
         batch_size=batch_size,
         remainder=remainder,
+        mesh=mesh,
     )
-    return _advance(carry, data, plan=plan)
+    carry, data = parallel.place((carry, data), mesh)
+    with parallel.context(mesh):
+        return _advance(carry, data, plan=plan)
 
 
 class Plan(NamedTuple):
@@ -139,6 +158,7 @@ class Plan(NamedTuple):
     epochs: int
     batch_size: int | None
     remainder: bool
+    mesh: Mesh | None
 
 
 class Epoch(NamedTuple):
@@ -198,7 +218,7 @@ def _advance(carry: Carry, data: Batch, *, plan: Plan) -> tuple[Carry, History]:
     carry, epochs = jax.lax.scan(
         lambda carry, _: run_epoch(carry, data, plan), carry, length=plan.epochs
     )
-    return carry, history_of(epochs)
+    return parallel.whole((carry, history_of(epochs)), plan.mesh)
 
 
 def _run_batches(
@@ -210,6 +230,7 @@ def _run_batches(
 
     def body(carry: Carry, batch: tuple[Array, Array]) -> tuple[Carry, Array]:
         index, rows = batch
+        rows = parallel.whole(rows, plan.mesh)  # each device gathers its share from all of the data
         return _step(carry, take(data, rows), noise_key, index, plan)
 
     carry, losses = jax.lax.scan(body, carry, (jnp.arange(full, dtype=jnp.int32), rows))
@@ -225,11 +246,14 @@ def _step(
     carry: Carry, batch: Batch, noise_key: Key[Array, ""], index: Int[Array, ""], plan: Plan
 ) -> tuple[Carry, Array]:
     key = jax.random.fold_in(noise_key, index)
-    (loss, state), gradients = jax.value_and_grad(plan.step_loss, has_aux=True)(
-        carry.params, carry.state, batch, key
-    )
+    descent = jax.value_and_grad(plan.step_loss, has_aux=True)
+
+    def program(batch: Batch) -> Any:
+        return descent(carry.params, carry.state, batch, key)
+
+    (loss, state), gradients = program(parallel.split(batch, plan.mesh, program))
     tx = transforms.keep(plan.tx, carry.masks)
     updates, opt_state = tx.update(gradients, carry.opt_state, carry.params, value=loss)
     params = optax.apply_updates(carry.params, updates)
     carry = carry._replace(params=params, opt_state=opt_state, state=state, step=carry.step + 1)
-    return carry, loss
+    return parallel.whole(carry, plan.mesh), loss

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from nopr.finetune import parallel
 from nopr.finetune.batches import check_batch_size, examples_in, take
 from nopr.typing import Apply, Batch, Loss, Params, StepLoss
 
@@ -89,7 +91,14 @@ def stateless(loss: Loss) -> StepLoss:
     return step_loss
 
 
-def evaluate(apply: Apply, params: Params, data: Batch, *, batch_size: int = 1000) -> Evaluation:
+def evaluate(
+    apply: Apply,
+    params: Params,
+    data: Batch,
+    *,
+    batch_size: int = 1000,
+    mesh: Mesh | None = None,
+) -> Evaluation:
     """Accuracy and cross-entropy of a classifier over every example.
 
     Args:
@@ -97,29 +106,36 @@ def evaluate(apply: Apply, params: Params, data: Batch, *, batch_size: int = 100
       params: Its params.
       data: `(inputs, labels)`, the labels integers.
       batch_size: Examples at a time; it bounds the memory and changes nothing but rounding.
+      mesh: Splits the examples over its `batch` axis, and takes as many more at a time as make
+        equal shares; None stays on one device. Data that lie on the mesh already stay as they lie.
 
     Returns:
       The evaluation; NaN outputs are wrong and give a NaN loss.
 
     Raises:
       ValueError: If `batch_size` is less than 1, the leaves of `data` differ in length or have no
-        example, or the labels are not integers.
+        example, the labels are not integers, `mesh` has no `batch` axis, or its processes give
+        different arguments.
     """
     check_batch_size(batch_size)
     count = examples_in(data)
-    accuracy, loss = _evaluate(params, data, apply=apply, batch_size=min(batch_size, count))
+    mesh = parallel.over(mesh)
+    size = parallel.rounded_up(min(batch_size, count), mesh)
+    params, data = parallel.place((params, data), mesh)
+    with parallel.context(mesh):
+        accuracy, loss = _evaluate(params, data, apply=apply, batch_size=size, mesh=mesh)
     return Evaluation(accuracy, loss, count)
 
 
-@partial(jax.jit, static_argnames=("apply", "batch_size"))
+@partial(jax.jit, static_argnames=("apply", "batch_size", "mesh"))
 def _evaluate(
-    params: Params, data: Batch, *, apply: Apply, batch_size: int
+    params: Params, data: Batch, *, apply: Apply, batch_size: int, mesh: Mesh | None
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     examples = examples_in(data)
 
     def sums(first: Int[Array, ""]) -> tuple[Array, Array]:
         rows = first + jnp.arange(batch_size)
-        inputs, labels = take(data, rows)
+        inputs, labels = parallel.split(take(data, rows), mesh)
         logits = apply(params, inputs)
         losses = _cross_entropies(logits, labels)
         # The argmax of NaN is 0: a network that broke down would be right on the first class.
@@ -128,7 +144,7 @@ def _evaluate(
         return jnp.sum(counted & right), jnp.sum(jnp.where(counted, losses, 0))
 
     right, loss = jax.lax.map(sums, jnp.arange(0, examples, batch_size))
-    return jnp.sum(right) / examples, jnp.sum(loss) / examples
+    return parallel.whole((jnp.sum(right) / examples, jnp.sum(loss) / examples), mesh)
 
 
 def _cross_entropies(logits: Any, labels: Any) -> Float[Array, " batch"]:

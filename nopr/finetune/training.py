@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from nopr import transforms
-from nopr.finetune import loop
+from nopr.finetune import loop, parallel
 from nopr.finetune.batches import check_batch_size
 from nopr.finetune.losses import stateless
 from nopr.typing import Batch, Loss, Masks, Params, StepLoss
@@ -64,6 +65,7 @@ def trainer(
     stateful: bool = False,
     state: PyTree = None,
     remainder: bool = True,
+    mesh: Mesh | None = None,
 ) -> Callable[..., Fitted]:
     """A training procedure: `train(params, masks, data, *, key) -> Fitted`.
 
@@ -80,18 +82,22 @@ def trainer(
       stateful: Whether `loss` is a `step_loss`.
       state: The first state of the `step_loss`.
       remainder: Whether the examples left over make one more, smaller step.
+      mesh: Splits every batch over its `batch` axis, as in `advance`; None stays on one device.
+        Under `vmap`, runs that you have split over another axis of the mesh stay so.
 
     Returns:
       The procedure.
 
     Raises:
-      ValueError: If an option is out of range, or `best_by` is given without `monitor`; from the
-        procedure, if the trees do not match or `monitor` has no metric `best_by`.
+      ValueError: If an option is out of range, `best_by` is given without `monitor`, or `mesh` has
+        no `batch` axis; from the procedure, if the trees do not match, `monitor` has no metric
+        `best_by`, or processes of the mesh give different arguments.
     """
     if best_by is not None and monitor is None:
         raise ValueError(f"`best_by` = {best_by!r} needs a `monitor` that returns it, got None.")
     loop.check_epochs(epochs)
     check_batch_size(batch_size)
+    mesh = parallel.over(mesh)
     step_loss = loss if stateful else stateless(cast(Loss, loss))
 
     def train(params: Params, masks: Masks | None, data: Batch, *, key: Key[Array, ""]) -> Fitted:
@@ -103,9 +109,12 @@ def trainer(
             epochs=epochs,
             batch_size=batch_size,
             remainder=remainder,
+            mesh=mesh,
         )
-        carry = loop.start(params, masks, tx=tx, state=state, key=key)
-        return _fit(carry, data, plan=plan, best_by=best_by)
+        params, masks, data, key, first = parallel.place((params, masks, data, key, state), mesh)
+        with parallel.context(mesh):
+            carry = loop.start(params, masks, tx=tx, state=first, key=key)
+            return _fit(carry, data, plan=plan, best_by=best_by)
 
     return train
 
@@ -116,6 +125,7 @@ def gradient_descent(
     steps: int,
     learning_rate: float | None = None,
     tx: transforms.Transformation | None = None,
+    mesh: Mesh | None = None,
 ) -> Callable[..., Descended]:
     """Full-batch gradient descent, lean enough for thousands of tiny networks under vmap.
 
@@ -124,12 +134,15 @@ def gradient_descent(
       steps: Number of steps, at least 0.
       learning_rate: Of plain gradient descent.
       tx: An optax transformation instead.
+      mesh: Splits the examples over its `batch` axis, as in `advance`; None stays on one device.
 
     Returns:
       `train(params, masks, data, *, key=None) -> Descended`; it draws nothing from the key.
 
     Raises:
-      ValueError: If `steps` is negative, or not exactly one of `learning_rate` and `tx` is given.
+      ValueError: If `steps` is negative, not exactly one of `learning_rate` and `tx` is given, or
+        `mesh` has no `batch` axis; from the procedure, if processes of the mesh give different
+        arguments.
     """
     if steps < 0:
         raise ValueError(f"`steps` must be at least 0, got {steps}.")
@@ -138,13 +151,16 @@ def gradient_descent(
             "Exactly one of `learning_rate` and `tx` must be given, "
             f"got {'neither' if tx is None else 'both'}."
         )
+    mesh = parallel.over(mesh)
     rule = optax.sgd(cast(float, learning_rate)) if tx is None else tx
 
     def train(
         params: Params, masks: Masks | None, data: Batch, *, key: Key[Array, ""] | None = None
     ) -> Descended:
         del key
-        return _descend(params, masks, data, loss=loss, tx=rule, steps=steps)
+        params, masks, data = parallel.place((params, masks, data), mesh)
+        with parallel.context(mesh):
+            return _descend(params, masks, data, loss=loss, tx=rule, steps=steps, mesh=mesh)
 
     return train
 
@@ -194,7 +210,8 @@ def _fit(carry: loop.Carry, data: Batch, *, plan: loop.Plan, best_by: str | None
     if best_by is None:
         best = best._replace(params=carry.params, epoch=indices[-1])
     history = loop.history_of(epochs)
-    return Fitted(carry.params, best.params, best.epoch, history, history.finite, carry.state)
+    fitted = Fitted(carry.params, best.params, best.epoch, history, history.finite, carry.state)
+    return parallel.whole(fitted, plan.mesh)
 
 
 def _better(best: _Best, candidate: _Best) -> _Best:
@@ -212,7 +229,7 @@ def _metric(epoch: loop.Epoch, name: str) -> Float[Array, ""]:
     return jnp.where(jnp.isnan(value), -jnp.inf, value)
 
 
-@partial(jax.jit, static_argnames=("loss", "tx", "steps"))
+@partial(jax.jit, static_argnames=("loss", "tx", "steps", "mesh"))
 def _descend(
     params: Params,
     masks: Masks | None,
@@ -221,17 +238,20 @@ def _descend(
     loss: Loss,
     tx: transforms.Transformation,
     steps: int,
+    mesh: Mesh | None,
 ) -> Descended:
     params = loop.masked(params, masks)
+    descent = jax.value_and_grad(loss)
+    data = parallel.split(data, mesh, lambda data: descent(params, data))
     tx = transforms.keep(tx, masks)
 
     def body(carry: tuple[Params, PyTree], _: None) -> tuple[tuple[Params, PyTree], None]:
         params, opt_state = carry
-        value, gradients = jax.value_and_grad(loss)(params, data)
+        value, gradients = descent(params, data)
         updates, opt_state = tx.update(gradients, opt_state, params, value=value)
-        return (optax.apply_updates(params, updates), opt_state), None
+        return parallel.whole((optax.apply_updates(params, updates), opt_state), mesh), None
 
     (params, _), _ = jax.lax.scan(body, (params, tx.init(params)), length=steps)
     value = loss(params, data)
     flags = [jnp.isfinite(leaf).all() for leaf in (value, *jax.tree.leaves(params))]
-    return Descended(params, value, jnp.stack(flags).all())
+    return parallel.whole(Descended(params, value, jnp.stack(flags).all()), mesh)

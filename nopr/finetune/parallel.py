@@ -1,0 +1,187 @@
+"""Data parallelism: where arrays lie on a mesh, and the split of a batch over its `batch` axis.
+
+The program over a mesh is the program of one device with notes on what each device holds: the
+examples of a batch are split, all else is whole everywhere. XLA's partitioner divides the work by
+these notes and keeps the meaning: means over the batch, its statistics and its noise are those of
+the whole batch, and where the devices do not divide it, the last ones hold fewer examples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.extend.core import jaxprs_in_params
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+AXIS = "batch"
+"""The axis of a mesh that the examples of a batch are split over."""
+
+Program = Callable[[PyTree], Any]
+
+
+def over(mesh: Mesh | None) -> Mesh | None:
+    """Checks a mesh, and leaves the sharding along its axes to the compiler.
+
+    Args:
+      mesh: With a `batch` axis; `jax.make_mesh` makes axes that are sharded by hand.
+
+    Raises:
+      ValueError: If it has no such axis.
+    """
+    if mesh is None:
+        return None
+    if AXIS not in mesh.axis_names:
+        raise ValueError(f"`mesh` must have an axis {AXIS!r}, got axes {list(mesh.axis_names)}.")
+    return Mesh(mesh.devices, mesh.axis_names)
+
+
+def context(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+    """Where a program over `mesh` is traced: away from axes that `jax.set_mesh` made explicit.
+
+    Raises:
+      ValueError: If a surrounding `shard_map` does not leave the `batch` axis to the compiler.
+    """
+    around = jax.sharding.get_abstract_mesh()
+    if mesh is None or not {AxisType.Explicit, AxisType.Manual} & set(around.axis_types):
+        return contextlib.nullcontext()
+    if not around.manual_axes:
+        return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+    kinds = dict(zip(around.axis_names, around.axis_types, strict=True))
+    if kinds.get(AXIS) != AxisType.Auto:
+        raise ValueError(
+            f"A `shard_map` around training with a `mesh` must leave the axis {AXIS!r} to the "
+            f"compiler, got {kinds}. Give it the same `jax.sharding.Mesh` and `axis_names` "
+            f"without {AXIS!r}."
+        )
+    return contextlib.nullcontext()
+
+
+def place(tree: PyTree, mesh: Mesh | None) -> PyTree:
+    """Puts each leaf whole on every device; one that lies on the mesh already stays as it lies.
+
+    Nothing moves while a caller's `jit` or `vmap` traces: there `split` and `whole` say enough.
+
+    Raises:
+      ValueError: If the processes of the mesh call this with different leaves.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    if mesh is None or any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        return tree
+    targets = [_target(leaf, mesh) for leaf in leaves]
+    if len(_processes(mesh)) > 1:
+        sent = [leaf for leaf, target in zip(leaves, targets, strict=True) if _sent(leaf, target)]
+        _check_same(sent, mesh)
+    return jax.tree.unflatten(treedef, [_put(*pair) for pair in zip(leaves, targets, strict=True)])
+
+
+def split(batch: PyTree, mesh: Mesh | None, program: Program | None = None) -> PyTree:
+    """Splits the examples over the `batch` axis, inside a program.
+
+    Any number of them is split, in shares of which the last are smaller or empty. There is one
+    exception: a scatter whose indices are not int32, as in the gradient of a sort, ends the process
+    when XLA's partitioner meets it in an uneven split (`HandleScatter` pads the indices with an
+    int32). The uneven batch of a program that has one stays whole on every device.
+
+    Args:
+      batch: The examples.
+      mesh: The mesh; None leaves the batch alone.
+      program: `program(batch)` is what will be done with them; None where the split is even.
+    """
+    if mesh is None:
+        return batch
+    uneven = any(len(leaf) % mesh.shape[AXIS] for leaf in jax.tree.leaves(batch))
+    if program and uneven and _scatters_by_other_than_int32(jax.make_jaxpr(program)(batch).jaxpr):
+        return whole(batch, mesh)
+    return _constrain(batch, mesh, PartitionSpec(AXIS))
+
+
+def whole(tree: PyTree, mesh: Mesh | None) -> PyTree:
+    """Keeps a tree whole on every device, inside a program."""
+    return _constrain(tree, mesh, PartitionSpec())
+
+
+def rounded_up(count: int, mesh: Mesh | None) -> int:
+    """The least multiple of the size of the `batch` axis that is not below `count`."""
+    return count if mesh is None else count + -count % mesh.shape[AXIS]
+
+
+def _constrain(tree: PyTree, mesh: Mesh | None, spec: PartitionSpec) -> PyTree:
+    if mesh is None:
+        return tree
+    inside = jax.sharding.get_abstract_mesh().manual_axes  # of a shard_map: its mesh is the one
+    return jax.lax.with_sharding_constraint(tree, spec if inside else NamedSharding(mesh, spec))
+
+
+def _scatters_by_other_than_int32(jaxpr: Any) -> bool:
+    for equation in jaxpr.eqns:
+        if equation.primitive.name.startswith("scatter"):
+            _, indices, *_ = equation.invars
+            if indices.aval.dtype != np.int32 and indices.aval.ndim > 1:  # more than one index
+                return True
+        if any(map(_scatters_by_other_than_int32, jaxprs_in_params(equation.params))):
+            return True
+    return False
+
+
+def _target(leaf: Any, mesh: Mesh) -> NamedSharding:
+    """The layout that `leaf` has on these devices, if it has one; else whole on each."""
+    lies = getattr(leaf, "sharding", None)
+    if (
+        isinstance(lies, NamedSharding)
+        and not lies.is_fully_replicated
+        and lies.mesh.axis_names == mesh.axis_names
+        and np.array_equal(lies.mesh.devices, mesh.devices)
+    ):
+        return NamedSharding(mesh, lies.spec)
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def _processes(mesh: Mesh) -> set[int]:
+    return {device.process_index for device in mesh.devices.flat}
+
+
+def _sent(leaf: Any, target: NamedSharding) -> bool:
+    """Whether the host sends `leaf`, rather than the devices of the mesh."""
+    return not isinstance(leaf, jax.Array) or leaf.sharding.device_set != target.device_set
+
+
+def _put(leaf: Any, target: NamedSharding) -> Any:
+    if target.is_fully_addressable or not _sent(leaf, target):
+        return jax.device_put(leaf, target)
+    # Across processes `device_put` refuses NaN, and arrays committed to a device of this one.
+    if _is_key(leaf):
+        data = _put(jax.random.key_data(leaf), target)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    host = np.asarray(leaf)
+    host = host.astype(jax.dtypes.canonicalize_dtype(host.dtype))
+    return jax.make_array_from_callback(host.shape, target, lambda index: host[index])
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _check_same(leaves: Sequence[Any], mesh: Mesh) -> None:
+    """Compares digests: a process that brought other arrays would train another network."""
+    if len(_processes(mesh)) < jax.process_count():
+        return  # the digests are gathered from all processes, and the others are not here
+    total = hashlib.sha256()
+    for leaf in leaves:
+        host = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        total.update(f"{host.dtype} {host.shape}\n".encode())
+        total.update(host.tobytes())
+    mine = np.frombuffer(total.digest(), np.uint8)
+    digests = np.asarray(multihost_utils.process_allgather(mine))
+    others = np.flatnonzero((digests != digests[0]).any(axis=1))
+    if others.size:
+        raise ValueError(
+            "Every process of `mesh` must give the same params, masks, data and key, but those of "
+            f"process {others[0]} are not those of process 0. Make them from one seed."
+        )

@@ -1,0 +1,151 @@
+"""`vmap` with the cases along the last axis: for thousands of tiny networks on a CPU.
+
+`jax.vmap` puts the cases first, and a layer of 3 x 4 weights becomes thousands of matrix products
+of that size, each with the overhead of a large one. Here the same function of one case is traced,
+and every operation done with the cases along the last axis; small matrix products become
+multiply-adds of whole vectors of cases. 1,792 data sets x 500 gradient steps of a network of 21
+weights take 0.014 s on two cores, 25 to 30 times less than under `jax.vmap`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from nopr import trees
+from nopr.sweeps_lanes import rules, sums
+from nopr.sweeps_lanes.interpreter import interpret
+
+VERSION = "lanes-1"
+"""Names the rules: another version may round otherwise. For digests of stored results."""
+
+_MULTIPLE = 8  # of cases that are computed; the remainder of a vector loop may round otherwise
+
+
+def vmap(function: Callable[..., PyTree], in_axes: Any = 0) -> Callable[..., PyTree]:
+    """Maps a function of one case over many, as `jax.vmap` does, with the cases in vector lanes.
+
+    Use it under `jax.jit`, on a CPU, for many cases (a hundred or more) of networks with up to some
+    thousand weights: up to about 30 times faster than `jax.vmap`. Contractions of more than 64
+    terms, or 65,536 multiplications a case, are left to XLA's matrix product, as are convolutions,
+    and copied there and back; where these are most of the work, `jax.vmap` is up to twice as fast.
+
+    What a case gives depends, to the last bit, on the number of cases and not on its place or on
+    the other cases. It rounds otherwise than `jax.vmap`. Works under jit, grad, vmap, checkify and
+    shard_map, and around anything that vmaps (what has no rule of its own goes through JAX's).
+    Cases are filled up to a multiple of 8 with copies of the last, unless the function has
+    callbacks.
+
+    Args:
+      function: Of one case; traced once for each call, so jit the result. It must not use
+        mutable arrays (`jax.Ref`).
+      in_axes: 0 for an argument with a leading axis of cases on every leaf, None for one that all
+        cases share; one for all arguments, or a tuple of one for each.
+
+    Returns:
+      A function of the same positional arguments; a leading axis of cases on every result.
+
+    Raises:
+      ValueError: If `in_axes` is anything else or has no 0; from the function that is returned, if
+        the leading axes differ or there is none.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from nopr import sweeps_lanes
+      >>> gradient = jax.grad(lambda w, x: jnp.sum(jnp.tanh(x @ w)))
+      >>> many = jax.jit(sweeps_lanes.vmap(gradient, in_axes=(0, None)))
+      >>> many(jnp.zeros((1000, 3)), jnp.ones((2, 3))).shape
+      (1000, 3)
+    """
+    axes = in_axes if isinstance(in_axes, tuple) else (in_axes,)
+    if not all(axis is None or (axis == 0 and not isinstance(axis, bool)) for axis in axes):
+        raise ValueError(f"`in_axes` must be 0, None or a tuple of these, got {in_axes!r}.")
+    if all(axis is None for axis in axes):
+        raise ValueError(f"`in_axes` must have a 0 for some argument, got {in_axes!r}.")
+
+    @functools.wraps(function)
+    def mapped(*args: PyTree) -> PyTree:
+        each = in_axes if isinstance(in_axes, tuple) else axes * len(args)
+        if len(each) != len(args):
+            raise ValueError(
+                f"`in_axes` must have an entry for each argument, got {in_axes} for {len(args)}."
+            )
+        cases = _case_count(args, each)
+        leaves, treedef = jax.tree.flatten(args)
+        has = [
+            axis == 0
+            for axis, arg in zip(each, args, strict=True)
+            for _ in range(len(jax.tree.leaves(arg)))
+        ]
+        given = [jnp.asarray(leaf) for leaf, batched in zip(leaves, has, strict=True) if batched]
+
+        def one(*values: Any) -> PyTree:
+            """The function of one case; what all cases share is as it was given."""
+            mine = iter(values)
+            pairs = zip(leaves, has, strict=True)
+            filled = [next(mine) if batched else leaf for leaf, batched in pairs]
+            return function(*jax.tree.unflatten(treedef, filled))
+
+        program, shape = jax.make_jaxpr(one, return_shape=True)(*map(_one_case, given))
+        computed = cases if _calls_back(program) else cases + -cases % _MULTIPLE
+
+        def every(*values: Array) -> list[Array]:
+            results, batched = interpret(program, values, [True] * len(values))
+            pairs = zip(results, batched, strict=True)
+            return [rules.spread(result, has, computed) for result, has in pairs]
+
+        @jax.jit
+        def run(*given: Array) -> list[Array]:
+            # Its own call, or XLA sees which results are dropped and computes only the others.
+            results = sums.own_call(every)(*(_to_lanes(value, computed) for value in given))
+            return [jnp.moveaxis(result, -1, 0)[:cases] for result in results]
+
+        return jax.tree.unflatten(jax.tree.structure(shape), run(*given))
+
+    return mapped
+
+
+def _case_count(args: tuple[PyTree, ...], axes: tuple[int | None, ...]) -> int:
+    """The length of the leading axis of every leaf that has cases."""
+    count = None
+    for number, (arg, axis) in enumerate(zip(args, axes, strict=True)):
+        if axis is None:
+            continue
+        for path, leaf in zip(trees.paths(arg), jax.tree.leaves(arg), strict=True):
+            where = f"at {path!r} of argument {number}" if path else f"for argument {number}"
+            if jnp.ndim(leaf) == 0:
+                raise ValueError(
+                    f"Arguments with cases must have a leading axis of them, got a scalar {where}."
+                )
+            count = len(leaf) if count is None else count
+            if len(leaf) != count:
+                raise ValueError(
+                    f"Arguments with cases must share their leading axis of {count}, "
+                    f"got shape {jnp.shape(leaf)} {where}."
+                )
+    if count is None:
+        raise ValueError("Some argument must have a leading axis of cases, got no array with one.")
+    return count
+
+
+def _one_case(value: Array) -> jax.ShapeDtypeStruct:
+    weak = jax.typeof(value).weak_type
+    return jax.ShapeDtypeStruct(value.shape[1:], value.dtype, weak_type=weak)
+
+
+def _calls_back(program: Any) -> bool:
+    """Whether a callback would see the copies that fill up; a check does not mind them."""
+    return any(type(effect).__name__ != "ErrorEffect" for effect in program.effects)
+
+
+def _to_lanes(value: Array, computed: int) -> Array:
+    if len(value) != computed:
+        value = value[np.minimum(np.arange(computed), len(value) - 1)]
+    return jnp.moveaxis(value, 0, -1)

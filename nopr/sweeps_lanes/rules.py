@@ -1,0 +1,176 @@
+"""What one operation becomes when its cases lie along the last axis of every array.
+
+A rule is `rule(eqn, values, batched) -> results`: the operands, which of them have cases (along one
+more axis, after all others), and results that all have them. What has no rule goes through
+`jax.vmap`, told to keep the cases last: right for any operation, but JAX's own rules often move the
+cases to the front, and then XLA copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+Values: TypeAlias = Sequence[Any]
+"""Operands or results of one operation."""
+
+Batched: TypeAlias = Sequence[bool]
+"""Which of them have cases."""
+
+Rule: TypeAlias = Callable[[Any, Values, Batched], list[Any]]
+"""See above."""
+
+
+def bind(eqn: Any, *values: Any, **changed: Any) -> list[Any]:
+    """Does the operation of `eqn` on these operands, with some of its parameters changed."""
+    params = eqn.primitive.get_bind_params({**eqn.params, **changed})
+    results = eqn.primitive.bind(*values, **params)
+    return list(results) if eqn.primitive.multiple_results else [results]
+
+
+def generic(eqn: Any, values: Values, batched: Batched) -> list[Any]:
+    """Any operation at all, by the rule that JAX has for it."""
+    axes = [-1 if has else None for has in batched]
+    return jax.vmap(lambda *values: bind(eqn, *values), in_axes=axes, out_axes=-1)(*values)
+
+
+def cases_of(values: Values, batched: Batched) -> int:
+    """The number of cases."""
+    return next(value.shape[-1] for value, has in zip(values, batched, strict=True) if has)
+
+
+def spread(value: Any, batched: bool, cases: int) -> Any:
+    """The value with cases, the same for all where it had none."""
+    if batched:
+        return value
+    return lax.broadcast_in_dim(value, (*np.shape(value), cases), range(np.ndim(value)))
+
+
+def spread_all(values: Values, batched: Batched) -> list[Any]:
+    """All of them with cases."""
+    cases = cases_of(values, batched)
+    return [spread(value, has, cases) for value, has in zip(values, batched, strict=True)]
+
+
+def aligned(value: Any, batched: bool, ndim: int) -> Any:
+    """A value, or scalar, with `ndim` axes and one for cases, of length 1 if it has none."""
+    if not batched:
+        value = lax.expand_dims(value, (np.ndim(value),))
+    return value if np.ndim(value) > ndim else lax.expand_dims(value, range(ndim))
+
+
+def _elementwise(eqn: Any, values: Values, batched: Batched) -> list[Any]:
+    ndim = len(eqn.outvars[0].aval.shape)
+    pairs = zip(values, batched, strict=True)
+    # Scalars without cases stay scalars: integer powers and literals want to be seen as such.
+    return bind(eqn, *(aligned(v, has, ndim) if has or np.ndim(v) else v for v, has in pairs))
+
+
+def _along_axes(eqn: Any, values: Values, batched: Batched) -> list[Any]:
+    """Operations that name the axes they work on, which one more axis at the end leaves alone."""
+    return bind(eqn, *spread_all(values, batched))
+
+
+def _of_one_shape(eqn: Any, values: Values, batched: Batched) -> list[Any]:
+    """Operations that take scalars or arrays of one shape, and broadcast no other."""
+    shape = (*eqn.outvars[0].aval.shape, cases_of(values, batched))
+    pairs = zip(values, batched, strict=True)
+    return bind(eqn, *(jnp.broadcast_to(aligned(v, has, len(shape) - 1), shape) for v, has in pairs))
+
+
+def _bitcast(eqn: Any, values: Values, batched: Batched) -> list[Any]:
+    if len(eqn.outvars[0].aval.shape) != len(eqn.invars[0].aval.shape):
+        return generic(eqn, values, batched)  # bytes become an axis, or an axis bytes
+    return bind(eqn, *values)
+
+
+def _broadcast_in_dim(eqn: Any, values: Values, batched: Batched) -> list[Any]:
+    shape, dims = eqn.params["shape"], eqn.params["broadcast_dimensions"]
+    cases = cases_of(values, batched)
+    return [lax.broadcast_in_dim(values[0], (*shape, cases), (*dims, len(shape)))]
+
+
+def _reshape(eqn: Any, values: Values, batched: Batched) -> list[Any]:
+    if eqn.params["dimensions"] is not None:
+        return generic(eqn, values, batched)
+    return [lax.reshape(values[0], (*eqn.params["new_sizes"], cases_of(values, batched)))]
+
+
+def _transpose(eqn: Any, values: Values, batched: Batched) -> list[Any]:
+    permutation = eqn.params["permutation"]
+    return [lax.transpose(values[0], (*permutation, len(permutation)))]
+
+
+def _slice(eqn: Any, values: Values, batched: Batched) -> list[Any]:
+    start, limit = eqn.params["start_indices"], eqn.params["limit_indices"]
+    strides = eqn.params["strides"] or (1,) * len(start)
+    limit = (*limit, cases_of(values, batched))
+    return [lax.slice(values[0], (*start, 0), limit, (*strides, 1))]
+
+
+def _pad(eqn: Any, values: Values, batched: Batched) -> list[Any]:
+    if batched[1]:
+        return generic(eqn, values, batched)
+    return [lax.pad(values[0], values[1], (*eqn.params["padding_config"], (0, 0, 0)))]
+
+
+def _reduce(eqn: Any, values: Values, batched: Batched) -> list[Any]:
+    """Reduces by any function; the second half of the operands are the scalars it starts at."""
+    half = len(values) // 2
+    if any(batched[half:]):
+        return generic(eqn, values, batched)
+    return bind(eqn, *spread_all(values[:half], batched[:half]), *values[half:])
+
+
+def _dynamic_slice(eqn: Any, values: Values, batched: Batched) -> list[Any]:
+    array, *starts = values
+    if any(batched[1:]):
+        return generic(eqn, values, batched)
+    sizes = (*eqn.params["slice_sizes"], array.shape[-1])
+    return [lax.dynamic_slice(array, (*starts, jnp.zeros_like(starts[0])), sizes)]
+
+
+def _dynamic_update_slice(eqn: Any, values: Values, batched: Batched) -> list[Any]:
+    starts = values[2:]
+    if any(batched[2:]):
+        return generic(eqn, values, batched)
+    array, update = spread_all(values[:2], batched[:2])
+    return [lax.dynamic_update_slice(array, update, (*starts, jnp.zeros_like(starts[0])))]
+
+
+_ELEMENTWISE = """
+    abs acos acosh add and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clz
+    complex conj convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2
+    expm1 floor ge gt igamma igammac imag integer_pow is_finite le lgamma log log1p logistic lt max
+    min mul ne neg nextafter not or polygamma population_count pow real reduce_precision
+    regularized_incomplete_beta rem round rsqrt shift_left shift_right_arithmetic
+    shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor zeta
+    """
+
+_ALONG_AXES = """
+    argmax argmin concatenate cumlogsumexp cummax cummin cumprod cumsum reduce_and reduce_max
+    reduce_min reduce_or reduce_prod reduce_sum reduce_xor rev split squeeze stack
+    """
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(_ELEMENTWISE.split(), _elementwise),
+    **dict.fromkeys(_ALONG_AXES.split(), _along_axes),
+    "add_any": _of_one_shape,
+    "bitcast_convert_type": _bitcast,
+    "broadcast_in_dim": _broadcast_in_dim,
+    "clamp": _of_one_shape,
+    "dynamic_slice": _dynamic_slice,
+    "dynamic_update_slice": _dynamic_update_slice,
+    "pad": _pad,
+    "reduce": _reduce,
+    "reshape": _reshape,
+    "select_n": _of_one_shape,
+    "slice": _slice,
+    "transpose": _transpose,
+}
+"""By the name of the operation."""
