@@ -6,7 +6,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 NAME ?= all
 ARGS ?=
 
-.PHONY: demo test lint bench reproduce notebooks clean
+.PHONY: demo test lint bench faults reproduce notebooks clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.core: pyproject.toml constraints.txt
@@ -35,6 +35,9 @@ lint: $(VENV)/.dev  ## ruff (lint and format) and the type checker
 
 bench: $(VENV)/.bench  ## the benchmarks, each a ratio against what a user would pick instead
 	$(BIN)/python -m experiments.benchmarks $(ARGS)
+
+faults: $(VENV)/.core  ## the long fault campaign, some 10 minutes; writes docs/faults.md
+	PYTHONPATH=tests $(BIN)/python -m campaign --page=docs/faults.md $(ARGS)
 
 reproduce: $(VENV)/.core  ## every paper experiment; NAME=isometry_table for one
 	$(BIN)/python -m experiments.reproduce --name=$(NAME) $(ARGS)

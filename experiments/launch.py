@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import importlib
 import importlib.util
 import inspect
@@ -37,26 +38,26 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import supervisor
+from experiments import stopping, supervisor
 from nopr import processes, records
 
 # jax is imported late, so that a bad flag is told at once.
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 _CONFIGS = Path("experiments") / "configs"
 _USER_ERRORS = (ValueError, OSError, FloatingPointError, ModuleNotFoundError, records.RunError)
+_FULL = (  # where something wrote that knows nothing of runs
+    "The disk is full: what is done is in {}, and is unchanged. "
+    "Free some space and run the same command again."
+)
 
 
 class UsageError(Exception):
     """The command cannot be carried out as it was written; the message says what to change."""
-
-
-class _Terminated(BaseException):
-    pass
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         command = parse(argv)
         module = _find_experiment(command.config.experiment)
+    except (KeyboardInterrupt, stopping.Terminated) as stop:
+        print("Stopped; nothing was begun.", file=sys.stderr)
+        return stopping.status(stop)
     except UsageError as error:
         return _fail(error)
     except _USER_ERRORS as error:
@@ -93,6 +97,8 @@ def main(argv: Sequence[str]) -> int:
         _tell_lost(command, came=ended.came)
     if ended.late:
         _tell_stopped(command)
+    if ended.killed_by:
+        _tell_killed(command, ended.killed_by)
     return ended.code
 
 
@@ -100,14 +106,16 @@ def _guarded(command: Command, module: str) -> int:
     """Carries the command out; the exit status, after one line about what went wrong."""
     try:
         _launch(command, module)
-    except (KeyboardInterrupt, _Terminated) as stop:
+    except (KeyboardInterrupt, stopping.Terminated) as stop:
         _tell_stopped(command)
-        return 130 if isinstance(stop, KeyboardInterrupt) else 143
+        return stopping.status(stop)
     except Exception as error:
         if command.peers is not None and processes.is_loss(error):
             return supervisor.LOST
         if isinstance(error, UsageError):
             return _fail(error)
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) and not command.traceback:
+            return _fail(records.RunError(_FULL.format(command.workdir)))
         if command.traceback or not isinstance(error, _USER_ERRORS):
             raise
         return _fail(error)
@@ -117,6 +125,15 @@ def _guarded(command: Command, module: str) -> int:
 def _tell_stopped(command: Command) -> None:
     print(
         f"Stopped; what is done is in {command.workdir}. The same command goes on from there.",
+        file=sys.stderr,
+    )
+
+
+def _tell_killed(command: Command, number: int) -> None:
+    why = ", as when memory runs out" if number == signal.SIGKILL else ""
+    print(
+        f"error: The work was killed by {signal.Signals(number).name}{why}; what is done is in "
+        f"{command.workdir}. The same command goes on from there.",
         file=sys.stderr,
     )
 
@@ -303,6 +320,7 @@ def _launch(command: Command, module: str) -> None:
     _prepare_environment(command.workdir)
     if command.peers is not None:
         processes.connect(**command.peers)
+        stopping.listen()  # JAX has taken SIGTERM for a notice of its own
     first = processes.index() == 0
     if command.rerun and first:
         previous = records.set_aside(command.workdir)
@@ -343,13 +361,9 @@ def _prepare_environment(workdir: Path) -> None:
     try:
         before = json.loads((workdir / "environment.json").read_bytes())["threads"]
     except (OSError, ValueError, KeyError, TypeError):
-        before = records.threads()
-    os.environ.setdefault("NPROC", str(before))
-
-
-def _terminate(signum: int, frame: Any) -> NoReturn:
-    del signum, frame
-    raise _Terminated
+        before = None
+    known = isinstance(before, int) and before > 0
+    os.environ.setdefault("NPROC", str(before if known else records.threads()))
 
 
 def _fail(error: BaseException) -> int:
@@ -358,5 +372,7 @@ def _fail(error: BaseException) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(main(sys.argv))
+    stopping.listen()
+    status = main(sys.argv)
+    stopping.ignore()
+    sys.exit(status)

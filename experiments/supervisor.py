@@ -29,6 +29,11 @@ _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _LOSS = re.compile(
     rb"[WEF]\d{4} [\d:. ]+(coordination_service\w*\.cc|preemption_sync_manager\.cc|client\.h):"
 )
+_NOISE = re.compile(
+    rb"^(?:[IWEF]\d{4} [\d:. ]+\w+\.(?:cc|h):|Additional GRPC error|:\w+:Error received|RPC: )"
+    rb"[^\n]*\n?",
+    re.MULTILINE,
+)
 _LOG = re.compile(rb"[WEF](\d{0,4}$|\d{4} [^\n]*$)")
 
 
@@ -41,6 +46,8 @@ class Ended(NamedTuple):
     """Whether it was killed, for it did not come to its end after a signal."""
     came: bool
     """False where the other processes did not come at all."""
+    killed_by: int = 0
+    """The signal that ended it from outside or from a crash; 0 for an end of its own."""
 
 
 def supervise(work: Callable[[], int]) -> Ended:
@@ -128,10 +135,14 @@ def _watch(child: int, reader: int) -> Ended:
 def _judged(status: int, sieve: Sieve, late: bool) -> Ended:
     if status == LOST or (status == -signal.SIGABRT and sieve.kept):
         return Ended(LOST, late=False, came=b"RegisterTask" not in sieve.kept)
-    _write(sieve.kept + sieve.tail)
+    # What ended in order has said so itself; that JAX saw the others leave as well is no news.
+    ordered = status >= 0 or late
+    _write((_NOISE.sub(b"", sieve.kept) if ordered else sieve.kept) + sieve.tail)
     if late and status == -signal.SIGKILL:
         return Ended(128 + signal.SIGTERM, late=True, came=True)
-    return Ended(status if status >= 0 else 128 - status, late=False, came=True)
+    if status >= 0:
+        return Ended(status, late=False, came=True)
+    return Ended(128 - status, late=False, came=True, killed_by=-status)
 
 
 def _write(data: bytes) -> None:

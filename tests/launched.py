@@ -44,21 +44,24 @@ def run(words, *, cache):
     return Ended(process.returncode, out, err)
 
 
-def kill_when(pattern, folder, words, *, cache):
-    """Launches, and kills it as soon as a file that fits `pattern` stands in `folder`."""
+def kill_when(pattern, folder, words, *, cache, number=signal.SIGKILL):
+    """Launches, and stops it by a signal as soon as a file like `pattern` stands in `folder`."""
     process = start(words, cache=cache)
     try:
         limit = time.monotonic() + 500
         while process.poll() is None and time.monotonic() < limit:
             if any(folder.glob(pattern)):
-                process.send_signal(signal.SIGKILL)
+                process.send_signal(number)
+                process.wait(timeout=60)
                 break
             time.sleep(0.005)
     finally:
         process.kill()
         out, err = process.communicate()
-    assert process.returncode == -signal.SIGKILL, (out, err)
+    expected = -number if number == signal.SIGKILL else 128 + number
+    assert process.returncode == expected, (out, err)
     assert not (folder / "DONE").exists()
+    return Ended(process.returncode, out, err)
 
 
 def contents(folder):

@@ -10,6 +10,7 @@ import pytest
 from experiments.benchmarks import (
     __main__,
     _timing,
+    checkpoints_cost_little,
     exact_information_is_cheap,
     masked_epochs_cost_as_dense,
     seeds_on_images_beat_pytorch,
@@ -21,6 +22,7 @@ from experiments.benchmarks import (
 from nopr import data, records
 
 TINY = {
+    checkpoints_cost_little: {"EXAMPLES": 256, "EPOCHS": 2, "REPEATS": 1},
     exact_information_is_cheap: {
         "REPEATS": 1,
         "STEPS": 2,

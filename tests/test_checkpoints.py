@@ -1,5 +1,7 @@
 """A checkpoint comes back bit for bit, or not at all."""
 
+import os
+import time
 from typing import NamedTuple
 
 import jax
@@ -159,3 +161,41 @@ def test_what_cannot_be_saved_is_refused_and_nothing_is_written(tmp_path, tree, 
     with pytest.raises(ValueError, match=message):
         checkpoints.save(tmp_path, tree=tree, **{"step": 0, **options})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_step_below_the_newest_stays_when_it_is_saved(tmp_path):
+    for step in (9, 10, 1):
+        checkpoints.save(tmp_path, step, {"w": jnp.ones(2)}, keep=2)
+    assert checkpoints.steps(tmp_path) == (1, 9, 10)
+
+
+def test_neither_the_clock_nor_the_dates_of_files_decide_which_is_the_newest(tmp_path, monkeypatch):
+    seconds = iter(range(10**9, 0, -1000))
+    monkeypatch.setattr(time, "time", lambda: float(next(seconds)))
+    monkeypatch.setattr(time, "time_ns", lambda: next(seconds) * 10**9)
+    with checkpoints.Saver(tmp_path, keep=2) as saver:
+        for step in (1, 2, 10):
+            saver.save(step, {"w": jnp.full((2,), float(step))})
+    os.utime(tmp_path / "2", (2e9, 2e9))
+    os.utime(tmp_path / "10", (1, 1))
+    assert checkpoints.steps(tmp_path) == (2, 10)
+    step, found = checkpoints.restore(tmp_path, {"w": jnp.zeros(2)})
+    assert step == 10
+    np.testing.assert_array_equal(found["w"], [10.0, 10.0])
+
+
+def test_arrays_come_back_as_weak_and_as_free_to_move_as_the_target_has_them(tmp_path):
+    device = jax.devices()[0]
+    tree = {
+        "weak": jnp.asarray(0.1),
+        "strong": jnp.asarray(0.1, jnp.float32),
+        "bound": jax.device_put(jnp.ones(2), device),
+        "free_key": jax.random.key(1),
+        "bound_key": jax.device_put(jax.random.key(1), device),
+    }
+    checkpoints.save(tmp_path, 0, tree)
+    _, found = checkpoints.restore(tmp_path, tree)
+    _assert_same(tree, found)
+    for name, leaf in found.items():
+        assert getattr(leaf, "weak_type", False) == (name == "weak"), name
+        assert leaf.committed == tree[name].committed, name

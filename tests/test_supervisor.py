@@ -19,6 +19,7 @@ FATAL = (
     b"F1121 00:27:35.173721   32239 client.h:80] Terminating process because the JAX distributed "
     b"service detected fatal errors.\nRPC: /xla.coordination.CoordinationService/RegisterTask\n"
 )
+LOGS = POLLED + FATAL
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 1000])
@@ -81,14 +82,18 @@ if os.fork() == 0:
 @pytest.mark.parametrize(
     ("work", "ended", "said"),
     [
-        ("print('hello', file=sys.stderr)\nreturn 0", b"0 False True", b"hello\n"),
-        ("return 3", b"3 False True", b""),
-        ("return supervisor.LOST", b"75 False True", b""),
-        ("os.kill(os.getpid(), signal.SIGKILL)", b"137 False True", b""),
-        (f"os.write(2, {POLLED!r})\nos.abort()", b"75 False True", b""),
-        (f"os.write(2, {FATAL!r})\nos.abort()", b"75 False False", b""),
-        ("os.write(2, b'assert\\n')\nos.abort()", b"134 False True", b"assert\n"),
-        (f"os.write(2, {POLLED!r})\nreturn 1", b"1 False True", POLLED),
+        ("print('hello', file=sys.stderr)\nreturn 0", b"0 False True 0", b"hello\n"),
+        ("return 3", b"3 False True 0", b""),
+        ("return supervisor.LOST", b"75 False True 0", b""),
+        ("os.kill(os.getpid(), signal.SIGKILL)", b"137 False True 9", b""),
+        (f"os.write(2, {POLLED!r})\nos.abort()", b"75 False True 0", b""),
+        (f"os.write(2, {FATAL!r})\nos.abort()", b"75 False False 0", b""),
+        ("os.write(2, b'assert\\n')\nos.abort()", b"134 False True 6", b"assert\n"),
+        (
+            f"os.write(2, {LOGS!r} + b'error: a\\n')\nreturn 1",
+            b"1 False True 0",
+            b"error: a\n",
+        ),
     ],
 )
 def test_how_work_ends(work, ended, said):
@@ -100,7 +105,7 @@ def test_how_work_ends(work, ended, said):
 
 def test_an_exception_shows_its_traceback_and_ends_with_1():
     done = _supervised("raise KeyError('lost')")
-    assert done.stdout.strip() == b"1 False True"
+    assert done.stdout.strip() == b"1 False True 0"
     assert done.stderr.splitlines()[-1] == b"KeyError: 'lost'"
 
 
@@ -114,7 +119,7 @@ def test_a_signal_is_passed_on_and_the_work_may_end_by_itself():
     except KeyboardInterrupt:
         return 143
     """
-    assert _supervised(work, kill=TERM).stdout.strip() == b"143 False True"
+    assert _supervised(work, kill=TERM).stdout.strip() == b"143 False True 0"
 
 
 def test_work_that_does_not_heed_a_signal_is_killed_in_time():
@@ -122,7 +127,7 @@ def test_work_that_does_not_heed_a_signal_is_killed_in_time():
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     time.sleep(30)
     """
-    assert _supervised(work, kill=TERM).stdout.strip() == b"143 True True"
+    assert _supervised(work, kill=TERM).stdout.strip() == b"143 True True 0"
 
 
 def test_the_child_ends_with_its_parent(tmp_path):

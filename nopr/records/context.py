@@ -26,6 +26,7 @@ _PRESENTATION = (  # relative to the root; `*` takes in folders below
     "experiments/progress.py",
     "experiments/report.py",
     "experiments/reproduce.py",
+    "experiments/stopping.py",
     "experiments/supervisor.py",
 )
 _ROOT = Path(__file__).resolve().parents[2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,11 @@ class Metrics:
         """Records one value; None where it is not a finite number."""
         row = {"step": step, "split": split, "name": name, "value": value}
         key, line = (step, split, name), (json.dumps(row, allow_nan=False) + "\n").encode()
-        before, self._lines[key] = self._lines.get(key), line
+        before = self._lines.get(key)
         if before is None:
-            with explained(self._path), open(self._path, "ab", buffering=0) as file:
-                file.write(line)
-        elif before != line:
+            self._append(line)
+        self._lines[key] = line
+        if before not in (None, line):
             self._rewrite()
 
     def clear(self) -> None:
@@ -43,6 +44,17 @@ class Metrics:
         if self._lines:
             self._lines = {}
             self._rewrite()
+
+    def _append(self, line: bytes) -> None:
+        """Adds a whole line or nothing: on a full disk the first bytes may still find room."""
+        with explained(self._path), open(self._path, "ab", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            try:
+                while line:
+                    line = line[file.write(line) :]
+            except BaseException:
+                file.truncate(size)
+                raise
 
     def _rewrite(self) -> None:
         write_bytes(self._path, b"".join(self._lines.values()))

@@ -118,20 +118,21 @@ def _locked(directory: Path) -> Generator[None, None, None]:
         directory.mkdir(parents=True, exist_ok=True)
         if not (directory / "LOCK").exists():
             _check_ours(directory)
-        lock = open(directory / "LOCK", "a+")  # noqa: SIM115
+        lock = open(directory / "LOCK", "ab+", buffering=0)  # noqa: SIM115
     with lock:
         with explained(directory):
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 lock.seek(0)
+                holder = lock.read().decode(errors="replace").strip() or "unknown"
                 raise RunError(
-                    f"{str(directory)!r} is in use by another run (process {lock.read().strip()}). "
+                    f"{str(directory)!r} is in use by another run (process {holder}). "
                     "Wait until it ends, or choose another work directory."
                 ) from None
             lock.truncate(0)
-            lock.write(f"{os.getpid()}\n")
-            lock.flush()
+            with contextlib.suppress(OSError):  # it is held without its name on a full disk, too
+                lock.write(f"{os.getpid()}\n".encode())
         yield
 
 

@@ -49,10 +49,11 @@ class Store:
         if not seal.exists():
             return None
         try:
-            found = json.loads(seal.read_bytes())
+            text = seal.read_bytes().decode()
+            found = json.loads(text)
             data = path.read_bytes()
-            intact = found["sha256"] == hashlib.sha256(data).hexdigest()
-            context = found["context"]
+            intact = (text, found["sha256"]) == (_text(found), hashlib.sha256(data).hexdigest())
+            context = dict(found["context"])
         except (OSError, ValueError, KeyError, TypeError):
             intact, data, context = False, b"", {}
         if not intact:
@@ -77,13 +78,17 @@ class Store:
             seal.unlink(missing_ok=True)
         write_bytes(path, data)
         facts = {"sha256": hashlib.sha256(data).hexdigest(), "context": dict(self.context)}
-        write_text(seal, json.dumps(facts, indent=2) + "\n")
+        write_text(seal, _text(facts))
         return unpacked(data)
 
     def _paths(self, name: str) -> tuple[Path, Path]:
         if not _NAME.fullmatch(name):
             raise ValueError(f"`name` must be made of letters, digits and _.-/, got {name!r}.")
         return self.directory / f"{name}.npz", self.directory / f"{name}.json"
+
+
+def _text(facts: Mapping[str, Any]) -> str:
+    return json.dumps(facts, indent=2) + "\n"
 
 
 def packed(values: Any) -> bytes:

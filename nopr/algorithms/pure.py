@@ -23,11 +23,12 @@ Init = Callable[[Any], Params]
 ScoringBatch = Callable[[Batch], Batch]
 
 
-def _whole(data: Batch) -> Batch:
+def whole(data: Batch) -> Batch:
+    """All of the data, to score on."""
     return data
 
 
-def at_init(pruner: Pruner, *, init: Init, batch: ScoringBatch = _whole) -> Algorithm:
+def at_init(pruner: Pruner, *, init: Init, batch: ScoringBatch = whole) -> Algorithm:
     """Prunes at initialisation: random, magnitude, SNIP, GraSP, SynFlow.
 
     Args:
@@ -44,7 +45,7 @@ def at_init(pruner: Pruner, *, init: Init, batch: ScoringBatch = _whole) -> Algo
 
 
 def after_training(
-    pruner: Pruner, *, init: Init, train: Train, batch: ScoringBatch = _whole
+    pruner: Pruner, *, init: Init, train: Train, batch: ScoringBatch = whole
 ) -> Algorithm:
     """Trains the dense network, then prunes it.
 
@@ -72,7 +73,7 @@ def imp(
     train: Train,
     counts: Any,
     rewind: Train | None = None,
-    batch: ScoringBatch = _whole,
+    batch: ScoringBatch = whole,
     levels: bool = False,
 ) -> Algorithm:
     """Iterative pruning with rewinding: train, prune, go back, repeat.
@@ -94,11 +95,7 @@ def imp(
 
     Source: Frankle & Carbin 2019, arXiv:1803.03635; rewinding: arXiv:1903.01611.
     """
-    plan = pruning.whole_counts(counts)
-    if plan.ndim != 1 or plan.size == 0:
-        raise ValueError(f"`counts` must be a list of one number a level, got {counts}.")
-    if np.any(plan[1:] > plan[:-1]):
-        raise ValueError(f"`counts` must fall from level to level, got {plan.tolist()}.")
+    plan = falling_counts(counts)
 
     def algorithm(data: Batch, *, key: Key[Array, ""]) -> Masks:
         init_key, run_key = jax.random.split(key)
@@ -113,8 +110,7 @@ def imp(
             kept = pruner(trained, batch(data), masks=masks, counts=count, key=prune_key)
             return kept, (kept, _all_finite(trained))
 
-        like = jax.eval_shape(lambda: pruner(start, batch(data), counts=plan[0], key=prune_key))
-        dense = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), like)
+        dense = keep_all(pruner, start, batch(data), count=plan[0], key=prune_key)
         last, (path, finite) = jax.lax.scan(level, dense, jnp.asarray(plan))
         if not isinstance(finite, jax.core.Tracer) and not finite.all():
             raise ValueError(
@@ -158,6 +154,24 @@ def checked(algorithm: Algorithm) -> Callable[..., Checked]:
         return Checked(masks, ~jnp.any(jnp.stack(failed)) if failed else jnp.array(True))
 
     return run
+
+
+def falling_counts(counts: Any) -> np.ndarray:
+    """Checks the kept weights after each level."""
+    plan = pruning.whole_counts(counts)
+    if plan.ndim != 1 or plan.size == 0:
+        raise ValueError(f"`counts` must be a list of one number a level, got {counts}.")
+    if np.any(plan[1:] > plan[:-1]):
+        raise ValueError(f"`counts` must fall from level to level, got {plan.tolist()}.")
+    return plan
+
+
+def keep_all(
+    pruner: Pruner, params: Params, batch: Batch, *, count: Any, key: Key[Array, ""]
+) -> Masks:
+    """The masks of level 0, which keep all that the pruner can prune."""
+    like = jax.eval_shape(lambda: pruner(params, batch, counts=count, key=key))
+    return jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), like)
 
 
 def _checked_params(trained: Params, start: Params) -> Params:

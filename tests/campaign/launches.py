@@ -1,0 +1,315 @@
+"""Launches of the job, and what has to hold of what they leave."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from nopr.checkpoints import files
+
+TESTS = Path(__file__).resolve().parents[1]
+ROOT = TESTS.parent
+DATED = {"LOCK", "DONE", "environment.json"}
+TIMEOUT = 300
+
+# `python -m experiments.launch`, also where the campaign was started with interrupts ignored, as a
+# script does for what it runs in the background; and with a bound on files, where one is asked.
+_PROGRAM = """
+import os, resource, runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if "CAMPAIGN_FSIZE" in os.environ:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ["CAMPAIGN_FSIZE"]),) * 2)
+runpy.run_module("experiments.launch", run_name="__main__", alter_sys=True)
+"""
+_QUIET = re.compile(
+    r"\w+: done before, taken from \S+|\w+: done in [\d.]+ s"
+    r"|\S+metrics\.jsonl: dropped 1 broken line\(s\), cut off by a kill or a crash\."
+)
+_STOPPED = "Stopped; what is done is in {}. The same command goes on from there."
+
+
+class Row(NamedTuple):
+    """A row of the table."""
+
+    fault: str
+    tries: int
+    outcome: str
+
+
+class Ended(NamedTuple):
+    """How a launch ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self):
+        """What it said on stderr, but for the lines of every run that goes on."""
+        return [line for line in self.err.splitlines() if not _QUIET.fullmatch(line)]
+
+
+class Failure(AssertionError):
+    """Something was lost, wrong, or not said."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """The job, with what an uninterrupted run of it leaves."""
+
+    folder: Path
+    """Scratch, for run directories and the cache of compiled programs."""
+    whole: dict[str, bytes]
+    """The contents of the uninterrupted run."""
+    seconds: float
+    """How long it took, with programs compiled before."""
+
+    def new(self):
+        """A run directory that is not there yet."""
+        number = len(list(self.folder.glob("run-*")))
+        while (self.folder / f"run-{number}").exists():
+            number += 1
+        (self.folder / f"run-{number}").mkdir()
+        return self.folder / f"run-{number}" / "run"
+
+
+def prepare(folder):
+    """Runs the job without a fault, twice: to compile, and for the time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("compiling", "whole"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+        started = time.monotonic()
+        ended = finish(start(folder, folder / name))
+        seconds = time.monotonic() - started
+        expect(ended.code == 0 and not ended.lines, "the run without a fault", ended)
+    whole = contents(folder / "whole")
+    expect(whole == contents(folder / "compiling"), "two runs without a fault differ", ended)
+    expect(len(whole) > 40, f"too few files: {sorted(whole)}", ended)
+    return Job(folder, whole, seconds)
+
+
+def start(folder, directory, *words, prefix=(), path=None, **variables):
+    """Starts a launch of the job; `prefix` is a command that runs another."""
+    env = {
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "PYTHONPATH": os.pathsep.join([str(path or TESTS), str(ROOT)]),
+        "NPROC": "2",
+        **{name: str(value) for name, value in variables.items()},
+    }
+    config = f"--config={TESTS / 'campaign' / 'config.py'}"
+    command = [sys.executable, "-c", _PROGRAM, config, f"--workdir={directory}", *words]
+    return subprocess.Popen(
+        [*prefix, *command],
+        cwd=ROOT,
+        env={**os.environ, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process, *, timeout=TIMEOUT):
+    """Waits for the end of a launch."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        raise Failure(f"no end within {timeout} s\n{out}\n{err}") from None
+    return Ended(process.returncode, out, err)
+
+
+def run(job, directory, *words, **options):
+    """A launch from begin to end."""
+    with stopping(start(job.folder, directory, *words, **options)) as process:
+        return finish(process)
+
+
+@contextlib.contextmanager
+def stopping(*processes):
+    """Nothing that was started outlives its test."""
+    try:
+        yield processes[0] if len(processes) == 1 else processes
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGCONT)
+                process.kill()
+            with contextlib.suppress(ValueError):
+                process.communicate()
+
+
+def expect(holds, what, ended=None, directory=None):
+    """Raises a Failure with all details where something does not hold."""
+    if holds:
+        return
+    details = [what]
+    if ended is not None:
+        details += [f"exit status {ended.code}", "--- stdout", ended.out, "--- stderr", ended.err]
+    if directory is not None:
+        files = (path for path in Path(directory).rglob("*") if path.parent.name != "d")
+        details += ["--- files", *sorted(map(str, files))]
+    raise Failure("\n".join(details))
+
+
+# --- What is left ------------------------------------------------------------------------------
+
+
+def contents(directory):
+    """The bytes of all that a run leaves, but for what tells of the time and the process.
+
+    Of checkpoints, in which orbax notes times, only the steps, and that each is whole.
+    """
+    found = {}
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory).as_posix()
+        if path.is_file() and path.name not in DATED and not name.startswith("checkpoints/"):
+            found[name] = path.read_bytes()
+    for folder in sorted(directory.glob("checkpoints/*/*")):
+        _, fault = files.verified(folder)
+        found[folder.relative_to(directory).as_posix()] = fault.encode()
+    return found
+
+
+def check_whole(job, directory, ended, said=()):
+    """Checks that a launch ended well, said no more than it should, and left the same bytes."""
+    expect(ended.code == 0, "it did not go on to the end", ended, directory)
+    expect(ended.lines == list(said), f"expected to be said: {list(said)}", ended, directory)
+    check_same(job, directory, ended)
+
+
+def check_same(job, directory, ended=None):
+    """Checks that a run directory holds what the uninterrupted one does."""
+    found = contents(directory)
+    differ = [
+        f"{name}: {_brief(found.get(name))} instead of {_brief(job.whole.get(name))}"
+        for name in sorted({*found, *job.whole})
+        if found.get(name) != job.whole.get(name)
+    ]
+    expect(not differ, "other bytes than the uninterrupted run:\n" + "\n".join(differ), ended)
+    expect((directory / "DONE").exists(), "no DONE", ended, directory)
+
+
+def check_part(job, directory, ended=None):
+    """Checks that nothing wrong was written: all that is there is of the uninterrupted run."""
+    found = contents(directory) if directory.exists() else {}
+    for name, data in found.items():
+        if name in ("metrics.jsonl", "figures/page.html"):  # one is appended to, one is not ours
+            right = job.whole[name].startswith(data)
+        elif name.startswith("checkpoints/"):
+            right = data == b"" and Path(name).name.isdigit()
+        else:
+            right = data == job.whole.get(name)
+        expect(right, f"{name} is wrong: {_brief(data)}", ended, directory)
+    return found
+
+
+def check_kept(before, after, ended=None):
+    """Checks that what was there is there still."""
+    gone = [name for name, data in before.items() if after.get(name) != data]
+    expect(not gone, f"was there, and is gone or altered: {gone}", ended)
+
+
+def stopped_line(directory):
+    """What a stopped launch says."""
+    return _STOPPED.format(directory)
+
+
+def clear(directory):
+    """Removes a run directory that is done with."""
+    shutil.rmtree(directory.parent, ignore_errors=True)
+
+
+def _brief(data):
+    return "nothing" if data is None else f"{len(data)} bytes {data[:60]!r}"
+
+
+# --- Moments -----------------------------------------------------------------------------------
+
+PHASES = ("start-up", "stage", "sweep", "checkpoints", "results", "end")
+
+
+def phase(directory):
+    """How far a run came, by its files."""
+    if (directory / "DONE").exists():
+        return "end"
+    if (directory / "stages/long.json").exists():
+        return "results"
+    if any(directory.glob("checkpoints/*/*")):
+        return "checkpoints"
+    if any(directory.glob("stages/nets/*.json")):
+        return "sweep"
+    return "stage" if (directory / "environment.json").exists() else "start-up"
+
+
+def torn(directory):
+    """Whether something half-written was left."""
+    return any(directory.rglob(".*.tmp"))
+
+
+def holds(process, directory):
+    """Whether a launch has come so far that it holds its directory."""
+    try:
+        return (directory / "LOCK").read_text().strip() == str(process.pid)
+    except OSError:
+        return False
+
+
+def wait_for_moment(job, process, directory, rng, *, anywhere=0.5):
+    """Waits until a random moment of the life of a launch, or its end.
+
+    Half of the moments are anywhere in the time that a whole run takes; the others follow some
+    file by at most 60 ms, so that the later parts have their share.
+    """
+    if rng.random() < anywhere:
+        until = time.monotonic() + rng.uniform(0, 1.05 * job.seconds)
+        while process.poll() is None and time.monotonic() < until:
+            time.sleep(0.002)
+        return
+    wait_for(process, directory, _missing(directory, rng))
+    time.sleep(rng.uniform(0, 0.06))
+
+
+def wait_for(process, directory, pattern):
+    """Waits until a file stands in a run directory, or the launch has ended."""
+    limit = time.monotonic() + TIMEOUT
+    while process.poll() is None and not any(directory.glob(pattern)):
+        expect(time.monotonic() < limit, f"{pattern} did not come", None, directory)
+        time.sleep(0.002)
+
+
+def _missing(directory, rng):
+    """A file that will come, of a random part of those that are left."""
+    there = [path.name for path in directory.glob("checkpoints/*/*")]
+    step = max((int(name) for name in there if name.isdigit()), default=0)
+    parts = [
+        ["config.json", "environment.json"],
+        ["stages/data.npz", "stages/data.json"],
+        [f"stages/nets/chunk-{i:08d}-*.json" for i in range(0, 80, 4)],
+        [f"checkpoints/*/{i}" for i in range(step + 1, 13)],
+        [f"checkpoints/*/.{i}.new.tmp" for i in range(step + 1, 13)],
+        ["stages/long.npz", "stages/long.json", "metrics.jsonl", "table.txt"],
+        ["figures/page.html", "summary.json", "DONE"],
+    ]
+    left = [[name for name in part if not any(directory.glob(name))] for part in parts]
+    return rng.choice(rng.choice([part for part in left if part] or [["DONE"]]))
+
+
+def counted(phases):
+    """Such as `start-up 3, sweep 9`."""
+    found = Counter(phases)
+    return ", ".join(f"{name} {found[name]}" for name in PHASES if found[name])

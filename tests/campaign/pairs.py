@@ -1,0 +1,293 @@
+"""A run of two processes, one of which is lost, stopped or something else."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+from campaign import launches
+from campaign.launches import Ended, Row, expect
+
+LOST = 75
+PATIENCE = 5  # seconds
+_SLACK = 25.0  # seconds over the patience, on a busy machine
+_LOST_LINE = (
+    "error: Another process of this run was lost; what is done is in {}. "
+    "The same command on every host goes on from there."
+)
+_ALONE_LINE = (
+    "error: The other processes did not come within {} seconds. Start the same command on every "
+    "host, with the address of process 0."
+)
+
+
+def begin(job, directory, *words, patience=PATIENCE, only=(0, 1), variables=({}, {})):
+    """Starts the two processes of a run, or one of them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = [f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--patience={patience}", *words]
+    return [
+        launches.start(job.folder, directory, *common, f"--process={i}", **variables[i])
+        for i in only
+    ]
+
+
+def together(job, directory, *words, **options):
+    """A run of both from begin to end."""
+    pair = begin(job, directory, *words, **options)
+    with launches.stopping(*pair):
+        return [launches.finish(process) for process in pair]
+
+
+def child_of(process):
+    """The process that does the work of a launch; 0 if there is none yet."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        text = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+        return int(text.split()[0])
+    return 0
+
+
+def killed(job, tries, rng):
+    """SIGKILL of either process at random moments, half of the time of the one that works."""
+    return _series(job, tries, rng, "SIGKILL of one of two processes", _kill)
+
+
+def stopped(job, tries, rng):
+    """SIGTERM to one of two processes."""
+    return _series(job, tries, rng, "SIGTERM to one of two processes", _terminate)
+
+
+def silent(job, tries, rng):
+    """One of two processes is stopped (SIGSTOP): it says nothing and does not end."""
+    return _series(job, tries, rng, "one of two processes falls silent (SIGSTOP)", _silence)
+
+
+def _series(job, tries, rng, name, strike):
+    """Strikes one of two again and again, until the run is done, and begins anew."""
+    phases, runs, longest, directory = [], 0, 0.0, job.new()
+    while len(phases) < tries:
+        pair = begin(job, directory)
+        with launches.stopping(*pair):
+            _wait_for_moment(job, pair, directory, rng)
+            index = rng.randrange(2)
+            struck, other = pair[index], pair[1 - index]
+            alive = struck.poll() is None and other.poll() is None
+            if alive:
+                struck_at = time.monotonic()
+                gone, finish_struck = strike(struck, rng)
+                ended = launches.finish(other)
+                took = time.monotonic() - struck_at
+                expect(ended.code != LOST or not _alive(gone), "an orphan", ended, directory)
+                expect(finish_struck(ended), "done by one alone", ended, directory)
+            done = [launches.finish(process) for process in pair if alive is False]
+        if done:
+            ended = done[0]
+        elif ended.code == LOST:
+            said = [_LOST_LINE.format(directory)]
+            expect(ended.lines == said, f"not said so: {said}", ended, directory)
+            expect(took < PATIENCE + _SLACK, f"it took {took:.1f} s", ended)
+            phases.append(launches.phase(directory))
+            longest = max(longest, took)
+            continue
+        expect(ended.code == 0, "neither lost nor done", ended, directory)
+        if (directory / "DONE").exists() and all(one.code == 0 for one in done):
+            launches.check_same(job, directory, ended)
+            launches.clear(directory)
+            directory, runs = job.new(), runs + 1
+    both = together(job, directory)
+    for ended in both:
+        expect(ended.code == 0 and not ended.lines, "both did not go on", ended, directory)
+    launches.check_same(job, directory, both[0])
+    launches.clear(directory)
+    return Row(
+        name,
+        tries,
+        f"{tries} times the other ended with one line and exit status {LOST}, the slowest after "
+        f"{longest:.1f} s (patience {PATIENCE} s; {launches.counted(phases)}); {runs + 1} runs "
+        "went on to the bytes of one process",
+    )
+
+
+def _kill(process, rng):
+    """Kills the launch, or the child that works for it."""
+    child = child_of(process)
+    inner = child and rng.random() < 0.5
+    os.kill(child if inner else process.pid, signal.SIGKILL)
+
+    def finish(other):
+        del other
+        ended = launches.finish(process)
+        if inner:
+            one = len(ended.lines) == 1 and "was killed by SIGKILL" in ended.lines[0]
+            expect(ended.code == 137 and one, "the end of its child was not said", ended)
+        else:
+            expect(ended.code == -signal.SIGKILL, "not killed", ended)
+        return True
+
+    return child, finish
+
+
+def _terminate(process, rng):
+    del rng
+    child = child_of(process)
+    process.send_signal(signal.SIGTERM)
+
+    def finish(other):
+        ended = launches.finish(process)
+        expect(ended.code in (0, 143, LOST), "the exit status of the one that was told", ended)
+        expect(len(ended.lines) == (ended.code != 0), "not one line", ended)
+        return ended.code or not other.code  # it came too late for both, or for none
+
+    return child, finish
+
+
+def _silence(process, rng):
+    del rng
+    child = child_of(process)
+    for pid in (process.pid, child):
+        os.kill(pid, signal.SIGSTOP)
+
+    def finish(other):
+        del other
+        process.kill()
+        launches.finish(process)
+        return True
+
+    return 0, finish
+
+
+def _wait_for_moment(job, pair, directory, rng):
+    """A moment after both have found each other; before, they wait ten times as long."""
+    limit = time.monotonic() + launches.TIMEOUT
+    while not _noted(directory, pair[0]) and pair[0].poll() is None:
+        expect(time.monotonic() < limit, "the two did not find each other", None, directory)
+        time.sleep(0.005)
+    launches.wait_for_moment(job, pair[0], directory, rng, anywhere=0)
+
+
+def _noted(directory, process):
+    """Whether the first process holds the directory in this launch: then both are there."""
+    try:
+        return (directory / "LOCK").read_text().strip() == str(child_of(process))
+    except OSError:
+        return False
+
+
+def _alive(pid):
+    """Whether a process is there and not only waited for."""
+    if not pid:
+        return False
+    limit = time.monotonic() + 10
+    while time.monotonic() < limit:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return False
+        except OSError:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+# --- Others ------------------------------------------------------------------------------------
+
+
+def both_stopped(job, tries, rng):
+    """SIGTERM to both at once, as a scheduler does."""
+    codes, longest, directory = [], 0.0, job.new()
+    for _ in range(tries):
+        pair = begin(job, directory)
+        with launches.stopping(*pair):
+            _wait_for_moment(job, pair, directory, rng)
+            sent = time.monotonic()
+            for process in pair:
+                process.send_signal(signal.SIGTERM)
+            both = [launches.finish(process) for process in pair]
+        longest = max(longest, time.monotonic() - sent)
+        if all(ended.code == 0 for ended in both):
+            launches.check_same(job, directory, both[0])
+            launches.clear(directory)
+            directory = job.new()
+            continue
+        for ended in both:
+            right = {143: launches.stopped_line(directory), LOST: _LOST_LINE.format(directory)}
+            expect(ended.code in (0, *right), "the exit status", ended, directory)
+            if ended.code:
+                expect(ended.lines == [right[ended.code]], "not one line", ended, directory)
+            codes.append(ended.code)
+    for ended in together(job, directory):
+        expect(ended.code == 0, "not gone on with", ended, directory)
+    launches.check_same(job, directory)
+    launches.clear(directory)
+    counts = ", ".join(f"{codes.count(code)} with {code}" for code in sorted(set(codes)))
+    return Row(
+        "SIGTERM to both processes",
+        tries,
+        f"all ended with one line within {longest:.1f} s (exit statuses: {counts}); "
+        "the same bytes at the end",
+    )
+
+
+def alone(job, tries, rng):
+    """A process whose other never comes."""
+    longest = 0.0
+    for index in range(tries):
+        directory = job.new()
+        (process,) = begin(job, directory, patience=1, only=[index % 2])
+        started = time.monotonic()
+        with launches.stopping(process):
+            ended = launches.finish(process)
+        longest = max(longest, time.monotonic() - started)
+        said = [_ALONE_LINE.format(10)]
+        expect(ended.code == LOST and ended.lines == said, f"not said: {said}", ended, directory)
+        expect(not directory.exists(), "something was written", ended, directory)
+        launches.clear(directory)
+    return Row(
+        "the other process never comes",
+        tries,
+        f"{tries} ended with one line and exit status {LOST} (patience 1 s, so 10 s to come up; "
+        f"the slowest took {longest:.1f} s from its start)",
+    )
+
+
+def different(job, tries, rng):
+    """Two processes that do not run the same: another NPROC, another config."""
+    longest = 0.0
+    for index in range(tries):
+        directory = job.new()
+        started = time.monotonic()
+        if index % 2 == 0:
+            both = together(job, directory, variables=({}, {"NPROC": 3}))
+            what = "machine.threads"
+        else:
+            both = _of_other_configs(job, directory)
+            what = "config.rate"
+        longest = max(longest, time.monotonic() - started)
+        for ended in both:
+            said = len(ended.lines) == 1 and what in ended.lines[0]
+            expect(said and ended.code == 1, "not refused with one line", ended, directory)
+        expect(not any(directory.glob("stages/**/*")), "it was begun", both[0], directory)
+        launches.clear(directory)
+    return Row(
+        "two processes that do not run the same (NPROC, config)",
+        tries,
+        f"{tries} times both refused with one line and exit status 1, within {longest:.1f} s from "
+        "their start",
+    )
+
+
+def _of_other_configs(job, directory) -> list[Ended]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = [f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--patience={PATIENCE}"]
+    pair = [
+        launches.start(job.folder, directory, *common, f"--process={i}", f"--config.rate=0.{i + 1}")
+        for i in (0, 1)
+    ]
+    with launches.stopping(*pair):
+        return [launches.finish(process) for process in pair]

@@ -1,0 +1,116 @@
+"""Every fault of the campaign, once or a few times; `make faults` tries them many times."""
+
+import fcntl
+import os
+import pickle
+import random
+import shutil
+
+import pytest
+from campaign import clocks, damage, disks, launches, pairs, stops
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """The job as it is without a fault; xdist's workers share it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "faults"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        kept = folder / "job.pickle"
+        if not kept.exists():
+            found = launches.prepare(folder / "job")
+            damage.half_done(found)
+            kept.write_bytes(pickle.dumps(found))
+        return pickle.loads(kept.read_bytes())
+
+
+@pytest.fixture
+def rng():
+    return random.Random(int(os.environ.get("NOPR_TEST_SEED", "2024")))
+
+
+# --- Killed and stopped ------------------------------------------------------------------------
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(job, rng):
+    stops.killed(job, 3, rng)
+
+
+def test_stopped_at_any_moment_it_says_how_to_go_on(job, rng):
+    stops.stopped(job, 1, rng)
+
+
+def test_a_second_launch_in_its_directory_is_refused(job, rng):
+    stops.doubled(job, 1, rng)
+
+
+# --- Disks and clocks --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", [disks.full, disks.bounded, disks.read_only])
+def test_a_disk_that_takes_nothing_costs_one_line_and_no_byte(job, rng, fault):
+    row = fault(job, 1, rng)
+    if not row.tries:
+        pytest.skip(row.outcome)
+
+
+def test_a_clock_that_goes_back_changes_nothing(job, rng):
+    clocks.set_back(job, 1, rng)
+
+
+# --- Damage ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [damage.chunk, damage.checkpoint, damage.summary])
+def test_a_damaged_file_is_said_and_made_again(job, rng, kind):
+    kind(job, 1, rng)
+
+
+def test_a_damaged_config_is_refused(job, rng):
+    damage.configuration(job, 1, rng)
+
+
+def test_a_chunk_of_other_code_is_said_and_computed_again(job, rng):
+    damage.foreign(job, 1, rng)
+
+
+# --- Two processes -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strike", [pairs.killed, pairs.silent])
+def test_when_one_of_two_processes_is_lost_the_other_says_so(job, rng, strike):
+    strike(job, 1, rng)
+
+
+def test_two_processes_end_in_order_when_both_are_stopped(job, rng):
+    pairs.both_stopped(job, 1, rng)
+
+
+def test_two_processes_that_do_not_run_the_same_are_refused(job, rng):
+    pairs.different(job, 1, rng)
+
+
+# --- What the campaign holds -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["summary.json", "metrics.jsonl", "stages/data.npz"])
+def test_the_campaign_sees_a_byte_that_is_another(job, name):
+    directory = job.new()
+    shutil.copytree(job.folder / "whole", directory)
+    launches.check_same(job, directory)
+    path = directory / name
+    path.write_bytes(path.read_bytes()[:-2] + b"?\n")
+    with pytest.raises(launches.Failure, match=f"other bytes .*\n{name}: "):
+        launches.check_same(job, directory)
+    with pytest.raises(launches.Failure, match=f"{name} is wrong"):
+        launches.check_part(job, directory)
+
+
+def test_the_campaign_sees_a_checkpoint_that_is_not_whole(job):
+    directory = job.new()
+    shutil.copytree(job.folder / "whole", directory)
+    next(directory.glob("checkpoints/*/12/manifest.json")).write_text("{}")
+    with pytest.raises(launches.Failure, match=r"checkpoints/.*/12"):
+        launches.check_same(job, directory)

@@ -1,0 +1,128 @@
+"""The long run of iterative pruning: killed, damaged and gone on with to the same bytes."""
+
+import json
+import math
+import re
+import signal
+
+import launched
+import pytest
+
+from experiments import imp_run
+from experiments.configs import imp_run as configs
+
+TINY = {
+    "data.validation": 1300,
+    "network.widths": "(12,)",
+    "training.length": "4ep",
+    "training.checkpoint_every": "2ep",
+    "pruning.levels": 6,
+    "pruning.rewind": "1ep",
+}
+WORDS = [
+    "--config=experiments/configs/imp_run.py",
+    *(f"--config.{key}={value}" for key, value in TINY.items()),
+]
+LEVELS = 7
+# Epochs over all levels: those before the rewind epoch, then 2 and 1 in each level.
+SAVED = (1, *(1 + 3 * level + done for level in range(LEVELS) for done in (2, 3)))
+
+
+def _newest(folder):
+    return max(folder.glob("checkpoints/imp-*/[0-9]*"), key=lambda path: int(path.name))
+
+
+def _damage(folder, change):
+    """Changes the largest file of the newest checkpoint; returns its step and the one before."""
+    step = int(_newest(folder).name)
+    largest = max(_newest(folder).rglob("d/*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(change(bytearray(largest.read_bytes())))
+    return step, SAVED[SAVED.index(step) - 1]
+
+
+def _flip_a_bit(data):
+    data[len(data) // 2] ^= 1
+    return data
+
+
+def _results(folder):
+    """What a run leaves, but for its checkpoints and the page, which shows the date."""
+    contents = launched.contents(folder)
+    return {
+        name: data
+        for name, data in contents.items()
+        if not name.startswith("checkpoints/") and name != "report.html"
+    }
+
+
+def _went_on(ended, damaged, before):
+    assert f"checkpoint of step {damaged} in" in ended.err
+    assert "is damaged" in ended.err
+    assert f"imp: going on after epoch {before} of {SAVED[-1]}" in ended.err
+
+
+def test_killed_damaged_and_terminated_it_ends_with_the_same_bytes(tmp_path):
+    cache, whole, cut = (tmp_path / name for name in ("cache", "whole", "cut"))
+    ended = launched.run([*WORDS, f"--workdir={whole}"], cache=cache)
+    assert ended.code == 0, ended.err
+    assert "n = 1 seed, so there is no interval" in " ".join(ended.out.split())
+    assert (whole / "report.html").exists()
+    assert int(_newest(whole).name) == SAVED[-1]
+    _check_summary(json.loads((whole / "summary.json").read_bytes()))
+
+    words = [*WORDS, f"--workdir={cut}"]
+    launched.kill_when("checkpoints/imp-*/3", cut, words, cache=cache)
+    damaged, before = _damage(cut, _flip_a_bit)
+    ended = launched.kill_when("checkpoints/imp-*/7", cut, words, cache=cache)
+    _went_on(ended, damaged, before)
+    damaged, before = _damage(cut, lambda data: data[:-1])
+    ended = launched.kill_when(
+        "checkpoints/imp-*/10", cut, words, cache=cache, number=signal.SIGTERM
+    )
+    _went_on(ended, damaged, before)
+    assert ended.err.splitlines()[-1] == (
+        f"Stopped; what is done is in {cut}. The same command goes on from there."
+    )
+    assert "Traceback" not in ended.err
+    # The write that was under way is done, and nothing is half written.
+    assert all(path.name.isdigit() for path in _newest(cut).parent.iterdir())
+    newest = int(_newest(cut).name)
+    ended = launched.run(words, cache=cache)
+    assert ended.code == 0, ended.err
+    assert "damaged" not in ended.err
+    assert f"imp: going on after epoch {newest} of {SAVED[-1]}" in ended.err
+    assert _results(cut) == _results(whole)
+
+
+def _check_summary(summary):
+    assert summary["seeds"] == 1
+    assert summary["rewind_epoch"] == 1
+    assert summary["epochs_trained"] == SAVED[-1]
+    size = summary["prunable_weights"]
+    assert size == (64 + 10) * 12
+    kept = [summary[f"level_{level}/kept_weights"] for level in range(LEVELS)]
+    assert kept == [round(0.8**level * size) for level in range(LEVELS)]
+    numbers = [value for value in summary.values() if not isinstance(value, str)]
+    assert all(math.isfinite(value) for value in numbers)
+    accuracies = [value for name, value in summary.items() if name.endswith("accuracy_percent")]
+    assert len(accuracies) == 2 * LEVELS
+    assert all(10 < value <= 100 for value in accuracies)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("pruning.levels", 0, "`pruning.levels` must be at least 1, got 0."),
+        ("pruning.removal", 1.0, "`pruning.removal` must be between 0 and 1, got 1.0."),
+        ("pruning.scope", "net", "`pruning.scope` must be 'global' or 'layer', got 'net'."),
+        ("pruning.rewind", "60ep", "`pruning.rewind` must be below `training.length`, '60ep', got"),
+        ("training.checkpoint_keep", 0, "`training.checkpoint_keep` must be at least 1, got 0."),
+        ("training.checkpoint_every", "0ep", "`training.checkpoint_every` must be at least 1ep"),
+        ("training.length", "0ep", "`training.length` must be at least 1ep, got '0ep'."),
+    ],
+)
+def test_a_config_that_cannot_be_run_is_refused_before_it_runs(key, value, message):
+    config = configs.get_config()
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(ValueError, match=re.escape(message)):
+        imp_run._setting(config)
