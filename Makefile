@@ -18,6 +18,10 @@ $(VENV)/.dev: $(VENV)/.core
 	$(PIP_INSTALL) -e '.[dev]'
 	touch $@
 
+$(VENV)/.bench: $(VENV)/.core
+	$(PIP_INSTALL) -e '.[bench]'
+	touch $@
+
 demo: $(VENV)/.core  ## the main job on the embedded digits
 	$(BIN)/python -m experiments.launch --config=experiments/configs/quickstart.py $(ARGS)
 
@@ -29,7 +33,7 @@ lint: $(VENV)/.dev  ## ruff (lint and format) and the type checker
 	$(BIN)/ruff format --check .
 	$(BIN)/pyrefly check
 
-bench: $(VENV)/.core  ## the benchmarks, each a ratio against what a user would pick instead
+bench: $(VENV)/.bench  ## the benchmarks, each a ratio against what a user would pick instead
 	$(BIN)/python -m experiments.benchmarks $(ARGS)
 
 faults: $(VENV)/.core  ## the long fault campaign, some 10 minutes; writes docs/faults.md

@@ -104,14 +104,14 @@ def advance(
     calls of one epoch end where one call of two does.
 
     With a `mesh` the examples of each batch are split over its `batch` axis, and the run is that of
-    one device but for rounding: every gradient is the mean over the whole batch, also where the
-    devices do not divide it. Params, masks and the states of `tx` and `step_loss` are whole on
-    every device, and so are the data: a device needs the memory for all of them, and for its share
-    of a batch's activations. Data that you have put on the mesh yourself stay as they lie; split
-    over `batch` they take their share of memory only, at no cost for `batch_size=None`, while
-    smaller batches, drawn from all of the data, then go through the interconnect. Further axes,
-    such as `runs`, hold copies. Where the mesh spans processes, all of them make the call, with the
-    same arguments.
+    one device but for rounding: losses, gradients, batch statistics and noise are those of the
+    whole batch, also where the devices do not divide it (a size that they divide is the fastest).
+    Params, masks and the states of `tx` and `step_loss` are whole on every device, and so are the
+    data: a device needs memory for all of them, and for its share of a batch's activations. Data
+    that you have put on the mesh yourself stay as they lie; split over `batch` they take their
+    share of memory only, at no cost for `batch_size=None`, while smaller batches, drawn from all of
+    the data, then go through the interconnect. Further axes, such as `runs`, hold copies. Where the
+    mesh spans processes, all of them make the call, with the same arguments.
 
     Args:
       carry: From `start` or from an earlier call.
