@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,9 @@ def commit(
             _write(aside, step, rows, stored)
             _replace(aside, final)
             _sync(directory)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        except BaseException:
+            _discard(aside)
+            raise
         gone = stale - {step}
         older = [there for there in steps(directory) if there not in gone]
         _remove(directory, {*older[:-keep], *gone} - {step})
@@ -237,6 +239,15 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _discard(folder: Path) -> None:
+    """Removes a folder that threads of tensorstore may still write to, after an error."""
+    for _ in range(40):
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.05)
+        if not folder.exists():
+            return
 
 
 def _remove(directory: Path, gone: set[int]) -> None:
