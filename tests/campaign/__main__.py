@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -77,6 +78,10 @@ or if it takes more than one line.
 
 {table}
 
+Not tried: a loss of power, network file systems, a disk that becomes read-only under a running
+launch, hosts on a real network (the two processes are on the loopback), altered lines in the middle
+of metrics.jsonl (only torn ones are noticed).
+
 `tests/test_faults.py` runs the same with one to three tries of each fault. `tests/campaign/` is the
 code.
 """
@@ -105,7 +110,7 @@ def main(argv):
         command = f"python -m campaign --tries={asked.tries} --seed={asked.seed}"
         words = f"{_machine()} The job alone takes {job.seconds:.1f} s, all took {minutes:.1f} min."
         command = f"make faults          # PYTHONPATH=tests {command}"
-        asked.page.write_text(_PAGE.format(command=command, words=words, table=table(rows)))
+        asked.page.write_text(_PAGE.format(command=command, words=textwrap.fill(words, 100), table=table(rows)))
     return 0
 
 

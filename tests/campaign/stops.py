@@ -63,12 +63,13 @@ def stopped(job, tries, rng, *, number=signal.SIGTERM):
             launches.clear(directory)
             directory, runs = job.new(), runs + 1
     _end(job, directory)
-    before = f"; {early} before the program had begun" if early else ""
+    before = f"; {early} came before the program had begun and ended it at once" if early else ""
     return Row(
         f"{name} at random moments",
         tries,
-        f"{tries} stopped, exit status {code} and one line how to go on, within {longest:.1f} s "
-        f"({launches.counted(phases)}{before}); {runs + 1} runs went on to the same bytes",
+        f"{len(phases)} stopped, exit status {code} and one line how to go on, within "
+        f"{longest:.1f} s ({launches.counted(phases)}){before}; {runs + 1} runs went on to the "
+        "same bytes",
     )
 
 
