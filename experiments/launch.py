@@ -33,6 +33,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -92,7 +93,14 @@ def main(argv: Sequence[str]) -> int:
         return _fail(error)
     if command.peers is None:
         return _guarded(command, module)
-    ended = supervisor.supervise(partial(_guarded, command, module))
+    try:
+        with tempfile.TemporaryDirectory(prefix="nopr-") as scratch:
+            ended = supervisor.supervise(partial(_supervised, command, module, scratch))
+    except (KeyboardInterrupt, stopping.Terminated) as stop:
+        _tell_stopped(command)
+        return stopping.status(stop)
+    except OSError as error:
+        return _fail(error)
     if ended.code == supervisor.LOST:
         _tell_lost(command, came=ended.came)
     if ended.late:
@@ -100,6 +108,12 @@ def main(argv: Sequence[str]) -> int:
     if ended.killed_by:
         _tell_killed(command, ended.killed_by)
     return ended.code
+
+
+def _supervised(command: Command, module: str, scratch: str) -> int:
+    """The work of one process of several; its temporary files go, however it ends."""
+    os.environ["TMPDIR"] = tempfile.tempdir = scratch
+    return _guarded(command, module)
 
 
 def _guarded(command: Command, module: str) -> int:

@@ -77,7 +77,10 @@ def _stop(frame: types.FrameType | None) -> None:
     signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
     stop = _Last.kind()
     _Last.stop = weakref.ref(stop)
-    raise stop
+    try:
+        raise stop
+    finally:
+        del stop  # or it would live on in its own traceback
 
 
 def _would_be_swallowed(frame: types.FrameType | None) -> bool:

@@ -206,6 +206,17 @@ def test_damaged_checkpoints_that_were_passed_over_do_not_count_among_those_kept
     assert len(said) == 1
 
 
+def test_what_a_kill_in_the_middle_of_a_save_left_is_cleared(tmp_path):
+    for step in (1, 2, 3):  # The third was in place, the first not yet removed.
+        checkpoints.save(tmp_path, step, SMALL, keep=3)
+    for name in (".0.old.tmp", ".4.new.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").touch()
+    with checkpoints.Saver(tmp_path, keep=2) as saver:
+        assert saver.restore(SMALL)[0] == 3
+    assert {path.name for path in tmp_path.iterdir()} == {"2", "3"}
+
+
 def test_a_closed_saver_takes_nothing_more(tmp_path):
     with checkpoints.Saver(tmp_path) as saver:
         pass

@@ -479,6 +479,34 @@ def test_a_write_that_fails_halfway_leaves_what_was_there(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_metric_that_does_not_fit_leaves_no_half_line(opened):
+    with opened() as run:
+        run.metric(0, "train", "loss", 0)
+        path = run.directory / "metrics.jsonl"
+        whole = path.read_bytes()
+        with (
+            _no_file_larger_than(2 * len(whole) - 5),
+            pytest.raises(records.RunError, match="Cannot write"),
+        ):
+            run.metric(1, "train", "loss", 1)
+        assert path.read_bytes() == whole
+        run.metric(1, "train", "loss", 1)
+        assert [row["step"] for row in _rows(run)] == [0, 1]
+
+
+def test_a_seal_with_any_other_byte_is_damaged(opened, said):
+    with opened() as run:
+        run.stage("a", lambda: {"x": 1})
+        seal = run.directory / "stages/a.json"
+        whole = seal.read_bytes()
+        for other in (whole[:-1], whole + b" ", whole.replace(b"\n", b"\r\n", 1)):
+            said.clear()
+            seal.write_bytes(other)
+            assert run.stage("a", lambda: {"x": 2})["x"] == 2
+            assert seal.read_bytes() != other
+            assert any("is damaged" in line for line in said)
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_is_said_in_one_line(tmp_path):
     with (

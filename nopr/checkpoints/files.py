@@ -10,6 +10,8 @@ import logging
 import os
 import re
 import shutil
+import sys
+import time
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -61,15 +63,20 @@ def commit(
             _write(aside, step, rows, stored)
             _replace(aside, final)
             _sync(directory)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        except BaseException:
+            _discard(aside)
+            raise
         gone = stale - {step}
         older = [there for there in steps(directory) if there not in gone]
-        for old in {*older[:-keep], *gone} - {step}:
-            # One that is only half removed would read as damaged.
-            os.rename(directory / str(old), directory / f".{old}.old.tmp")
-        _remove_unfinished(directory)
+        _remove(directory, {*older[:-keep], *gone} - {step})
     return final
+
+
+def tidy(directory: Path, *, newest: int, keep: int) -> None:
+    """Removes what a killed process left: half-written checkpoints, and more than `keep`."""
+    older = [there for there in steps(directory) if there <= newest]
+    with contextlib.suppress(OSError):  # whoever writes next is told
+        _remove(directory, set(older[:-keep]))
 
 
 def verified(folder: Path) -> tuple[dict[str, Any] | None, str]:
@@ -120,7 +127,7 @@ def _checkpointer() -> ocp.Checkpointer:
 def _write(folder: Path, step: int, rows: list[dict[str, Any]], stored: list[Stored]) -> None:
     """Writes arrays and manifest, and makes every file durable."""
     folder.mkdir()
-    with _without_the_log_of_orbax(), _checkpointer() as checkpointer:
+    with _without_the_log_of_orbax(), _without_echoes(), _checkpointer() as checkpointer:
         arrays = {str(index): array for index, (array, _) in enumerate(stored)}
         checkpointer.save(folder / _ARRAYS, args=ocp.args.StandardSave(arrays))
     files = sorted(path for path in (folder / _ARRAYS).rglob("*") if path.is_file())
@@ -195,6 +202,24 @@ def _without_the_log_of_orbax() -> Generator[None, None, None]:
         log.removeFilter(is_not_of_orbax)
 
 
+@contextlib.contextmanager
+def _without_echoes() -> Generator[None, None, None]:
+    """Drops what follows an error: orbax ends its loop, and the other arrays still call it.
+
+    They do so from threads of tensorstore, at any time after the error; so the hook stays then.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    yield
+    if sys.unraisablehook is hook:
+        sys.unraisablehook = before
+
+
 def _text(manifest: dict[str, Any]) -> str:
     return json.dumps(manifest, indent=1) + "\n"
 
@@ -214,6 +239,22 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _discard(folder: Path) -> None:
+    """Removes a folder that threads of tensorstore may still write to, after an error."""
+    for _ in range(40):
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.05)
+        if not folder.exists():
+            return
+
+
+def _remove(directory: Path, gone: set[int]) -> None:
+    for step in gone:
+        # One that is only half removed would read as damaged.
+        os.rename(directory / str(step), directory / f".{step}.old.tmp")
+    _remove_unfinished(directory)
 
 
 def _remove_unfinished(directory: Path) -> None:

@@ -91,6 +91,8 @@ class Saver:
         newest = -1 if found is None else found[0]
         there = files.steps(self._directory)
         self._passed_over = frozenset(step for step in there if step > newest)
+        if jax.process_index() == 0:
+            files.tidy(self._directory, newest=newest, keep=self._keep)
         return found
 
     def wait(self) -> None:

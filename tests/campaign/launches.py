@@ -273,15 +273,17 @@ def wait_for_moment(job, process, directory, rng, *, anywhere=0.5):
     """Waits until a random moment of the life of a launch, or its end.
 
     Half of the moments are anywhere in the time that a whole run takes; the others follow some
-    file by at most 60 ms, so that the later parts have their share.
+    file, by at most 60 ms, so that the later parts have their share.
     """
     if rng.random() < anywhere:
-        until = time.monotonic() + rng.uniform(0, 1.05 * job.seconds)
+        until = time.monotonic() + rng.uniform(0, job.seconds)
         while process.poll() is None and time.monotonic() < until:
             time.sleep(0.002)
         return
-    wait_for(process, directory, _missing(directory, rng))
-    time.sleep(rng.uniform(0, 0.06))
+    pattern = _missing(directory, rng)
+    wait_for(process, directory, pattern)
+    if not pattern.startswith(_LAST):
+        time.sleep(rng.uniform(0, 0.06))
 
 
 def wait_for(process, directory, pattern):
@@ -290,6 +292,9 @@ def wait_for(process, directory, pattern):
     while process.poll() is None and not any(directory.glob(pattern)):
         expect(time.monotonic() < limit, f"{pattern} did not come", None, directory)
         time.sleep(0.002)
+
+
+_LAST = ("figures", "summary", "table", "metrics", "DONE")  # a millisecond from one to the next
 
 
 def _missing(directory, rng):

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from campaign import launches
-from campaign.launches import Ended, Row, expect
+from campaign.launches import Row, expect
 
 LOST = 75
 PATIENCE = 5  # seconds
@@ -25,21 +25,26 @@ _ALONE_LINE = (
 )
 
 
-def begin(job, directory, *words, patience=PATIENCE, only=(0, 1), variables=({}, {})):
+def begin(job, directory, *, patience=PATIENCE, only=(0, 1), variables=({}, {})):
     """Starts the two processes of a run, or one of them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    common = [f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--patience={patience}", *words]
+    common = [f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--patience={patience}"]
     return [
-        launches.start(job.folder, directory, *common, f"--process={i}", **variables[i])
+        launches.start(
+            job.folder,
+            directory,
+            *(*common, f"--process={i}", *variables[i].get("words", ())),
+            **{name: value for name, value in variables[i].items() if name != "words"},
+        )
         for i in only
     ]
 
 
-def together(job, directory, *words, **options):
+def together(job, directory, **options):
     """A run of both from begin to end."""
-    pair = begin(job, directory, *words, **options)
+    pair = begin(job, directory, **options)
     with launches.stopping(*pair):
         return [launches.finish(process) for process in pair]
 
@@ -257,20 +262,22 @@ def alone(job, tries, rng):
 def different(job, tries, rng):
     """Two processes that do not run the same: another NPROC, another config."""
     longest = 0.0
+    scratch = job.folder / "scratch"
+    scratch.mkdir(exist_ok=True)
     for index in range(tries):
         directory = job.new()
         started = time.monotonic()
-        if index % 2 == 0:
-            both = together(job, directory, variables=({}, {"NPROC": 3}))
-            what = "machine.threads"
-        else:
-            both = _of_other_configs(job, directory)
-            what = "config.rate"
+        pair, what = [
+            ([{"NPROC": 2}, {"NPROC": 3}], "machine.threads"),
+            ([{"words": ["--config.rate=0.1"]}, {"words": ["--config.rate=0.2"]}], "config.rate"),
+        ][index % 2]
+        both = together(job, directory, variables=[{"TMPDIR": scratch, **one} for one in pair])
         longest = max(longest, time.monotonic() - started)
         for ended in both:
             said = len(ended.lines) == 1 and what in ended.lines[0]
             expect(said and ended.code == 1, "not refused with one line", ended, directory)
         expect(not any(directory.glob("stages/**/*")), "it was begun", both[0], directory)
+        expect(not any(scratch.iterdir()), "temporary files were left", both[0], scratch)
         launches.clear(directory)
     return Row(
         "two processes that do not run the same (NPROC, config)",
@@ -278,16 +285,3 @@ def different(job, tries, rng):
         f"{tries} times both refused with one line and exit status 1, within {longest:.1f} s from "
         "their start",
     )
-
-
-def _of_other_configs(job, directory) -> list[Ended]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = [f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--patience={PATIENCE}"]
-    pair = [
-        launches.start(job.folder, directory, *common, f"--process={i}", f"--config.rate=0.{i + 1}")
-        for i in (0, 1)
-    ]
-    with launches.stopping(*pair):
-        return [launches.finish(process) for process in pair]

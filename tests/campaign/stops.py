@@ -16,13 +16,17 @@ def killed(job, tries, rng):
     while len(phases) < tries:
         with launches.stopping(launches.start(job.folder, directory)) as process:
             launches.wait_for_moment(job, process, directory, rng)
+            began = launches.holds(process, directory)
             process.send_signal(signal.SIGKILL)
             ended = launches.finish(process)
         if ended.code == -signal.SIGKILL:
-            phases.append(launches.phase(directory))
+            phases.append(launches.phase(directory) if began else "start-up")
             halves += launches.torn(directory)
-            continue
-        launches.check_whole(job, directory, ended)
+            if phases[-1] != "end":
+                continue
+            launches.check_same(job, directory, ended)
+        else:
+            launches.check_whole(job, directory, ended)
         launches.clear(directory)
         directory, runs = job.new(), runs + 1
     _end(job, directory)
