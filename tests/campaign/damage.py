@@ -161,8 +161,7 @@ def configuration(job, tries, rng):
         before = launches.contents(directory)
         ended = launches.run(job, directory)
         if ended.code == 0:  # The variant, which is for people to read.
-            launches.check_kept({}, {}, ended)
-            outcomes["gone on with"] += 1
+            outcomes["harmless and gone on with"] += 1
             found = launches.contents(directory) | {"config.json": job.whole["config.json"]}
             expect(found == job.whole, f"config.json {what}: other bytes", ended)
         else:
