@@ -7,7 +7,7 @@ place to start training? The modules are the namespaces: `from nopr import masks
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "algorithms",

@@ -1,6 +1,3 @@
-import math
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,400 +7,240 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 from jax.experimental import checkify
+from jax.extend import core
+from lanes_cases import FUNCTIONS, X, Y, tripled, twice
 
-from nopr import criteria, finetune, masks, networks, precision, pruning
 from nopr.sweeps import lanes
+from nopr.sweeps.lanes import interpreter, sums
 
-CASES = 5
-KEY = jax.random.key(0)
+QUICK = {"xla_backend_optimization_level": 0}  # halves the time; values are what is compared
 
 
-def draw(number, *shape):
-    return jax.random.normal(jax.random.fold_in(KEY, number), (CASES, *shape))
-
-
-X = draw(0, 3, 4)
-Y = draw(1, 4, 2)
-W = draw(2, 3, 4)
-V = draw(3, 4)
-S = draw(4)
-N = jnp.array([[0, 2], [1, 1], [2, 3], [3, 0], [-1, 9]])
-COUNT = jnp.array([0, 3, 1, 7, 2])
-B = X > 0
-KEYS = jax.random.split(KEY, CASES)
-SHARED = jnp.arange(12.0).reshape(3, 4) / 7 - 0.5
-
-
-class Pair(NamedTuple):
-    first: Any
-    second: Any
-
-
-def unary(x, n):
-    small, big = jnp.tanh(x) * 0.9, jnp.abs(x) + 1.1
-    f, g = (
-        (jnp.exp, jnp.exp2, jnp.expm1, jnp.sin, jnp.cos, jnp.tan, jnp.tanh, jnp.arctan, jnp.sinh),
-        (jnp.log, jnp.log1p, jnp.sqrt, lax.rsqrt, jnp.cbrt, jnp.arccosh, lax.digamma, lax.lgamma),
-    )
-    return (
-        [h(x) for h in (*f, jnp.cosh, jnp.arcsinh, jax.nn.sigmoid, lax.erf, lax.erfc, jnp.square)],
-        [h(big) for h in g],
-        [h(small) for h in (jnp.arcsin, jnp.arccos, jnp.arctanh, lax.erf_inv)],
-        [h(x * 3) for h in (jnp.floor, jnp.ceil, jnp.round, jnp.sign, jnp.abs, jnp.negative)],
-        [lax.bessel_i0e(x), lax.bessel_i1e(x), jnp.isfinite(x), x**3, x**-2, jnp.array(x, copy=True)],
-        [~n, lax.population_count(n), lax.clz(n), -n, jnp.logical_not(n)],
-        x.astype(jnp.bfloat16).astype(jnp.float32),
-        lax.reduce_precision(x, 5, 7),
-        lax.stop_gradient(x),
-    )
-
-
-def binary(x, v, s, n, shared):
-    return (
-        [f(x, v) for f in (jnp.add, jnp.subtract, jnp.multiply, jnp.divide, jnp.maximum)],
-        [f(shared, v) for f in (jnp.minimum, jnp.arctan2, jnp.less, jnp.equal, jnp.hypot)],
-        [f(x, s) for f in (jnp.greater_equal, jnp.not_equal, jnp.logaddexp, jnp.nextafter)],
-        [f(s, shared) for f in (jnp.less_equal, jnp.greater, jnp.remainder, jnp.copysign)],
-        [jnp.power(jnp.abs(x), s), 2.0**x, x * 3, 3 / x, s + 1, s * s],
-        [f(n, n[::-1]) for f in (jnp.bitwise_and, jnp.bitwise_or, jnp.bitwise_xor)],
-        [n << 2, n >> 1, lax.shift_right_logical(n, jnp.ones_like(n)), n % 3, n // 2],
-        [x[:, :1] * v[None], lax.igamma(jnp.abs(x) + 1, jnp.abs(shared) + 1)],
-        [lax.complex(x, shared), jnp.abs(lax.complex(x, x)), jnp.conj(lax.complex(x, x) * 1j)],
-        jax.scipy.special.betainc(jnp.abs(x) + 1, 2.0, jax.nn.sigmoid(s)),
-        jax.scipy.special.zeta(jnp.abs(x) + 2, 1.5),
-        jax.scipy.special.polygamma(1, jnp.abs(x) + 1),
-    )
-
-
-def choices(x, b, s, shared):
-    return (
-        jnp.where(b, x, shared),
-        jnp.where(b, 1.0, 0.0),
-        jnp.where(s > 0, x, shared),
-        jnp.where(shared > 0, x, s),
-        lax.select_n(b, shared, shared + 1),
-        lax.select_n((x * 3).astype(int).clip(0, 2), x, shared, x + 1),
-        jnp.clip(x, s - 1, s + 1),
-        jnp.clip(shared, -0.1, s),
-        lax.clamp(-0.2, x, 0.3),
-        jax.nn.relu(x),
-    )
-
-
-def shapes(x, v, shared):
-    return (
-        [x.reshape(2, 6), x.ravel(), x.T, x[None], x[:, None, :, None], jnp.squeeze(x[:1])],
-        [x[1:3, ::2], x[::-1], x[..., -1], x[0], jnp.flip(x, 1), jnp.roll(x, 1, 1)],
-        [jnp.concatenate([x, shared]), jnp.stack([v, shared[0]], 1), jnp.append(v, 1.0)],
-        [jnp.pad(x, ((1, 0), (0, 2))), lax.pad(x, 0.5, ((0, -1, 1), (2, 0, 0)))],
-        [lax.pad(shared, v[0], ((0, 1, 0), (0, 0, 0))), jnp.tile(v, (2, 2)), jnp.repeat(v, 2)],
-        [jnp.broadcast_to(v, (2, 3, 4)), jnp.split(x, 2, axis=1), jnp.moveaxis(x[None], 0, 2)],
-        [lax.bitcast_convert_type(x, jnp.int32), lax.bitcast_convert_type(x, jnp.uint8)],
-        [jnp.diag(v), jnp.tril(x), jnp.outer(v, v), jnp.zeros_like(x), jnp.eye(3) * v[0]],
-        lax.reshape(x, (12,), dimensions=(1, 0)),
-        jnp.zeros((0, 4)) + v,
-    )
-
-
-def reductions(x, b, n, shared):
-    long = jnp.concatenate([x.ravel()] * 6)
-    return (
-        [f(x) for f in (jnp.sum, jnp.prod, jnp.max, jnp.min, jnp.mean, jnp.var, jnp.argmax)],
-        [f(x, axis=1) for f in (jnp.sum, jnp.prod, jnp.max, jnp.min, jnp.argmin, jnp.std)],
-        [f(x, axis=0, keepdims=True) for f in (jnp.sum, jnp.argmax, jax.nn.logsumexp)],
-        [f(b, axis=0) for f in (jnp.any, jnp.all, jnp.sum)],
-        [jnp.sum(n), jnp.max(n), jnp.bitwise_or.reduce(n), lax.reduce_xor(n, axes=(0,))],
-        [f(x, axis=1) for f in (jnp.cumsum, jnp.cumprod, lax.cummax, lax.cummin)],
-        [lax.cumlogsumexp(x, axis=0, reverse=True), jax.nn.softmax(x), jax.nn.log_softmax(x, 0)],
-        [long.sum(), long.max(), long.reshape(-1, 2).sum(0), jnp.sum(x[:0], axis=0)],
-        [(x - x.mean(0)) / jnp.sqrt(x.var(0) + 1e-5), jnp.linalg.norm(x), jnp.median(x)],
-        lax.reduce((x, shared), (0.0, 1.0), lambda a, b: (a[0] + b[0], a[1] * b[1]), (0,)),
-        lax.reduce_window(x, -jnp.inf, lax.max, (2, 2), (1, 2), "VALID"),
-    )
-
-
-def contractions(x, y, v, n, shared):
-    bf, more = jnp.bfloat16, jnp.arange(70.0)
-    return (
-        [x @ y, x @ v, v @ y, v @ v, shared @ y, x @ shared.T, shared @ v, x.T @ x],
-        [jnp.einsum("ij,kj->ik", x, shared), jnp.einsum("ij,ij->i", x, shared), jnp.outer(v, x)],
-        [jnp.einsum("ij,ij->", x, x), jnp.einsum("bij,bjk->bik", x[None] * 2, y[None])],
-        [jnp.einsum("abc,cda->bd", x[:, :2, None] + v, y[:, :, None] - x[:, 0]), jnp.vdot(x, x)],
-        [lax.dot_general(x, y, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)],
-        [n @ n.T, n.astype(jnp.int8)[None] @ n.astype(jnp.int8)[:, None], (n > 0) @ (n > 1)],
-        [(x.astype(bf) @ y.astype(bf)), lax.dot(x.astype(bf), y.astype(bf), preferred_element_type=jnp.float32)],
-        [x[:0] @ y, x[:, :0] @ y[:0], (x + 1j) @ y, jnp.kron(v, v)],
-        [jnp.sin(more * v[0]) @ more, jnp.einsum("i,ij->j", more, jnp.outer(more, v))],
-        jnp.sin(jnp.outer(more, more[:60] * v[0])) @ jnp.cos(jnp.outer(more[:60] * v[1], more)),
-    )
-
-
-def indices(x, v, n, shared):
-    first, two = n[0], n[:2]
-    rows = jnp.array([2, 0])
-    return (
-        [x[1], x[rows], x[rows, rows + 1], x[:, rows], jnp.take(x, rows, axis=1), x[..., None]],
-        [v[first], x[n.clip(0, 2)], shared[n.clip(0, 2)], jnp.take(v, n), x[rows, n.clip(0, 3)]],
-        [jnp.take_along_axis(x[:2], two[:, None], 1), jnp.take_along_axis(x, rows[:, None], 0)],
-        [jnp.take_along_axis(shared[:2], two[:, None] % 4, 1, mode="clip")],
-        [jnp.take_along_axis(x[:2], two[:, None], 1, mode=m) for m in ("fill", "clip", "wrap")],
-        [jnp.take_along_axis(x, (x * 2).astype(int) % 4, 1), jnp.take_along_axis(n, n % 2, 0)],
-        [jnp.take_along_axis(jnp.sin(jnp.arange(80.0) * v[0])[None], n[None], 1)],
-        [x.at[1].set(0.0), x.at[rows].add(1.0), shared.at[rows].multiply(v[0]), v.at[0].max(9.0)],
-        [v.at[first].set(7.0), v.at[n].add(1.0), shared.at[:, first].add(v[:3]), v.at[n].min(0.0)],
-        [lax.dynamic_slice(x, (first, 0), (2, 2)), lax.dynamic_slice(x, (1, 2), (2, 2))],
-        [lax.dynamic_update_slice(shared, x[:1], (1, 0)), lax.dynamic_slice(v, n[:1], (2,))],
-        [lax.dynamic_update_slice(x, shared[:1], (first, 0)), jax.nn.one_hot(n, 4)],
-        [jnp.sort(x), jnp.argsort(x, 0), lax.top_k(v, 2), jnp.searchsorted(jnp.sort(v), v[:2])],
-        [lax.sort((x, shared), dimension=0), jnp.unique(n, size=3), jnp.nonzero(n, size=2)],
-    )
-
-
-def look_up_loss(x, n):
-    def loss(x):
-        return optax.softmax_cross_entropy_with_integer_labels(x[:2], n % 4).mean()
-
-    return jax.value_and_grad(loss)(x), jax.grad(lambda x: x[jnp.arange(2), n % 4].sum())(x)
-
-
-def algebra(x):
-    square = x @ x.T + 3 * jnp.eye(3)
-    return (
-        [jnp.linalg.inv(square), jnp.linalg.cholesky(square), jnp.linalg.det(square)],
-        [jnp.linalg.svd(x, compute_uv=False), jnp.linalg.eigvalsh(square)],
-        [jnp.linalg.solve(square, x), jax.scipy.linalg.expm(x[:, :3] / 3), jnp.fft.rfft(x)],
-    )
-
-
-def convolution(x, y):
-    image, kernel = x[None, :, :, None], y.reshape(2, 2, 1, 2)
-    out = lax.conv_general_dilated(
-        image, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    patches = networks.Conv(2, (2, 2), implementation="patches")
-    params = {"params": {"kernel": kernel, "bias": y[0]}}
-    pooled = lax.reduce_window(out, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "SAME")
-    return out, pooled, patches.apply(params, image), jax.grad(lambda k: (k * pooled[0, 0, 0]).sum())(y)
-
-
-def randomness(key, s):
-    one, two = jax.random.split(key)
-    folded = jax.random.fold_in(one, 3)
-    chosen = jnp.where(s > 0, one, two)
-    return (
-        [jax.random.key_data(k) for k in (one, folded, chosen)],
-        jax.random.bits(folded, (3,)),
-        jax.random.permutation(two, 6),
-        jax.random.randint(one, (2, 2), 0, 9),
-        jax.random.bernoulli(two, 0.3, (4,)),
-        jax.random.uniform(chosen, (3,)),
-        jax.random.normal(jax.random.split(one, 3)[1], ()),
-        jax.random.categorical(two, jnp.arange(3.0) * s),
-        jax.random.gamma(one, 2.0, (2,)),
-        lax.scan(lambda k, _: tuple(jax.random.split(k)), key, None, length=2),
-        lax.while_loop(lambda k: jax.random.uniform(k) > 0.5, lambda k: jax.random.split(k)[0], key),
-    )
-
-
-def scans(x, v, shared):
-    def step(carry, row):
-        count, total, fixed = carry
-        return (count + 1, total * 0.5 + row, fixed), (count, total.sum(), fixed)
-
-    start = (0, jnp.zeros(4), jnp.ones(2))
-    late = (v, jnp.zeros(4), jnp.zeros(4))  # the third has cases only after two rounds
-    return (
-        lax.scan(step, start, x),
-        lax.scan(step, start, shared),
-        lax.scan(step, start, x, reverse=True, unroll=2),
-        lax.scan(lambda c, _: ((c[0], c[0], c[1]), None), late, None, length=3)[0],
-        lax.scan(lambda c, _: (c + 1, None), 0, None, length=3),
-        lax.map(lambda row: row @ v, x),
-        lax.map(lambda row: row @ v, shared, batch_size=2),
-        lax.associative_scan(jnp.add, x),
-        jax.vmap(lambda row: jnp.sin(row) @ v)(x),
-        lax.scan(lambda c, r: lax.scan(lambda c, a: (c + a * r.sum(), c), c, r), 0.0, x),
-    )
-
-
-def loops(x, s, count):
-    def step(state):
-        number, total = state
-        return number + 1, total * 0.5 - 0.01 * s**2
-
-    return (
-        lax.while_loop(lambda state: state[0] < 3, step, (0, x)),
-        lax.while_loop(lambda state: state[0] < count, step, (0, x)),
-        lax.while_loop(lambda state: jnp.sum(state[1]) > 0.2, step, (0, jnp.ones(2) - s)),
-        lax.while_loop(lambda state: state[0] < 3, lambda state: (state[0] + 1, 1.0), (0, 0.0)),
-        lax.fori_loop(0, 4, lambda i, total: total + i * x, x),
-        lax.fori_loop(0, count, lambda i, total: total + i, 0),
-    )
-
-
-def branches(x, s, count, flag):
-    def inner(x):
-        return lax.scan(lambda c, row: (c + row.sum(), jnp.cumsum(row)), 0.0, x)
-
-    def outer(x):
-        return x.sum() * s, x * 2
-
-    return (
-        lax.cond(s > 0, inner, outer, x),
-        lax.cond(flag[0] > 0, inner, outer, x),
-        lax.cond(flag[0] > 0, lambda: 1.0, lambda: s),
-        lax.cond(s > 0, lambda: 1.0, lambda: 2.0),
-        lax.cond(flag[0] > 9, lambda x: (1.0, 2.0), lambda x: (x.sum(), 3.0), x),
-        lax.switch(count, [jnp.sin, jnp.cos, lambda x: x * s], x),
-        lax.switch(flag[1].astype(int), [jnp.sin, jnp.cos], x),
-        lax.platform_dependent(x, cpu=jnp.sin, default=jnp.cos),
-        jax.grad(lambda s: lax.cond(s > 0, jnp.sqrt, lambda s: s * 2, s))(s),
-    )
-
-
-@jax.custom_vjp
-def twice(x):
-    return x @ x.T
-
-
-twice.defvjp(lambda x: (twice(x), x), lambda x, g: (g @ x * 7,))
-
-
-@jax.custom_jvp
-def tripled(x, n):
-    return x * 2, n
-
-
-@tripled.defjvp
-def _(primals, tangents):
-    return tripled(*primals), (tangents[0] * 3, np.zeros(np.shape(primals[1]), jax.dtypes.float0))
-
-
-def network(x, y, v):
-    return jnp.sum(jnp.tanh(x @ y) ** 2) + jax.nn.gelu(v).sum() + jax.nn.logsumexp(x)
-
-
-def derivatives(x, y, v, n):
-    return (
-        jax.value_and_grad(network, argnums=(0, 1, 2))(x, y, v),
-        jax.hessian(network, argnums=2)(x, y, v),
-        jax.jacfwd(lambda v: x @ v)(v),
-        jax.jacrev(lambda v: jax.nn.softmax(x * v))(v),
-        jax.jvp(lambda x: jnp.linalg.norm(x), (x,), (x + 1,)),
-        jax.grad(lambda x: jnp.sum(jax.checkpoint(lambda x: jnp.sin(jnp.sin(x @ y)))(x)))(x),
-        jax.checkpoint(lambda x: jnp.sin(x @ y))(x),
-        jax.grad(lambda x: twice(x).sum())(x),
-        twice(x),
-        jax.grad(lambda x: tripled(x, n)[0].sum())(x),
-        tripled(x, n),
-        jax.nn.relu(x),
-        lax.optimization_barrier((x, n)),
-        jax.linearize(lambda x: jnp.sin(x @ y), x)[1](x),
-    )
-
-
-def trees(pair, options):
-    both = Pair(pair.first * options["scale"], None)
-    return both, {"none": None, "int": pair.second + 1, "bool": pair.second > 1}, [options["flag"]]
-
-
-def constants(x):
-    return 1, 2.5, True, np.arange(3), jnp.ones(2), x, None, (), jnp.eye(2) @ jnp.eye(2)
-
-
-def checked(x):
-    def check(x):
-        checkify.debug_check(jnp.all(x < 99), "too large: {x}", x=x[0, 0])
-        return lax.cond(x[0, 0] > 0, lambda: x, lambda: -x)
-
-    error, found = checkify.checkify(check, errors=checkify.user_checks)(x)
-    return found, error
-
-
-def doubled(x, y):
-    def shares(total):
-        return jnp.round((total - x) * 1e12).astype(int) + (y @ y.T)[0, 0].astype(int)
-
-    total = precision.in_double(lambda x: x.astype(jnp.float64) @ jnp.eye(4) + 3e-12, x)
-    return precision.in_double(shares, total), total
-
-
-NETWORK = networks.mlp((4, 2), inputs=4)
-LOSS = finetune.squared_error(NETWORK.apply)
-CLASSES = finetune.cross_entropy(networks.mlp((4, 2), inputs=4, activation="tanh").apply)
-DESCENT = finetune.gradient_descent(LOSS, steps=7, learning_rate=0.1)
-ADAM = finetune.gradient_descent(CLASSES, steps=7, tx=optax.adam(0.05))
-TRAINER = finetune.trainer(LOSS, optax.sgd(0.1, momentum=0.9), epochs=2, batch_size=2)
-
-
-def pruned(x, y, key):
-    params, batch = NETWORK.init(key), (x, y[:3])
-    scores = criteria.snip(LOSS)(params, batch)
-    flow = pruning.pruner(criteria.synflow(NETWORK.apply, input_shape=(4,)), density=0.5, rounds=3)
-    grasp = criteria.grasp(LOSS)(params, batch)
-    kept = masks.top(scores, density=0.5)
-    return scores, kept, flow(params, batch, key=key), grasp, masks.pack(kept)
-
-
-def trained(x, y, key, kept):
-    params, batch = NETWORK.init(key), (x, y[:3])
-    labels = (y[:3, 0] > 0).astype(int)
-    return (
-        DESCENT(params, kept, batch),
-        ADAM(params, kept, (x, labels)).params,
-        TRAINER(params, kept, batch, key=key).params,
-    )
-
-
-KEPT = jax.vmap(lambda x, y, k: pruned(x, y, k)[1])(X, Y, KEYS)
-
-FUNCTIONS = {
-    "unary": (unary, 0, (X, N)),
-    "binary": (binary, (0, 0, 0, 0, None), (X, V, S, N, SHARED)),
-    "choices": (choices, (0, 0, 0, None), (X, B, S, SHARED)),
-    "shapes": (shapes, (0, 0, None), (X, V, SHARED)),
-    "reductions": (reductions, (0, 0, 0, None), (X, B, N, SHARED)),
-    "contractions": (contractions, (0, 0, 0, 0, None), (X, Y, V, N, SHARED)),
-    "indices": (indices, (0, 0, 0, None), (X, V, N, SHARED)),
-    "look-up loss": (look_up_loss, 0, (X, N)),
-    "algebra": (algebra, 0, (X,)),
-    "convolution": (convolution, 0, (X, Y)),
-    "randomness": (randomness, 0, (KEYS, S)),
-    "randomness, shared key": (randomness, (None, 0), (KEY, S)),
-    "scans": (scans, (0, 0, None), (X, V, SHARED)),
-    "loops": (loops, 0, (X, S, COUNT)),
-    "branches": (branches, (0, 0, 0, None), (X, S, COUNT, S)),
-    "derivatives": (derivatives, 0, (X, Y, V, N)),
-    "derivatives, shared": (derivatives, (0, None, 0, None), (X, Y[0], V, N[0])),
-    "trees": (trees, (0, None), (Pair(X, COUNT), {"scale": 2, "flag": True, "none": None})),
-    "constants": (constants, 0, (X,)),
-    "checks": (checked, 0, (X,)),
-    "double": (doubled, (0, None), (X, Y[0])),
-    "pruning": (pruned, 0, (X, Y, KEYS)),
-    "training": (trained, 0, (X, Y, KEYS, KEPT)),
-    "training, shared": (trained, (None, 0, None, 0), (X[0], Y, KEY, KEPT)),
-}
+def plain(leaf):
+    """A leaf as NumPy compares it; keys by their bits."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf)
 
 
 def assert_close(found, expected, tolerance=3e-5):
     assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        assert (one.shape, one.dtype) == (other.shape, other.dtype)
-        if jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
-            one, other = jax.random.key_data(one), jax.random.key_data(other)
-        one, other = np.asarray(one), np.asarray(other)
-        if one.dtype.kind in "biu":
-            np.testing.assert_array_equal(one, other)
+    for mine, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert (mine.shape, mine.dtype) == (other.shape, other.dtype)
+        if plain(mine).dtype.kind in "biu":
+            np.testing.assert_array_equal(plain(mine), plain(other))
         else:
-            narrow = one.dtype.itemsize < 4
-            close = 1e-2 if narrow else tolerance
-            np.testing.assert_allclose(
-                one.astype(np.complex128), other.astype(np.complex128), rtol=close, atol=close
-            )
+            close = 1e-2 if mine.dtype == jnp.bfloat16 else tolerance
+            wide = [plain(leaf).astype(np.complex128) for leaf in (mine, other)]
+            np.testing.assert_allclose(*wide, rtol=close, atol=close)
 
 
 @pytest.mark.parametrize(("function", "in_axes", "args"), FUNCTIONS.values(), ids=FUNCTIONS)
 def test_it_gives_what_vmap_gives(function, in_axes, args):
-    found = jax.jit(lambda *a: lanes.vmap(function, in_axes)(*a))(*args)
-    expected = jax.jit(lambda *a: jax.vmap(function, in_axes)(*a))(*args)
+    found, expected = (
+        jax.jit(way(function, in_axes)).lower(*args).compile(QUICK)(*args)
+        for way in (lanes.vmap, jax.vmap)
+    )
     assert_close(found, expected)
+
+
+def test_every_rule_is_tried_above():
+    tried = set()
+
+    def collect(jaxpr):
+        tried.update(eqn.primitive.name for eqn in jaxpr.eqns)
+        for inner in core.subjaxprs(jaxpr):
+            collect(inner)
+
+    for function, in_axes, args in FUNCTIONS.values():
+        axes = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(args)
+        pairs = zip(args, axes, strict=True)
+        one = [jax.tree.map(lambda x: x[0], arg) if axis == 0 else arg for arg, axis in pairs]
+        collect(jax.make_jaxpr(lambda *_, f=function, one=one: f(*one))().jaxpr)
+    assert set(interpreter.RULES) | set(interpreter.CONTROL) <= tried
+
+
+def pair_of(make, *args):
+    """What `make(vmap)` gives for ours and for JAX's."""
+    return [jax.jit(make(vmap))(*args) for vmap in (lanes.vmap, jax.vmap)]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda vmap: vmap(vmap(jnp.outer, (0, None)), (None, 0)),
+        lambda vmap: jax.vmap(vmap(jnp.outer, (0, None)), (None, 0)),
+        lambda vmap: vmap(jax.vmap(jnp.outer, (0, None)), (None, 0)),
+        lambda vmap: lambda x, y: lax.map(lambda row: vmap(jnp.vdot, (None, 0))(row, y), x),
+        lambda vmap: jax.jacfwd(lambda x, y: vmap(jnp.outer)(x, y).sum(0)),
+    ],
+    ids=["in itself", "in vmap", "around vmap", "in a loop", "in a derivative"],
+)
+def test_it_nests(make):
+    assert_close(*pair_of(make, X[0], X[1]))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        jax.nn.relu,  # its derivative at 0 is given by hand, and 0
+        jax.checkpoint(lambda x: jnp.sin(jnp.sin(x) @ x.T)),
+        lambda x: jnp.tanh(x @ x.T).sum() + jax.nn.logsumexp(x) + x.max(),
+        lambda x: tripled(x, 3)[0],
+        twice,
+        lambda x: lax.cond(x[0, 0] > 0, jnp.sqrt, jnp.sin, x[0, 0]),
+        lambda x: lax.scan(lambda c, row: (jnp.tanh(c + row), c.sum()), x[0], x),
+    ],
+    ids=["relu", "remat", "network", "custom_jvp", "custom_vjp", "cond", "scan"],
+)
+def test_derivatives_from_outside_are_those_of_vmap(function):
+    def make(vmap):
+        def total(x):
+            return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(vmap(function)(x)))
+
+        return jax.value_and_grad(total)
+
+    assert_close(*pair_of(make, X.at[0, 0].set(0.0)))
+
+
+def test_double_precision_stays_double(double):
+    x, y = (np.asarray(leaf, np.float64) for leaf in (X, Y))
+    found, expected = pair_of(lambda vmap: vmap(jax.value_and_grad(wave)), x, y)
+    assert_close(found, expected, tolerance=1e-13)
+
+
+def wave(x, y):
+    return jnp.mean(jnp.tanh(x @ y) ** 2)
+
+
+def test_what_all_cases_share_reaches_the_function_as_it_is():
+    found = lanes.vmap(lambda x, n, name: {name: x[:n]}, (0, None, None))(X, 2, "rows")
+    np.testing.assert_array_equal(found["rows"], X[:, :2])
+
+
+def test_outside_jit_it_gives_the_same():
+    found = lanes.vmap(lambda x, y: jnp.tanh(x @ y))(np.asarray(X), Y)
+    assert_close(found, jax.vmap(lambda x, y: jnp.tanh(x @ y))(X, Y))
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_check_that_fails_is_reported(inside):
+    def check(x):
+        checkify.debug_check(jnp.all(x < 1.5), "too large")
+        return x @ x.T
+
+    def checkified(f):
+        return checkify.checkify(f, errors=checkify.user_checks)
+
+    run = lanes.vmap(checkified(check)) if inside else checkified(lanes.vmap(check))
+    error, found = jax.jit(run)(X)
+    assert "too large" in error.get()
+    np.testing.assert_allclose(found, X @ X.mT, rtol=1e-5, atol=1e-6)
+    assert jax.jit(run)(X / 10)[0].get() is None
+
+
+def test_callbacks_see_every_case_once():
+    seen = []
+
+    def told(x):
+        jax.debug.callback(lambda s: seen.append(float(s)), x[0, 0])
+        return x
+
+    jax.block_until_ready(jax.jit(lanes.vmap(told))(X))
+    jax.effects_barrier()
+    assert sorted(seen) == sorted(X[:, 0, 0].tolist())
+
+
+AWKWARD = 37  # cases: no multiple of any vector
+
+
+def delicate(x, y, label):
+    params = {"w": y, "b": x[0, :2]}
+
+    def loss(params):
+        logits = jnp.tanh(x @ params["w"] + params["b"])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
+
+    def step(params, _):
+        return jax.tree.map(lambda p, g: p - 0.3 * g, params, jax.grad(loss)(params)), None
+
+    wide = jnp.sin(jnp.outer(x, jnp.arange(70.0))) @ jnp.linspace(-1, 1, 70)
+    curves = [f(x * 1.7) * x for f in (jnp.arctan, jnp.sin, jnp.exp, jax.nn.gelu, jax.nn.softmax)]
+    return lax.scan(step, params, None, length=20)[0], curves, jnp.log(x[0] ** 2), wide
+
+
+def awkward_cases():
+    keys = jax.random.split(jax.random.key(7), 3)
+    labels = jax.random.randint(keys[2], (AWKWARD, 3), 0, 2)
+    x, y = (
+        jax.random.normal(k, (AWKWARD, *s)) for k, s in zip(keys, [(3, 4), (4, 2)], strict=False)
+    )
+    return tuple(np.asarray(leaf) for leaf in (x, y, labels))
+
+
+DELICATE = jax.jit(lanes.vmap(delicate))
+
+
+@settings(max_examples=20)
+@given(st.lists(st.integers(0, AWKWARD - 1), min_size=AWKWARD, max_size=AWKWARD))
+def test_no_bit_of_a_case_depends_on_its_place_or_on_the_other_cases(order):
+    cases = awkward_cases()
+    first = jax.tree.map(np.asarray, DELICATE(*cases))
+    moved = DELICATE(*(leaf[np.array(order)] for leaf in cases))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[np.array(order)], b), first, moved)
+
+
+def compiled_text(function, *shapes):
+    args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return jax.jit(lanes.vmap(function)).lower(*args).compile().as_text()
+
+
+def test_small_products_become_multiply_adds_and_large_ones_stay_products():
+    small = compiled_text(jnp.matmul, (64, 3, 4), (64, 4, 2))
+    assert " dot(" not in small
+    assert " call(" in small  # its own, or it would be fused into every reader
+    large = compiled_text(jnp.matmul, (16, 3, sums.TERMS + 1), (16, sums.TERMS + 1, 2))
+    assert " dot(" in large
+
+
+def test_cases_lie_along_the_last_axis_in_loops():
+    def train(x, y):
+        return lax.scan(lambda w, _: (w - 0.1 * jnp.tanh(x.T @ (x @ w)), None), y, None, length=9)[
+            0
+        ]
+
+    text = compiled_text(train, (64, 3, 4), (64, 4, 2))
+    loop = [line for line in text.splitlines() if "while/body" in line]
+    assert any("f32[4,2,64]" in line for line in loop)
+    assert not any("f32[64," in line for line in loop)
+
+
+@pytest.mark.parametrize(
+    ("in_axes", "args", "match"),
+    [
+        (1, (X,), "`in_axes` must be 0, None or a tuple of these, got 1"),
+        ((0, -1), (X, X), r"`in_axes` must be .*, got \(0, -1\)"),
+        ([0], (X,), r"got \[0\]"),
+        (True, (X,), "got True"),
+        (None, (X,), "`in_axes` must have a 0 for some argument, got None"),
+        ((None, None), (X, X), r"got \(None, None\)"),
+        ((0, None), (X,), r"an entry for each argument, got \(0, None\) for 1"),
+        (0, ({"a": X, "b": X[:2]},), r"axis of 5, got shape \(2, 3, 4\) at 'b' of argument 0"),
+        (0, (X, X[:4]), r"axis of 5, got shape \(4, 3, 4\) for argument 1"),
+        (0, (X, 3.0), "axis of them, got a scalar for argument 1"),
+        (0, (None,), "a leading axis of cases, got no array"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(in_axes, args, match):
+    with pytest.raises(ValueError, match=match):
+        lanes.vmap(lambda *args: args[0], in_axes)(*args)
+
+
+def test_mutable_arrays_are_refused():
+    def mutates(x):
+        ref = jax.new_ref(x)
+        ref[...] = x + 1
+        return ref[...]
+
+    with pytest.raises(NotImplementedError, match="no mutable arrays, got 'new_ref'"):
+        jax.jit(lanes.vmap(mutates))(X)

@@ -3,7 +3,7 @@
 A sweep of tiny nets (1,792 data sets x 64 initialisations, 500 steps, 21 parameters each): without
 a store; with `records.Store`, in a fresh directory each time; and once more with every chunk there.
 Chunks take half a second of one core, as they should at least; then, for the worst that can be
-asked for, each is one block, and the disk is waited for as long as the nets are trained. All three
+asked for, each is one block, and keeping it takes about as long as training the nets. All three
 take turns and must give the same bits. Goal: at most 2% at the larger chunks. Half a minute.
 
     python -m experiments.benchmarks.the_store_costs_little
@@ -35,7 +35,7 @@ class Round(NamedTuple):
     Attributes:
       without: Of the sweep without a store.
       stored: Of the sweep with one.
-      inside: Of that, in `get` and `put`.
+      inside: In its `get` and `put`, which may run while the next chunk is computed.
       resumed: Of the sweep with all its chunks in the store.
     """
 

@@ -7,7 +7,7 @@ output layer at half that rate; here all layers go alike.) Weights of a later ep
 
     python -m experiments.launch --config=experiments/configs/imp_run.py --workdir=runs/imp
 
-takes about half a minute on two cores. Stop it or kill it at any moment: the same command goes on
+takes 10 to 30 seconds on two cores. Stop it or kill it at any moment: the same command goes on
 from the last checkpoint and ends with the same bytes.
 
 Expected: one 64-300-100-10 ReLU net on scikit-learn's digits, 360 test images. The dense net has

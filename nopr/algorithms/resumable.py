@@ -72,7 +72,7 @@ def resume_imp(
       state: The first state of `step_loss`, if it has one.
       key: Decides the order of the batches, the same in every level, and the pruner's draws. For
         the `run_key` of `imp` these are the same as there.
-      options: Those of `finetune.advance`: step_loss, tx, batch_size, monitor, remainder.
+      options: All others of `finetune.advance`: step_loss, tx, batch_size and so on.
 
     Returns:
       Params, masks and histories.

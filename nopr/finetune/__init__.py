@@ -3,12 +3,8 @@
 A training procedure is a pure function `train(params, masks, data, *, key)`. The masks are traced,
 so one compilation serves every pruner and density, and `jax.vmap` runs many seeds or datasets at
 once with the data shared between them. `advance` is the same loop for those who want to stop, look,
-<<<<<<< HEAD
-save the carry and go on. With a `mesh`, the examples of each batch are split over its `batch` axis.
-=======
 save the carry and go on; `resume` does so for them, and ends with the same bits however often it is
-cut off.
->>>>>>> w-faults
+cut off. With a `mesh`, the examples of each batch are split over its `batch` axis.
 
 A compilation is shared between calls that pass the same functions: make a loss, a transformation or
 a trainer once and hand it around.

@@ -57,7 +57,7 @@ def resume(
       keeper: Keeps and gives back the state, under the number of epochs done, those before `carry`
         included. None keeps nothing.
       progress: Called with the epochs done and `epochs`.
-      options: Those of `advance`: step_loss, tx, batch_size, monitor, remainder.
+      options: All others of `advance`: step_loss, tx, batch_size and so on.
 
     Returns:
       The carry after the epochs, and their whole history.

@@ -55,8 +55,8 @@ def interpret(
             if not any(have):
                 results = rules.bind(eqn, *operands)
                 env |= _pairs(eqn.outvars, results, [False] * len(results))
-            elif eqn.primitive.name in _CONTROL and not _is_left_to_jax(eqn, have):
-                results = _CONTROL[eqn.primitive.name](eqn, operands, have)
+            elif eqn.primitive.name in CONTROL and not _is_left_to_jax(eqn, have):
+                results = CONTROL[eqn.primitive.name](eqn, operands, have)
                 env |= _pairs(eqn.outvars, results, _flow_of(eqn, have))
             else:
                 rule = RULES.get(eqn.primitive.name, rules.generic)
@@ -78,9 +78,7 @@ def _check_immutable(eqn: Any) -> None:
             )
 
 
-def _interpret_as(
-    program: Any, values: Any, batched: Any, wanted: Any, cases: int
-) -> list[Any]:
+def _interpret_as(program: Any, values: Any, batched: Any, wanted: Any, cases: int) -> list[Any]:
     """The results of `interpret`, with cases where they are `wanted`."""
     results, have = interpret(program, values, batched)
     return [
@@ -115,7 +113,9 @@ def _is_left_to_jax(eqn: Any, batched: rules.Batched) -> bool:
     if eqn.primitive is primitives.cond_p:
         effects = any(branch.effects for branch in eqn.params["branches"])
         return "branches_platforms" in eqn.params or (batched[0] and bool(effects))
-    return eqn.primitive is primitives.while_p and bool(eqn.effects) and _while_flow(eqn, batched)[1]
+    return (
+        eqn.primitive is primitives.while_p and bool(eqn.effects) and _while_flow(eqn, batched)[1]
+    )
 
 
 def _call(eqn: Any, values: Any, batched: Any) -> list[Any]:
@@ -127,7 +127,7 @@ def _call_flow(eqn: Any, batched: Any) -> list[bool]:
 
 
 def _called(eqn: Any) -> Any:
-    """The program that an operation calls: closed, or open without constants."""
+    """The program that an operation calls; an open one has no constants."""
     found = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
     return found if isinstance(found, core.ClosedJaxpr) else core.ClosedJaxpr(found, ())
 
@@ -165,10 +165,10 @@ def _custom_jvp(eqn: Any, values: Any, batched: Any) -> list[Any]:
 
         def push(*values: Any) -> tuple[Any, Any]:
             given = iter(values[count:])
-            tangents = [
+            tangents = tuple(
                 next(given) if move else np.zeros(np.shape(value), jax.dtypes.float0)
                 for value, move in zip(values[:count], moves, strict=True)
-            ]
+            )
             results, out = jax.jvp(lambda *v: rules.bind(eqn, *v), values[:count], tangents)
             return results, [t for r, t in zip(results, out, strict=True) if _is_inexact(r)]
 
@@ -306,9 +306,8 @@ def _cond_flow(eqn: Any, batched: Any) -> list[bool]:
     return [any(each) for each in zip(*flows, strict=True)]
 
 
-_CONTROL: dict[str, Callable[..., list[Any]]] = {
+CONTROL: dict[str, Callable[..., list[Any]]] = {
     "in_double": _in_double,
-    primitives.closed_call_p.name: _call,
     primitives.cond_p.name: _cond,
     primitives.custom_jvp_call_p.name: _custom_jvp,
     primitives.jit_p.name: _call,
@@ -318,7 +317,6 @@ _CONTROL: dict[str, Callable[..., list[Any]]] = {
 }
 
 _FLOWS: dict[str, Callable[..., list[bool]]] = {
-    primitives.closed_call_p.name: _call_flow,
     primitives.cond_p.name: _cond_flow,
     primitives.jit_p.name: _call_flow,
     primitives.remat_p.name: _call_flow,

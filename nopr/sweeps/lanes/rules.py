@@ -80,7 +80,9 @@ def _of_one_shape(eqn: Any, values: Values, batched: Batched) -> list[Any]:
     """Operations that take scalars or arrays of one shape, and broadcast no other."""
     shape = (*eqn.outvars[0].aval.shape, cases_of(values, batched))
     pairs = zip(values, batched, strict=True)
-    return bind(eqn, *(jnp.broadcast_to(aligned(v, has, len(shape) - 1), shape) for v, has in pairs))
+    return bind(
+        eqn, *(jnp.broadcast_to(aligned(v, has, len(shape) - 1), shape) for v, has in pairs)
+    )
 
 
 def _bitcast(eqn: Any, values: Values, batched: Batched) -> list[Any]:
@@ -145,7 +147,7 @@ def _dynamic_update_slice(eqn: Any, values: Values, batched: Batched) -> list[An
 
 _ELEMENTWISE = """
     abs acos acosh add and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clz
-    complex conj convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2
+    complex conj convert_element_type copy cos cosh digamma div eq erf erf_inv erfc exp exp2
     expm1 floor ge gt igamma igammac imag integer_pow is_finite le lgamma log log1p logistic lt max
     min mul ne neg nextafter not or polygamma population_count pow real reduce_precision
     regularized_incomplete_beta rem round rsqrt shift_left shift_right_arithmetic

@@ -35,11 +35,15 @@ _PRODUCTS, _TERMS = 4, 8  # that one call adds otherwise, of a contraction and o
 def own_call(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function as a call that XLA's CPU does not inline: nothing is fused across it."""
 
+    def inside(*args: Any) -> Any:
+        with set_xla_metadata(inlineable=None):  # of this call alone, not of those within
+            return function(*args)
+
     def call(*args: Any) -> Any:
         if jax.default_backend() != "cpu":
             return function(*args)
         with set_xla_metadata(inlineable="false"):
-            return jax.jit(function)(*args)
+            return jax.jit(inside)(*args)
 
     return call
 
