@@ -110,7 +110,9 @@ def main(argv):
         command = f"python -m campaign --tries={asked.tries} --seed={asked.seed}"
         words = f"{_machine()} The job alone takes {job.seconds:.1f} s, all took {minutes:.1f} min."
         command = f"make faults          # PYTHONPATH=tests {command}"
-        asked.page.write_text(_PAGE.format(command=command, words=textwrap.fill(words, 100), table=table(rows)))
+        asked.page.write_text(
+            _PAGE.format(command=command, words=textwrap.fill(words, 100), table=table(rows))
+        )
     return 0
 
 
