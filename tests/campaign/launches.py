@@ -107,6 +107,7 @@ def start(folder, directory, *words, prefix=(), path=None, **variables):
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "PYTHONPATH": os.pathsep.join([str(path or TESTS), str(ROOT)]),
         "NPROC": "2",
+        "TMPDIR": str(folder),  # a launch that is killed leaves its temporary files
         **{name: str(value) for name, value in variables.items()},
     }
     config = f"--config={TESTS / 'campaign' / 'config.py'}"
