@@ -163,7 +163,7 @@ def _tell_lost(command: Command, *, came: bool) -> None:
     else:
         print(
             f"error: The other processes did not come within {10 * patience} seconds. Start the "
-            "same command on every host, with the address of process 0.",
+            "same command on every host, with the address of process 0 and a --process of its own.",
             file=sys.stderr,
         )
 
@@ -333,7 +333,10 @@ def _find_experiment(name: str) -> str:
 def _launch(command: Command, module: str) -> None:
     _prepare_environment(command.workdir)
     if command.peers is not None:
-        processes.connect(**command.peers)
+        try:
+            processes.connect(**command.peers)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
         stopping.listen()  # JAX has taken SIGTERM for a notice of its own
     first = processes.index() == 0
     if command.rerun and first:
@@ -389,4 +392,7 @@ if __name__ == "__main__":
     stopping.listen()
     status = main(sys.argv)
     stopping.ignore()
-    sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status:
+        os._exit(status)  # a program that JAX was compiling when it was stopped may crash at exit

@@ -27,6 +27,8 @@ def sweeping(description: str, *, unit: str) -> Generator[Callable[[sweeps.Statu
     On a terminal it is a bar, elsewhere a line every half minute. What came from the store counts
     as done, but not in the rate.
     """
+    if processes.count() > 1:
+        description = f"{description} (process 0 of {processes.count()})"
     if processes.index() > 0:
         yield lambda status: None
     elif not sys.stderr.isatty():

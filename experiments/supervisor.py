@@ -111,7 +111,8 @@ def _watch(child: int, reader: int) -> Ended:
             os.kill(child, number)
 
     sieve, status, late = Sieve(), None, False
-    before = {number: signal.signal(number, pass_on) for number in _STOPS}
+    heard = [number for number in _STOPS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, pass_on) for number in heard}
     try:
         while True:
             ready = select.select([reader], [], [], 0.2)[0]

@@ -44,6 +44,7 @@ def connect(
 
     Raises:
       ValueError: If something is given neither here nor in the environment, or does not fit.
+      RuntimeError: If JAX has started already.
     """
     import jax
 

@@ -365,7 +365,7 @@ def test_processes_of_another_config_are_refused_by_all(place):
     for code, _, err in _two(place, _by_flags, "--workdir=runs/differ", more=more):
         assert code == 1
         (line,) = (line for line in err.splitlines() if line.startswith("error"))
-        assert "Process 1 does not run what process 0 runs: config.rate (1.0 there" in line
+        assert "Process 1 does not run what process 0 runs: config.rate (1.0 in process 1, " in line
 
 
 def test_why_process_0_cannot_run_is_told_by_all(place):

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,7 +94,7 @@ def test_integers_are_always_finite():
 def test_finished_blocks_are_taken_from_the_store():
     shelf = Shelf()
     sweeps.run(square, CASES, block=3, store=shelf)
-    assert list(shelf) == [
+    assert [name for name in shelf if name != "plan"] == [
         "chunk-00000000-00000003",
         "chunk-00000003-00000006",
         "chunk-00000006-00000007",
@@ -100,7 +103,7 @@ def test_finished_blocks_are_taken_from_the_store():
     shelf["chunk-00000000-00000003"]["leaf_1"] = np.full(3, 77, np.float32)
     swept = sweeps.run(square, CASES, block=3, store=shelf)
     np.testing.assert_array_equal(swept.values["value"], [77, 77, 77, 0, 1, 4, 9])
-    assert len(shelf) == 3
+    assert len(shelf) == 4
 
 
 SEAL = ("function", "shared", "block", "batching", "cases")
@@ -208,7 +211,7 @@ def test_an_interrupted_sweep_ends_with_the_bytes_of_an_uninterrupted_one():
 
     with pytest.raises(KeyboardInterrupt):
         sweeps.run(square, CASES, block=2, store=shelf, progress=stop_early)
-    assert len(shelf) == 2
+    assert len(shelf) == 3
     resumed = sweeps.run(square, CASES, block=2, store=shelf)
     whole = sweeps.run(square, CASES, block=2)
     jax.tree.map(np.testing.assert_array_equal, resumed.values, whole.values)
@@ -230,6 +233,8 @@ def test_progress_counts_cases_and_failures():
     [
         ({}, None, "at least one case, got none"),
         ({"x": np.zeros((0, 2))}, None, "at least one case, got none"),
+        ({"k": jax.random.key(0)}, None, "leading case axis, got a scalar at 'k': .* split a key"),
+        ({"x": np.array(["a", "b"])}, None, "must hold numbers and keys, got <U1 at 'x'"),
         ({"a": np.zeros(3), "b": np.zeros(4)}, None, r"axis of 3, got shape \(4,\) at 'b'"),
         (CASES, 0, "`block` must be at least 1, got 0"),
     ],
@@ -291,7 +296,7 @@ def test_the_block_shrinks_until_it_fits():
     assert asked == [50]
     fitting = plans.fitting_block(5000, memory_bytes=2000, needed=needed)
     assert 50 < fitting <= 100
-    with pytest.raises(ValueError, match=r"One case takes 0\.0 MiB, more than the 0\.0 MiB"):
+    with pytest.raises(ValueError, match=r"One case takes 1,010 bytes, more than the 1,005 of"):
         plans.fitting_block(5000, memory_bytes=1005, needed=needed)
 
 
@@ -319,7 +324,7 @@ def test_memory_bounds_the_block_and_results_stay():
 
 def test_a_case_that_does_not_fit_is_refused_with_both_sizes():
     cases = {"x": np.ones((4, 3), np.float32)}
-    with pytest.raises(ValueError, match=r"One case takes .* MiB, more than the 0\.0 MiB"):
+    with pytest.raises(ValueError, match=r"One case takes [\d,]+ bytes, more than the 1,000 of"):
         sweeps.run(_wide, cases, memory_bytes=1000)
 
 
@@ -367,6 +372,10 @@ def test_a_chunk_of_another_block_function_or_shared_is_said_and_computed_again(
     run()
     assert said == []
     np.testing.assert_array_equal(run(block=4), 6 * CASES["x"])
+    assert said.pop(0) == (
+        "The stored chunks are of blocks of 2 in chunks of 4, not of 4 in 4; "
+        "computing again what is not there."
+    )
     assert said.pop() == (
         "The stored chunk-00000000-00000004 and 1 more are of another block (2 there, 4 here); "
         "computing again."
@@ -448,6 +457,7 @@ def test_the_finite_values_are_those_of_the_other_cases():
         ({"batching": "map"}, r"`batching` must be one of \['lanes', 'vmap'\], got 'map'"),
         ({"chunk": 0, "block": 2}, "`chunk` must be at least 1, got 0"),
         ({"chunk": -1}, "`chunk` must be at least 1, got -1"),
+        ({"block": True}, "`block` must be a whole number, got True"),
         (
             {"mesh": jax.sharding.Mesh(np.array(jax.devices()), ("batch",))},
             r"`mesh` must have an axis 'runs', got axes \['batch'\]",
@@ -459,17 +469,59 @@ def test_bad_options_are_refused(options, match):
         sweeps.run(square, CASES, **options)
 
 
+OTHER_TYPES = """
+import jax
+from nopr import sweeps
+for options in ({"block": 2.5}, {"chunk": "4"}, {"mesh": [1]}, {"store": "runs"}):
+    try:
+        sweeps.run(lambda x: x, jax.numpy.arange(3.0), **options)
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_options_of_another_type_are_refused():
+    # In a process of its own, where annotations are not checked before our own checks are.
+    done = subprocess.run(
+        [sys.executable, "-c", OTHER_TYPES], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == [
+        "`block` must be a whole number, got 2.5.",
+        "`chunk` must be a whole number, got '4'.",
+        "`mesh` must be a jax.sharding.Mesh, got list.",
+        "`store` must have `get` and `put`, as `records.Store` has, got str.",
+    ]
+
+
+def test_typed_keys_are_no_result():
+    with pytest.raises(ValueError, match=r"must return arrays, got typed keys at 'k'"):
+        sweeps.run(lambda key: {"k": key}, jax.random.split(jax.random.key(0), 3))
+
+
+def test_another_block_than_what_is_stored_is_said():
+    shelf, said = Shelf(), []
+    sweeps.run(square, CASES, block=2, store=shelf, say=said.append)
+    sweeps.run(square, CASES, block=3, store=shelf, say=said.append)
+    sweeps.run(square, CASES, store=shelf, say=said.append)
+    assert said[0] == (
+        "The stored chunks are of blocks of 2 in chunks of 2, not of 3 in 3; "
+        "computing again what is not there."
+    )
+    assert len(said) == 2  # and the last chunk, whose name is the same, is of another block
+    assert int(shelf["plan"]["block"]) == 3
+
+
 def test_an_error_of_the_store_comes_through_and_what_was_kept_stays():
     class Full(Shelf):
         def put(self, name, arrays):
-            if len(self) == 2:
+            if len(self) == 3:
                 raise records.RunError("The disk is full")
             super().put(name, arrays)
 
     shelf = Full()
     with pytest.raises(records.RunError, match="The disk is full"):
         sweeps.run(square, CASES, block=2, store=shelf)
-    assert len(shelf) == 2
+    assert len(shelf) == 3
 
 
 # --- Progress ----------------------------------------------------------------------------------

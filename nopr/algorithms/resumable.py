@@ -185,7 +185,8 @@ def _restored(run: _Run) -> _State:
     if run.keeper is None:
         return run.first
     like, _ = resuming.after_one(run.first.carry, run.data, **run.options)
-    found = run.keeper.restore(run.first._replace(rewound=like, carry=like))
+    target = run.first._replace(rewound=like, carry=like)
+    found = resuming.restored(run.keeper, target)
     return run.first if found is None else found[1]
 
 

@@ -87,7 +87,7 @@ def resume(
     first = int(carry.epoch)
     like, one = after_one(carry, data, **options)
     history = empty(one, epochs)
-    found = keeper.restore((like, history)) if keeper is not None else None
+    found = restored(keeper, (like, history)) if keeper is not None else None
     if found is not None:
         carry, history = found[1]
     done = int(carry.epoch) - first
@@ -110,6 +110,21 @@ def resume(
         if progress is not None:
             progress(done, epochs)
     return carry, jax.tree.map(jnp.asarray, history)
+
+
+def restored(keeper: Keeper, target: PyTree) -> tuple[int, PyTree] | None:
+    """What was kept of this run.
+
+    Raises:
+      ValueError: If what was kept is of another run.
+    """
+    try:
+        return keeper.restore(target)
+    except ValueError as error:
+        raise ValueError(
+            f"What was kept is of another run: {error} A run goes on with the same network, data, "
+            "transformation, monitor and number of epochs; keep each in a folder of its own."
+        ) from error
 
 
 def after_one(carry: Carry, data: Batch, **options: Any) -> tuple[Carry, History]:

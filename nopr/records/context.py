@@ -145,12 +145,12 @@ def _commit() -> tuple[str | None, bool | None]:
         return None, None
 
 
-def canonical(value: Any) -> str:
+def canonical(value: Any, *, name: str = "config") -> str:
     """JSON with sorted keys and nothing to spare; ValueError for what is not plain data."""
     try:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"`config` must hold plain finite values{_culprit(value)}.") from error
+        raise ValueError(f"`{name}` must hold plain finite values{_culprit(value)}.") from error
 
 
 def _culprit(config: Any) -> str:
@@ -162,11 +162,16 @@ def _culprit(config: Any) -> str:
     return ""
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+def differences(
+    there: Mapping[str, Any], here: Mapping[str, Any], *, names: tuple[str, str] = ("there", "here")
+) -> str:
     """The first keys, as `a.b`, in which two nested mappings differ, with both values."""
     old, new = dict(_flat(there)), dict(_flat(here))
     keys = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
-    shown = [f"{key} ({old.get(key)!r} there, {new.get(key)!r} here)" for key in keys[:3]]
+    old_name, new_name = names
+    shown = [
+        f"{key} ({old.get(key)!r} {old_name}, {new.get(key)!r} {new_name})" for key in keys[:3]
+    ]
     return ", ".join(shown) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 

@@ -16,12 +16,13 @@ class RunError(RuntimeError):
     """A run directory cannot be used. The message is one line and says what to do."""
 
 
-def write_bytes(path: str | Path, data: bytes) -> Path:
+def write_bytes(path: str | Path, data: bytes, *, sync_name: bool = True) -> Path:
     """Writes a file whole or not at all: aside, to the disk, then renamed into place.
 
     Args:
       path: Where to; missing folders are made.
       data: The contents.
+      sync_name: Whether its name is to outlive a loss of power as soon as this returns.
 
     Returns:
       The path.
@@ -42,7 +43,8 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
-        sync_directory(path.parent)
+        if sync_name:
+            sync_directory(path.parent)
     return path
 
 

@@ -103,11 +103,13 @@ def _check_members(mine: Mapping[str, Any]) -> None:
     """Checks that all processes were asked the same, and would compute the same bits."""
     everyone = [json.loads(data) for data in processes.gather(json.dumps(mine).encode())]
     for index, theirs in enumerate(everyone):
-        changes = differences(theirs, everyone[0])
+        names = (f"in process {index}", "in process 0")
+        changes = differences(theirs, everyone[0], names=names)
         if changes:
+            pool = " NPROC sets `threads`." if "machine.threads" in changes else ""
             raise RunError(
                 f"Process {index} does not run what process 0 runs: {changes}. Start the same "
-                "command with the same code and versions everywhere; NPROC sets `threads`."
+                f"command with the same code and versions everywhere.{pool}"
             )
 
 

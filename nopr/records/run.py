@@ -62,11 +62,15 @@ class Run:
         """The folder for the `nopr.checkpoints` of one part of the run.
 
         It is another one when the config, the source or the versions change, so that what was
-        saved by other code is never gone on with.
+        saved by other code is never gone on with. Of several processes the first writes there, and
+        the others read where the disk is shared.
         """
         depends = canonical({**self._depends(), "config": self._config})
         digest = hashlib.sha256(depends.encode()).hexdigest()[:10]
-        return self._folder("checkpoints") / f"{name}-{digest}"
+        return self._checkpoints() / f"{name}-{digest}"
+
+    def _checkpoints(self) -> Path:
+        return self._folder("checkpoints")
 
     @property
     def report(self) -> Path:
@@ -250,6 +254,10 @@ class Member(Run):
 
     def show_table(self, text: str) -> None:
         """Nothing: process 0 shows it."""
+
+    def _checkpoints(self) -> Path:
+        # Where process 0 writes: on a shared disk this one goes on from the same step.
+        return self._kept.parent / "checkpoints"
 
     def _state(self) -> tuple[bool, bool]:
         return self._found

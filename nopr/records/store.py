@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from nopr.records.context import differences
+from nopr.records.context import canonical, differences
 from nopr.records.files import explained, write_bytes, write_text
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")
@@ -35,13 +35,17 @@ class Store:
 
     Attributes:
       directory: Where the files are: `name.npz`, and `name.json` with its SHA-256 and context.
-      context: What the results depend on besides their name.
+      context: What the results depend on besides their name: plain values, for they are compared.
       say: Called with one line where a file is damaged or out of date.
     """
 
     directory: Path
     context: Mapping[str, Any]
     say: Callable[[str], Any] = to_stderr
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "directory", Path(self.directory))
+        canonical(self.context, name="context")
 
     def get(self, name: str) -> dict[str, Any] | None:
         """The result under `name`, or None if it is missing, damaged or out of date."""
@@ -76,7 +80,7 @@ class Store:
         data = packed(values)
         with explained(seal):
             seal.unlink(missing_ok=True)
-        write_bytes(path, data)
+        write_bytes(path, data, sync_name=False)  # the seal's comes later, in the same folder
         facts = {"sha256": hashlib.sha256(data).hexdigest(), "context": dict(self.context)}
         write_text(seal, _text(facts))
         return unpacked(data)

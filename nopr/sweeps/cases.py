@@ -32,11 +32,20 @@ def case_count(cases: PyTree) -> int:
       ValueError: If there is none, or a leaf has another; the message names it.
     """
     leaves = jax.tree.leaves(cases)
-    if not leaves or jnp.ndim(leaves[0]) == 0 or len(leaves[0]) == 0:
+    for path, leaf in zip(trees.paths(cases), leaves, strict=True):
+        if not is_key(leaf) and np.asarray(leaf).dtype.kind in "USOMm":
+            kind = np.asarray(leaf).dtype
+            raise ValueError(f"`cases` must hold numbers and keys, got {kind} at {path!r}.")
+        if jnp.ndim(leaf) == 0:
+            raise ValueError(
+                f"`cases` must have a leading case axis, got a scalar at {path!r}: stack the "
+                "cases, split a key."
+            )
+    if not leaves or len(leaves[0]) == 0:
         raise ValueError("`cases` must have a leading axis of at least one case, got none.")
     n = len(leaves[0])
     for path, leaf in zip(trees.paths(cases), leaves, strict=True):
-        if jnp.ndim(leaf) == 0 or len(leaf) != n:
+        if len(leaf) != n:
             raise ValueError(
                 f"`cases` must share their leading axis of {n}, got shape {jnp.shape(leaf)} "
                 f"at {path!r}."

@@ -124,7 +124,7 @@ def run(
       shared: Arrays that every case reads, such as a data set; on every device once.
       block: Cases per vmapped call on one device. By default as many as there are for a device (an
         eighth of them with a store, so that a kill cannot lose everything), and at most as many as
-        fit in `memory_bytes`. With a store, what was settled first holds when the sweep goes on.
+        fit in `memory_bytes`. With a store, the sizes of the run before hold when none is given.
       chunk: Cases that are stored together, rounded up to whole blocks; by default one block, or
         more where there would be over 100 chunks.
       memory_bytes: What a block may take on a device where `block` is not given: arguments,
@@ -159,11 +159,19 @@ def run(
         raise ValueError(
             f"`batching` must be one of {sorted(programs.BATCHINGS)}, got {batching!r}."
         )
-    n = case_count(cases)
+    if store is not None and not isinstance(store, Store):
+        raise ValueError(
+            "`store` must have `get` and `put`, as `records.Store` has, "
+            f"got {type(store).__name__}."
+        )
+    for name, size in (("block", block), ("chunk", chunk), ("memory_bytes", memory_bytes)):
+        plans.check_size(name, size)
+    n, say = case_count(cases), say or _to_stderr
     sweep = _settle(
         function,
         hosted(cases),
         shared,
+        say=say,
         sizes=(block, chunk, memory_bytes),
         mesh=programs.runs_mesh(mesh),
         batching=batching,
@@ -171,7 +179,7 @@ def run(
     )
     every = sweep.plan.chunks(n)
     mine = every[processes.index() :: processes.count()]
-    found = _from_store(sweep, mine, say or _to_stderr)
+    found = _from_store(sweep, mine, say)
     computed = _computed(sweep, [part for part in mine if part not in found])
     parts = _collected(sweep, mine, found, computed, progress)
     leaves = _gathered(sweep, every, parts)
@@ -188,6 +196,7 @@ def _settle(
     mesh: Mesh,
     batching: str,
     store: Store | None,
+    say: Callable[[str], Any],
 ) -> _Sweep:
     n = len(cases.leaves[0])
     traced = programs.trace(function, cases, shared)
@@ -198,9 +207,12 @@ def _settle(
 
     function_digest = "" if store is None else programs.digest(traced)
     cases_digest = "" if store is None else stored.bytes_digest(cases, cases.leaves)
+    before = None
+    if store is not None and processes.index() == 0:
+        before = stored.load_plan(store, function_digest, cases_digest)
     plan = None if block is None else plans.plan(n, block=block, chunk=chunk)
-    if plan is None and store is not None and memory_bytes is None:
-        plan = stored.load_plan(store, function_digest, cases_digest)
+    if plan is None and memory_bytes is None and chunk is None:
+        plan = before
     _check_same(traced, cases)
     plan = _agreed(plan)
     if plan is None:
@@ -212,8 +224,13 @@ def _settle(
         )
         plan = plans.plan(n, block=fitting, chunk=chunk)
         plan = _agreed(plan) or plan
-        if store is not None:
-            stored.save_plan(store, function_digest, cases_digest, plan)
+    if store is not None and processes.index() == 0 and plan != before:
+        if before is not None:
+            say(
+                f"The stored chunks are of blocks of {before.block} in chunks of {before.chunk}, "
+                f"not of {plan.block} in {plan.chunk}; computing again what is not there."
+            )
+        stored.save_plan(store, function_digest, cases_digest, plan)
     ready = program(plan.block)
     seal = {}
     if store is not None:

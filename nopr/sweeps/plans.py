@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import numpy as np
+
 _MOST_CHUNKS = 100  # a kill loses about 1% of the work, and files cost little beside it
 _LEAST_KEPT = 8  # rounds that a sweep with a store has, unless blocks would be very small
 _SMALL = 8
@@ -41,12 +43,23 @@ def plan(cases: int, *, block: int, chunk: int | None) -> Plan:
       ValueError: If a size is below 1.
     """
     for name, size in (("block", block), ("chunk", chunk)):
+        check_size(name, size)
         if size is not None and size < 1:
             raise ValueError(f"`{name}` must be at least 1, got {size}.")
     block = min(block, cases)
     blocks = -(-cases // block)
     per_chunk = -(-blocks // _MOST_CHUNKS) if chunk is None else -(-chunk // block)
     return Plan(block, block * min(per_chunk, blocks))
+
+
+def check_size(name: str, size: object) -> None:
+    """Checks that an option is a whole number, or None.
+
+    Raises:
+      ValueError: If it is anything else; names it.
+    """
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int | np.integer)):
+        raise ValueError(f"`{name}` must be a whole number, got {size!r}.")
 
 
 def largest_block(cases: int, *, devices: int, stored: bool) -> int:
@@ -75,8 +88,8 @@ def fitting_block(block: int, *, memory_bytes: int, needed: Callable[[int], int]
     while (bytes_ := needed(block)) > memory_bytes:
         if block == 1:
             raise ValueError(
-                f"One case takes {bytes_ / 2**20:.1f} MiB, more than the "
-                f"{memory_bytes / 2**20:.1f} MiB of `memory_bytes`. Give more, or make it smaller."
+                f"One case takes {bytes_:,} bytes, more than the {memory_bytes:,} of "
+                "`memory_bytes`. Give more, or make it smaller."
             )
         block = max(1, min(block - 1, int(block * 0.95 * memory_bytes / bytes_)))
     return block

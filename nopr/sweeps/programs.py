@@ -15,8 +15,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
+from nopr import trees
 from nopr.sweeps import lanes
-from nopr.sweeps.cases import Hosted, rebuilt, shape_of_one
+from nopr.sweeps.cases import Hosted, is_key, rebuilt, shape_of_one
 
 RUNS = "runs"
 BATCHINGS = ("vmap", "lanes")
@@ -34,6 +35,14 @@ def trace(function: Callable[..., PyTree], cases: Hosted, shared: PyTree) -> Tra
     """Traces `function` for one case; once for the same function object and the same shapes."""
     args = (shape_of_one(cases),) if shared is None else (shape_of_one(cases), shared)
     found = _jitted(function).trace(*args)
+    for path, leaf in zip(
+        trees.paths(found.out_info), jax.tree.leaves(found.out_info), strict=True
+    ):
+        if is_key(leaf):
+            raise ValueError(
+                f"`function` must return arrays, got typed keys at {path!r}. Return their "
+                "`jax.random.key_data`."
+            )
     return Traced(found.jaxpr, found.out_info)
 
 
@@ -53,6 +62,8 @@ def runs_mesh(mesh: Mesh | None) -> Mesh:
     """
     if mesh is None:
         return Mesh(np.array(jax.local_devices()), (RUNS,))
+    if not isinstance(mesh, Mesh):
+        raise ValueError(f"`mesh` must be a jax.sharding.Mesh, got {type(mesh).__name__}.")
     if RUNS not in mesh.axis_names:
         raise ValueError(f"`mesh` must have an axis 'runs', got axes {list(mesh.axis_names)}.")
     return mesh.local_mesh
