@@ -110,7 +110,7 @@ def shapes(x, v, shared):
 
 
 def reductions(x, b, n, shared):
-    long = jnp.concatenate([x.ravel()] * 6)
+    long = jnp.concatenate([x.ravel()] * 30)
     return (
         [f(x) for f in (jnp.sum, jnp.prod, jnp.max, jnp.min, jnp.mean, jnp.var, jnp.argmax)],
         [f(x, axis=1) for f in (jnp.sum, jnp.prod, jnp.max, jnp.min, jnp.argmin, jnp.std)],
@@ -119,7 +119,8 @@ def reductions(x, b, n, shared):
         [jnp.sum(n), jnp.max(n), jnp.bitwise_or.reduce(n), lax.reduce_xor(n, axes=(0,))],
         [f(x, axis=1) for f in (jnp.cumsum, jnp.cumprod, lax.cummax, lax.cummin)],
         [lax.cumlogsumexp(x, axis=0, reverse=True), jax.nn.softmax(x), jax.nn.log_softmax(x, 0)],
-        [long.sum(), long.max(), long.reshape(-1, 2).sum(0), jnp.sum(x[:0], axis=0)],
+        [long.sum(), long.max(), long.reshape(18, 20).sum(0), jnp.sum(x[:0], axis=0)],
+        [long.reshape(18, 20).max(1), (long > 1).any(), long[:100].sum(), long[:35].max()],
         [(x - x.mean(0)) / jnp.sqrt(x.var(0) + 1e-5), jnp.linalg.norm(x), jnp.median(x)],
         lax.reduce((x, shared), (0.0, 1.0), lambda a, b: (a[0] + b[0], a[1] * b[1]), (0,)),
         lax.reduce_window(x, -jnp.inf, lax.max, (2, 2), (1, 2), "VALID"),
@@ -128,6 +129,9 @@ def reductions(x, b, n, shared):
 
 def contractions(x, y, v, n, shared):
     bf, more, narrow = jnp.bfloat16, jnp.arange(70.0), x.astype(jnp.bfloat16)
+    waves = jnp.sin(jnp.outer(more[:30], v[0] + more[:13]))
+    ones = jnp.ones(60, bf)
+    spike = ones.at[0].set((256 + 0 * v[0]).astype(bf))  # where bfloat16 forgets to count by one
     return (
         [x @ y, x @ v, v @ y, v @ v, shared @ y, x @ shared.T, shared @ v, x.T @ x],
         [jnp.einsum("ij,kj->ik", x, shared), jnp.einsum("ij,ij->i", x, shared), jnp.outer(v, x)],
@@ -138,7 +142,12 @@ def contractions(x, y, v, n, shared):
         [narrow @ y.astype(bf), jnp.dot(narrow, y.astype(bf), preferred_element_type=jnp.float32)],
         [x[:0] @ y, x[:, :0] @ y[:0], (x + 1j) @ y, jnp.kron(v, v)],
         [jnp.sin(more * v[0]) @ more, jnp.einsum("i,ij->j", more, jnp.outer(more, v))],
-        jnp.sin(jnp.outer(more, more[:60] * v[0])) @ jnp.cos(jnp.outer(more[:60] * v[1], more)),
+        [
+            waves @ waves.T,
+            jnp.einsum("ik,ki->k", waves, waves.T),
+            waves.T[:9] @ waves,
+            spike @ ones,
+        ],
     )
 
 
@@ -154,6 +163,7 @@ def indices(x, v, n, shared):
         [jnp.take_along_axis(x, (x * 2).astype(int) % 4, 1), jnp.take_along_axis(n, n % 2, 0)],
         [jnp.take_along_axis(jnp.sin(jnp.arange(80.0) * v[0])[None], n[None], 1)],
         [x.at[1].set(0.0), x.at[rows].add(1.0), shared.at[rows].multiply(v[0]), v.at[0].max(9.0)],
+        jax.vmap(lambda row, place: row.at[place].add(1.0))(x[:2], n),
         [v.at[first].set(7.0), v.at[n].add(1.0), shared.at[:, first].add(v[:3]), v.at[n].min(0.0)],
         [lax.dynamic_slice(x, (first, 0), (2, 2)), lax.dynamic_slice(x, (1, 2), (2, 2))],
         [lax.dynamic_update_slice(shared, x[:1], (1, 0)), lax.dynamic_slice(v, n[:1], (2,))],

@@ -164,9 +164,10 @@ def delicate(x, y, label):
     def step(params, _):
         return jax.tree.map(lambda p, g: p - 0.3 * g, params, jax.grad(loss)(params)), None
 
-    wide = jnp.sin(jnp.outer(x, jnp.arange(70.0))) @ jnp.linspace(-1, 1, 70)
-    curves = [f(x * 1.7) * x for f in (jnp.arctan, jnp.sin, jnp.exp, jax.nn.gelu, jax.nn.softmax)]
-    return lax.scan(step, params, None, length=20)[0], curves, jnp.log(x[0] ** 2), wide
+    wide = jnp.sin(jnp.outer(x, jnp.arange(70.0)))
+    row = x[0, :3] * 1.7 + 0.3
+    curves = [f(row) * row + x.sum() for f in (jnp.arctan, jnp.sin, jnp.exp, jax.nn.softmax)]
+    return lax.scan(step, params, None, length=20)[0], curves, wide.sum(0), wide @ wide[0]
 
 
 def awkward_cases():

@@ -31,19 +31,19 @@ _MULTIPLE = 8  # of cases that are computed; the remainder of a vector loop may 
 def vmap(function: Callable[..., PyTree], in_axes: Any = 0) -> Callable[..., PyTree]:
     """Maps a function of one case over many, as `jax.vmap` does, with the cases in vector lanes.
 
-    Use it under `jax.jit`, on a CPU, for a hundred cases or more whose contractions are tiny: 20 to
-    30 times faster than `jax.vmap` for a 3-4-1 network on 6 examples. The gain is gone at some
-    thousand multiplications a contraction (an 8-16-1 network on 32 examples), so time both.
-    Contractions of more than 64 terms, or 65,536 multiplications a case, are left to XLA's matrix
-    product, as are convolutions, and copied there and back; where these are most of the work,
-    `jax.vmap` is up to twice as fast.
+    Use it under `jax.jit`, on a CPU, for a hundred cases or more of a tiny network, and time both.
+    Beside `jax.vmap`, training was 20 to 30 times faster for a 3-4-1 network on 6 examples, 7 times
+    for 8-8-1, and no faster for 8-16-1 on 32 examples; past some 10,000 multiplications of one case
+    in one product it is slower. Products with more than 64 terms to a sum, or 65,536 multiplications
+    a case, are left to XLA's, as are convolutions, and copied there and back: right, but up to three
+    times slower than `jax.vmap` where they are most of the work (784-300-100-10, 8 seeds).
 
-    What a case gives depends, to the last bit, on the number of cases and not on its place or on
-    the other cases. It rounds otherwise than `jax.vmap`, and a long training near a kink of ReLU
-    can take another way from there, as with any change of rounding. Works under jit, grad, vmap,
-    checkify and shard_map, and around anything that vmaps (what has no rule of its own goes through
-    JAX's). Cases are filled up to a multiple of 8 with copies of the last, unless the function has
-    callbacks.
+    What a case gives depends, to the last bit, on the number of cases, and not on its place or on
+    the other cases (tried on two cores). It rounds otherwise than `jax.vmap`, and a long training
+    near a kink of ReLU can take another way from there, as with any change of rounding. It nests
+    with jit, grad, vmap, checkify and `shard_map(check_vma=False)`. Cases are filled up to a
+    multiple of 8 with copies of the last, unless the function has callbacks: XLA rounds some
+    functions otherwise in what a vector loop leaves over.
 
     Args:
       function: Of one case; traced once for each call, so jit the result. It must not use

@@ -107,11 +107,11 @@ def _add_at(eqn: Any, array: Any, index: Any, update: Any) -> Any:
 def _is_along_one_axis(
     eqn: Any,
     *,
-    window: Sequence[int],
-    dropped: Sequence[int],
-    indexed: Sequence[int],
-    batch: Sequence[int],
-    places: Sequence[int],
+    window: Sequence[Any],
+    dropped: Sequence[Any],
+    indexed: Sequence[Any],
+    batch: Sequence[Any],
+    places: Sequence[Any],
 ) -> bool:
     """Whether one axis of few entries is indexed and every other runs along with the indices."""
     shape = eqn.invars[0].aval.shape

@@ -23,13 +23,15 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from nopr.sweeps.lanes import rules
 
 TERMS = 64
-"""Sums of more terms are not unrolled."""
+"""Contractions of more terms are not unrolled."""
 
 MULTIPLIES = 1 << 16
-"""Nor are contractions of more multiplications a case: there XLA's own matrix product wins."""
+"""Nor are those of more multiplications a case: there XLA's own matrix product wins."""
 
-_TINY = 256  # terms x results of a case, up to which one call adds all
-_PRODUCTS, _TERMS = 4, 8  # that one call adds otherwise, of a contraction and of a plain sum
+_TINY = 256  # terms x results of a case, up to which one call does a contraction
+_PRODUCTS = 4  # of a larger one that one call adds
+_ADDED = 256  # terms x results of a case, up to which a reduction is unrolled: XLA's own is slow
+_TERMS = 16  # of such a reduction that one call adds
 
 
 def own_call(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -74,7 +76,8 @@ def _dot_general(eqn: Any, values: rules.Values, batched: rules.Batched) -> list
             total = mine * other if total is None else total + mine * other
         return total
 
-    return [_in_calls(add, sides, out.size, _PRODUCTS, *values).astype(out.dtype)]
+    step = math.prod(sides) if math.prod(sides) * out.size <= _TINY else _PRODUCTS
+    return [_in_calls(add, sides, step, *values).astype(out.dtype)]
 
 
 def _is_small(eqn: Any, *, terms: int) -> bool:
@@ -91,7 +94,7 @@ def _reduction(join: Callable[[Any, Any], Any]) -> rules.Rule:
     def rule(eqn: Any, values: rules.Values, batched: rules.Batched) -> list[Any]:
         axes, shape = eqn.params["axes"], eqn.invars[0].aval.shape
         sides = [shape[axis] for axis in axes]
-        if not 0 < math.prod(sides) <= TERMS:
+        if not 0 < math.prod(sides) * eqn.outvars[0].aval.size <= _ADDED:
             return rules.RULES[eqn.primitive.name](eqn, values, batched)
         order = (*axes, *(axis for axis in range(len(shape) + 1) if axis not in axes))
 
@@ -101,19 +104,16 @@ def _reduction(join: Callable[[Any, Any], Any]) -> rules.Rule:
                 total = value[index] if total is None else join(total, value[index])
             return total
 
-        return [_in_calls(add, sides, eqn.outvars[0].aval.size, _TERMS, values[0])]
+        return [_in_calls(add, sides, _TERMS, values[0])]
 
     return rule
 
 
-def _in_calls(
-    add: Callable[..., Any], sides: Sequence[int], size: int, step: int, *values: Any
-) -> Any:
+def _in_calls(add: Callable[..., Any], sides: Sequence[int], step: int, *values: Any) -> Any:
     """The total of `add(total, indices, *values)` over all indices, `step` of them in a call."""
     indices = list(itertools.product(*map(range, sides)))
     if len(indices) == 1:
         return add(None, indices, *values)
-    step = len(indices) if len(indices) * size <= _TINY else step
     total = None
     for start in range(0, len(indices), step):
         some = indices[start : start + step]
