@@ -34,9 +34,10 @@ def vmap(function: Callable[..., PyTree], in_axes: Any = 0) -> Callable[..., PyT
     Use it under `jax.jit`, on a CPU, for a hundred cases or more of a tiny network, and time both.
     Beside `jax.vmap`, training was 20 to 30 times faster for a 3-4-1 network on 6 examples, 7 times
     for 8-8-1, and no faster for 8-16-1 on 32 examples; past some 10,000 multiplications of one case
-    in one product it is slower. Products with more than 64 terms to a sum, or 65,536 multiplications
-    a case, are left to XLA's, as are convolutions, and copied there and back: right, but up to three
-    times slower than `jax.vmap` where they are most of the work (784-300-100-10, 8 seeds).
+    in one product it is slower. Products with more than 64 terms to a sum, or 65,536
+    multiplications a case, are left to XLA's, as are convolutions, and copied there and back:
+    right, but up to three times slower than `jax.vmap` where they are most of the work
+    (784-300-100-10, 8 seeds).
 
     What a case gives depends, to the last bit, on the number of cases, and not on its place or on
     the other cases (tried on two cores). It rounds otherwise than `jax.vmap`, and a long training
