@@ -346,7 +346,7 @@ def test_the_sizes_that_were_settled_hold_when_the_sweep_goes_on():
     }
 
 
-@pytest.mark.parametrize("broken", [{"block": 0}, {"chunk": 30}, {"cases": "x"}, {"function": "x"}])
+@pytest.mark.parametrize("broken", [{"block": 0}, {"chunk": 30}, {"cases": 7}, {"function": "x"}])
 def test_settled_sizes_that_cannot_be_are_settled_again(broken):
     shelf, cases = Shelf(), {"x": np.linspace(-1, 1, 100, dtype=np.float32)}
     sweeps.run(square, cases, store=shelf)

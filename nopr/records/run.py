@@ -111,7 +111,7 @@ class Run:
         values = compute()
         if finite:
             _check_finite(name, values)
-        values = self._of_first(lambda: store.put(name, values))
+        values = self._of_first(lambda: _kept(store, name, values))
         self.say(f"{name}: done in {time.perf_counter() - started:.1f} s")
         return values
 
@@ -270,6 +270,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _kept(store: Store, name: str, values: Any) -> dict[str, Any]:
+    """Stores a result; it is then the same whether it was computed or read."""
+    store.put(name, values)
+    return unpacked(packed(values))
 
 
 def _check_finite(name: str, values: Any, path: str = "") -> None:

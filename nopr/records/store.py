@@ -69,8 +69,8 @@ class Store:
             return None
         return unpacked(data)
 
-    def put(self, name: str, values: Mapping[str, Any] | tuple) -> dict[str, Any]:
-        """Writes a result and returns it as `get` will.
+    def put(self, name: str, values: Mapping[str, Any] | tuple) -> None:
+        """Writes a result, for `get` to find.
 
         Raises:
           ValueError: If a value is neither array, number nor string; names it.
@@ -83,7 +83,6 @@ class Store:
         write_bytes(path, data, sync_name=False)  # the seal's comes later, in the same folder
         facts = {"sha256": hashlib.sha256(data).hexdigest(), "context": dict(self.context)}
         write_text(seal, _text(facts))
-        return unpacked(data)
 
     def _paths(self, name: str) -> tuple[Path, Path]:
         if not _NAME.fullmatch(name):

@@ -206,10 +206,9 @@ def _settle(
         return programs.compiled(traced, cases, shared, block=block, mesh=mesh, batching=batching)
 
     function_digest = "" if store is None else programs.digest(traced)
-    cases_digest = "" if store is None else stored.bytes_digest(cases, cases.leaves)
     before = None
     if store is not None and processes.index() == 0:
-        before = stored.load_plan(store, function_digest, cases_digest)
+        before = stored.load_plan(store, function_digest, n)
     plan = None if block is None else plans.plan(n, block=block, chunk=chunk)
     if plan is None and memory_bytes is None and chunk is None:
         plan = before
@@ -230,7 +229,7 @@ def _settle(
                 f"The stored chunks are of blocks of {before.block} in chunks of {before.chunk}, "
                 f"not of {plan.block} in {plan.chunk}; computing again what is not there."
             )
-        stored.save_plan(store, function_digest, cases_digest, plan)
+        stored.save_plan(store, function_digest, n, plan)
     ready = program(plan.block)
     seal = {}
     if store is not None:
@@ -271,7 +270,7 @@ def _from_store(
     if sweep.store is None:
         return found
     for chunk in chunks:
-        name, seal = stored.chunk_name(chunk), _seal_of(sweep, chunk)
+        name, seal = stored.chunk_name(chunk), partial(_seal_of, sweep, chunk)
         leaves, fault = stored.load(sweep.store, name, seal, shapes, len(chunk))
         if leaves is not None:
             found[chunk] = leaves

@@ -55,17 +55,22 @@ def chunk_name(chunk: range) -> str:
 
 
 def load(
-    store: Store, name: str, seal: Mapping[str, str], shapes: list[jax.ShapeDtypeStruct], count: int
+    store: Store,
+    name: str,
+    seal: Callable[[], Mapping[str, str]],
+    shapes: list[jax.ShapeDtypeStruct],
+    count: int,
 ) -> tuple[list[np.ndarray] | None, str]:
     """The chunk under `name`, or None and what is wrong with it (nothing, where there is none)."""
     found = store.get(name)
     if found is None:
         return None, ""
-    for key, value in seal.items():
+    expected = seal()
+    for key, value in expected.items():
         if str(found.get(key)) != value:
             return None, _difference(key, str(found.get(key)), value)
     names = [f"leaf_{i}" for i in range(len(shapes))]
-    if set(found) != {*seal, *names}:
+    if set(found) != {*expected, *names}:
         return None, "of other results"
     leaves = [np.asarray(found[name]) for name in names]
     for leaf, like in zip(leaves, shapes, strict=True):
@@ -117,19 +122,19 @@ class Writer:
             self._wait()
 
 
-def load_plan(store: Store, function: str, cases: str) -> Plan | None:
-    """The sizes that an earlier run of this sweep settled."""
+def load_plan(store: Store, function: str, cases: int) -> Plan | None:
+    """The sizes that an earlier run of this function over as many cases settled."""
     found = store.get(PLAN)
-    if found is None or (str(found.get("function")), str(found.get("cases"))) != (function, cases):
-        return None
     try:
+        if found is None or (str(found["function"]), int(found["cases"])) != (function, cases):
+            return None
         block, chunk = int(found["block"]), int(found["chunk"])
     except (KeyError, TypeError, ValueError):
         return None
     return Plan(block, chunk) if 1 <= block <= chunk and chunk % block == 0 else None
 
 
-def save_plan(store: Store, function: str, cases: str, plan: Plan) -> None:
+def save_plan(store: Store, function: str, cases: int, plan: Plan) -> None:
     """Keeps the sizes, so that a run that goes on has the same."""
     store.put(PLAN, {"function": function, "cases": cases, **plan._asdict()})
 
