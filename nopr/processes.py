@@ -97,12 +97,14 @@ def share(data: bytes | None) -> bytes:
     """The bytes of process 0, in every process; what the others give is not looked at.
 
     Raises:
+      ValueError: If it is 2 GiB or more.
       Lost: If a process did not answer.
     """
     if count() == 1:
         return data or b""
     from jax.experimental import multihost_utils
 
+    _check_length(data or b"")
     mine = np.frombuffer((data if index() == 0 else b"") or b"", np.uint8)
     try:
         length = int(multihost_utils.broadcast_one_to_all(np.int32(len(mine))))
@@ -116,12 +118,14 @@ def gather(data: bytes) -> list[bytes]:
     """The bytes of every process, in their order, in every process.
 
     Raises:
+      ValueError: If it is 2 GiB or more.
       Lost: If a process did not answer.
     """
     if count() == 1:
         return [data]
     from jax.experimental import multihost_utils
 
+    _check_length(data)
     mine = np.frombuffer(data, np.uint8)
     try:
         lengths = multihost_utils.process_allgather(np.int32(len(mine)))
@@ -133,6 +137,14 @@ def gather(data: bytes) -> list[bytes]:
 
 def _joined() -> bool:
     return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
+
+
+def _check_length(data: bytes) -> None:
+    if len(data) >= 2**31:  # lengths go as int32
+        raise ValueError(
+            f"What goes between processes must be less than 2 GiB, got {len(data):,} bytes. "
+            "In a sweep, give a smaller `chunk`."
+        )
 
 
 def _padded(data: np.ndarray, length: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import progress
-from nopr import precision, records, sweeps
+from nopr import precision, processes, records, sweeps
 from nopr.sweeps import cases, memory, plans, programs
 
 
@@ -492,6 +492,15 @@ def test_options_of_another_type_are_refused():
         "`mesh` must be a jax.sharding.Mesh, got list.",
         "`store` must have `get` and `put`, as `records.Store` has, got str.",
     ]
+
+
+def test_what_is_too_long_to_go_between_processes_is_refused_with_a_remedy():
+    class Long(bytes):
+        def __len__(self):
+            return 2**31
+
+    with pytest.raises(ValueError, match=r"less than 2 GiB, got 2,147,483,648 bytes.*`chunk`"):
+        processes._check_length(Long())
 
 
 def test_typed_keys_are_no_result():

@@ -51,7 +51,7 @@ class Status(NamedTuple):
 
 @runtime_checkable
 class Progress(Protocol):
-    """What is told after every round of blocks."""
+    """What is told after every block."""
 
     def __call__(self, status: Status, /) -> Any:
         """Takes how far the sweep is."""
@@ -136,7 +136,7 @@ def run(
         other last bits.
       store: Keeps finished chunks. One that is there is not computed again, unless it is of other
         cases, another function, other `shared`, another block, or other shapes or dtypes.
-      progress: Called after every round of blocks.
+      progress: Called after every block.
       say: Called with one line where stored chunks do not fit; prints to stderr by default.
 
     Returns:
@@ -144,7 +144,9 @@ def run(
 
     Raises:
       ValueError: If there are no cases, their leading axes differ, a size is below 1, `batching`
-        is unknown, `mesh` has no axis `runs`, or not even one case fits in memory.
+        is unknown, `mesh` has no axis `runs`, an option is of another type, `function` returns
+        typed keys, not even one case fits in memory, or the processes sweep different cases.
+      Exception: What the store raises where it cannot keep a chunk; those before are kept.
       processes.Lost: If another process did not answer.
 
     Example:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-_SHARE = {"cpu": 0.5}  # of what is free; a host has other uses for its memory
+_OF_A_HOST = 0.5  # of what is free; it has other uses for its memory
 _OF_A_DEVICE = 0.9
 _CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -26,7 +26,7 @@ def free_bytes(mesh: Mesh) -> int:
     if all(found and "bytes_limit" in found for found in stats):
         free = min(found["bytes_limit"] - found.get("bytes_in_use", 0) for found in stats)
         return int(free * _OF_A_DEVICE)
-    return int(_free_on_host() * _SHARE["cpu"] / len(devices))
+    return int(_free_on_host() * _OF_A_HOST / len(devices))
 
 
 def _free_on_host() -> int:

@@ -160,14 +160,10 @@ def _jitted(function: Callable[..., PyTree]) -> Any:
 def _on_host(closed: Any) -> Any:
     """The constants as NumPy arrays, for those on a device could not go to another."""
     consts = [
-        np.asarray(const) if isinstance(const, jax.Array) and not _is_key(const) else const
+        np.asarray(const) if isinstance(const, jax.Array) and not is_key(const) else const
         for const in closed.consts
     ]
     return core.ClosedJaxpr(closed.jaxpr, consts)
-
-
-def _is_key(const: Any) -> bool:
-    return jax.dtypes.issubdtype(const.dtype, jax.dtypes.prng_key)
 
 
 def _texts(closed: Any) -> Iterator[bytes]:
@@ -175,7 +171,7 @@ def _texts(closed: Any) -> Iterator[bytes]:
     yield re.sub(r"0x[0-9a-fA-FX]+", "0x", str(closed.jaxpr)).encode()
     for inner in _closed_jaxprs(closed):
         for const in inner.consts:
-            array = np.asarray(jax.random.key_data(const) if _is_key(const) else const)
+            array = np.asarray(jax.random.key_data(const) if is_key(const) else const)
             yield f"{array.dtype} {array.shape}".encode()
             yield array.tobytes()
 

@@ -82,8 +82,8 @@ def load(
 class Writer:
     """Keeps finished chunks while the next ones are computed, one at a time and in order.
 
-    At the end of the `with`, however it comes, every chunk that was given is kept or its error
-    raised.
+    The end of the `with` waits for the last chunk, however it comes, and raises what went wrong
+    with it unless something else is being raised.
     """
 
     def __init__(self, store: Store | None):
