@@ -23,7 +23,7 @@ $(VENV)/.bench: $(VENV)/.core
 	touch $@
 
 demo: $(VENV)/.core  ## the main job on the embedded digits
-	$(BIN)/python -m experiments.launch --config=experiments/configs/quickstart.py $(ARGS)
+	$(BIN)/python -m experiments.launch --config=experiments/quickstart/config.py $(ARGS)
 
 test: $(VENV)/.dev  ## the whole fast suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)

@@ -50,13 +50,13 @@ from nopr import (
     isometry,
     masks,
     networks,
-    plots,
     pruning,
     spectra,
     surgery,
     transforms,
     trees,
 )
+from nopr.lab import plots
 
 # %% [markdown]
 # ## 1. From scores to a trained sparse network

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from absl import flags
 
 PAPERS = {
-    "isometry_table": "experiments/configs/isometry_table.py",
-    "mask_information": "experiments/configs/mask_information.py",
-    "mask_information_repetition": "experiments/configs/mask_information.py:repetition",
+    "isometry_table": "experiments/isometry_table/config.py",
+    "mask_information": "experiments/mask_information/config.py",
+    "mask_information_repetition": "experiments/mask_information/config.py:repetition",
 }
 
 

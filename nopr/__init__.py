@@ -11,7 +11,6 @@ __version__ = "0.2.0"
 
 __all__ = [
     "algorithms",
-    "checkpoints",
     "criteria",
     "data",
     "densities",
@@ -19,13 +18,12 @@ __all__ = [
     "granularity",
     "information",
     "isometry",
+    "lab",
     "masks",
     "networks",
-    "plots",
     "precision",
     "processes",
     "pruning",
-    "records",
     "schedules",
     "spectra",
     "surgery",

@@ -7,7 +7,8 @@ import optax
 import pytest
 from test_algorithms import init, loss
 
-from nopr import algorithms, checkpoints, criteria, finetune, masks, pruning, trees
+from nopr import algorithms, criteria, finetune, masks, pruning, trees
+from nopr.lab import checkpoints
 
 SIZE, LEVELS = 24, (12, 6)
 EPOCHS, REWIND, EVERY = 6, 3, 2

@@ -4,8 +4,7 @@ import time
 
 import pytest
 
-from experiments import launch
-from nopr import records
+from nopr.lab import launch, records
 
 QUICKSTART = {
     "an unknown data set": ({"data.name": "minst"}, "Unknown data set 'minst'; nearest is 'mnist'"),
@@ -70,7 +69,7 @@ INFORMATION = {
 def words(experiment, workdir, changes):
     return [
         "launch",
-        f"--config=experiments/configs/{experiment}.py",
+        f"--config=experiments/{experiment}/config.py",
         f"--workdir={workdir}",
         *(f"--config.{key}={value}" for key, value in changes.items()),
     ]

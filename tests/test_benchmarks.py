@@ -19,7 +19,8 @@ from experiments.benchmarks import (
     the_store_costs_little,
     top_is_faster_than_sorting,
 )
-from nopr import data, records
+from nopr import data
+from nopr.lab import records
 
 TINY = {
     checkpoints_cost_little: {"EXAMPLES": 256, "EPOCHS": 2, "REPEATS": 1},

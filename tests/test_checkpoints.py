@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from nopr import checkpoints
+from nopr.lab import checkpoints
 
 
 class State(NamedTuple):

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nopr import checkpoints
-from nopr.checkpoints import files
+from nopr.lab import checkpoints
+from nopr.lab.checkpoints import files
 
 LARGE = {"w": np.random.default_rng(0).normal(size=100_000)}
 SMALL = {"w": np.zeros(2)}
@@ -237,7 +237,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 port, index, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, index, initialization_timeout=60)
-from nopr import checkpoints
+from nopr.lab import checkpoints
 
 mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
 

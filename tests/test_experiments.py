@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import cube, held_out, mask_information, methods, steps
+from experiments import cube, held_out, methods
+from experiments.mask_information import run as mask_information
 from nopr import finetune, information, masks, networks, trees
+from nopr.lab import steps
 
 NETWORK = networks.mlp((6, 5, 3), inputs=4)
 SHAPES = ((4, 6), (6, 5), (5, 3))

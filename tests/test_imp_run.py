@@ -8,8 +8,8 @@ import signal
 import launched
 import pytest
 
-from experiments import imp_run
-from experiments.configs import imp_run as configs
+from experiments.imp_run import config as configs
+from experiments.imp_run import run as imp_run
 
 TINY = {
     "data.validation": 1300,
@@ -20,7 +20,7 @@ TINY = {
     "pruning.rewind": "1ep",
 }
 WORDS = [
-    "--config=experiments/configs/imp_run.py",
+    "--config=experiments/imp_run/config.py",
     *(f"--config.{key}={value}" for key, value in TINY.items()),
 ]
 LEVELS = 7

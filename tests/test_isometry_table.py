@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import isometry_report, isometry_table
-from nopr import checkpoints, networks, records
+from experiments.isometry_table import page as isometry_report
+from experiments.isometry_table import run as isometry_table
+from nopr import networks
 from nopr.data import Images, Split
+from nopr.lab import checkpoints, records
 
 WIDTH, HIDDEN, INPUTS, CLASSES, SEEDS = 10, 2, 8, 3, 2
 
@@ -127,7 +129,7 @@ def test_published_numbers_stand_beside_what_they_are_of_and_nothing_else():
 
 
 def launch_config():
-    from experiments.configs import isometry_table as configs
+    from experiments.isometry_table import config as configs
 
     return configs.get_config()
 
@@ -201,7 +203,7 @@ TINY = {
     "measuring.inputs": 8,
 }
 WORDS = [
-    "--config=experiments/configs/isometry_table.py",
+    "--config=experiments/isometry_table/config.py",
     *(f"--config.{key}={value}" for key, value in TINY.items()),
 ]
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import launch, reproduce, steps
+from experiments import reproduce
+from nopr.lab import launch, steps
 
 ROOT = Path(__file__).resolve().parents[1]
 

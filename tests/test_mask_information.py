@@ -6,8 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from experiments import launch, mask_information, methods
-from experiments.configs import mask_information as configs
+from experiments import methods
+from experiments.mask_information import config as configs
+from experiments.mask_information import run as mask_information
+from nopr.lab import launch
 
 TINY = {
     "initializations": 2,
@@ -22,7 +24,7 @@ TINY = {
 }
 WORDS = [
     "launch",
-    "--config=experiments/configs/mask_information.py",
+    "--config=experiments/mask_information/config.py",
     *(f"--config.{key}={value}" for key, value in TINY.items()),
 ]
 

@@ -12,8 +12,8 @@ from matplotlib._pylab_helpers import Gcf
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 
-from nopr import plots
-from nopr.plots import canvas, series
+from nopr.lab import plots
+from nopr.lab.plots import canvas, series
 
 METHODS = (
     "random (ERK)",

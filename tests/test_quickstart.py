@@ -16,9 +16,12 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments import launch, methods, quickstart, quickstart_report
-from experiments.configs import quickstart as configs
+from experiments import methods
+from experiments.quickstart import config as configs
+from experiments.quickstart import page as quickstart_report
+from experiments.quickstart import run as quickstart
 from nopr import algorithms, criteria, networks, pruning
+from nopr.lab import launch
 
 DENSITIES = (0.5, 0.1)
 SEEDS = 2
@@ -41,7 +44,7 @@ TINY = {
     "information.steps": 5,
 }
 WORDS = [
-    "--config=experiments/configs/quickstart.py",
+    "--config=experiments/quickstart/config.py",
     *(f"--config.{key}={value}" for key, value in TINY.items()),
 ]
 FIGURES = ("accuracy_against_density", "bits_against_pruned", "singular_values")

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nopr import records
-from nopr.records import context
-from nopr.records.files import explained
+from nopr.lab import records
+from nopr.lab.records import context
+from nopr.lab.records.files import explained
 
 CONFIG = {"data": {"name": "digits", "classes": (1, 2)}, "rate": 0.1}
 
@@ -78,20 +78,18 @@ def test_the_source_digest_changes_with_the_code(tmp_path):
 
 
 FILES = {
-    "nopr/plots/lines.py": False,
-    "nopr/plots.py": True,
-    "nopr/records/report.py": True,
-    "nopr/tables.py": True,
+    "nopr/lab/plots/lines.py": False,
+    "nopr/lab/plots.py": True,
+    "nopr/lab/tables.py": False,
+    "nopr/lab/report.py": False,
     "nopr/finetune/loop.py": True,
-    "experiments/quickstart.py": True,
-    "experiments/quickstart_results.py": True,
-    "experiments/isometry_table.py": True,
-    "experiments/quickstart_report.py": True,
-    "experiments/report.py": False,
-    "experiments/tables.py": True,
+    "experiments/quickstart/run.py": True,
+    "experiments/quickstart/outcomes.py": True,
+    "experiments/quickstart/page.py": False,
+    "experiments/isometry_table/run.py": True,
     "experiments/reproduce.py": False,
     "experiments/launch.py": False,
-    "experiments/configs/quickstart.py": False,
+    "experiments/quickstart/config.py": False,
     "experiments/benchmarks/top.py": False,
 }
 

@@ -9,8 +9,8 @@ import pytest
 import scipy.stats
 from matplotlib.figure import Figure as Canvas
 
-from experiments import report, tables
-from experiments.tables import Column, Interval, Missing
+from nopr.lab import report, tables
+from nopr.lab.tables import Column, Interval, Missing
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 

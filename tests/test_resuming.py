@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from nopr import checkpoints, finetune
+from nopr import finetune
+from nopr.lab import checkpoints
 
 EPOCHS, EVERY = 5, 2  # segments of 2, 2 and 1
 SAVED = (2, 4, 5)

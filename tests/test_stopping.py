@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from experiments import stopping
+from nopr.lab import stopping
 
 
 @pytest.fixture(autouse=True)

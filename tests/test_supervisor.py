@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.supervisor import LOST, Sieve
+from nopr.lab.supervisor import LOST, Sieve
 
 ROOT = Path(__file__).resolve().parents[1]
 POLLED = (

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import progress
-from nopr import precision, processes, records, sweeps
+from nopr import precision, processes, sweeps
+from nopr.lab import progress, records
 from nopr.sweeps import cases, memory, plans, programs
 
 

@@ -16,7 +16,8 @@ import eight_devices  # noqa: E402 - JAX starts after the processes are connecte
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from nopr import records, sweeps  # noqa: E402
+from nopr import sweeps  # noqa: E402
+from nopr.lab import records  # noqa: E402
 
 found = {"count": processes.count(), "index": processes.index(), "said": []}
 found["shared"] = processes.share(b"first" if processes.index() == 0 else b"ignored")

@@ -21,7 +21,8 @@ from typing import Any
 import jax
 import optax
 
-from nopr import checkpoints, finetune, networks
+from nopr import finetune, networks
+from nopr.lab import checkpoints
 
 EXAMPLES, INPUTS, WIDTHS, BATCH_SIZE = 60_000, 784, (300, 100, 10), 128
 EPOCHS, REPEATS = 10, 6

@@ -22,7 +22,8 @@ import jax
 import numpy as np
 
 from experiments.benchmarks.exact_information_is_cheap import cube_datasets, initialize, step
-from nopr import records, sweeps
+from nopr import sweeps
+from nopr.lab import records
 
 STEPS, REPEATS = 500, 5
 PLANS = {"32 blocks": (64, 32), "1 block": (32, 1)}

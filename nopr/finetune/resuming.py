@@ -69,7 +69,8 @@ def resume(
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, tempfile
-      >>> from nopr import checkpoints, finetune
+      >>> from nopr import finetune
+      >>> from nopr.lab import checkpoints
       >>> loss = finetune.squared_error(lambda params, inputs: inputs @ params["w"])
       >>> options = {"step_loss": finetune.stateless(loss), "tx": optax.sgd(0.1), "batch_size": 2}
       >>> data = jnp.eye(4), jnp.ones((4, 1))

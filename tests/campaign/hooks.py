@@ -14,7 +14,7 @@ import os
 import sys
 import time
 
-from experiments import progress
+from nopr.lab import progress
 
 BALLAST = "ballast"
 DAY = 86400

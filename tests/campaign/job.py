@@ -15,8 +15,8 @@ import numpy as np
 import optax
 
 from campaign import hooks
-from experiments import progress
-from nopr import algorithms, checkpoints, criteria, finetune, networks, pruning, sweeps
+from nopr import algorithms, criteria, finetune, networks, pruning, sweeps
+from nopr.lab import checkpoints, progress
 
 BLOCK = 4
 EPOCHS = 4

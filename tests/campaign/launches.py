@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from nopr.checkpoints import files
+from nopr.lab.checkpoints import files
 
 TESTS = Path(__file__).resolve().parents[1]
 ROOT = TESTS.parent

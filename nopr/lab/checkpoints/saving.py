@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import PyTree
 
-from nopr.checkpoints import files, leaves
-from nopr.checkpoints.files import steps
+from nopr.lab.checkpoints import files, leaves
+from nopr.lab.checkpoints.files import steps
 
 Say = Callable[[str], Any]
 """Called with one line for a person at a time."""

@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from nopr.plots import canvas, series
-from nopr.plots.canvas import Curves, Rows
-from nopr.plots.series import Series
+from nopr.lab.plots import canvas, series
+from nopr.lab.plots.canvas import Curves, Rows
+from nopr.lab.plots.series import Series
 
 _LEAST_ERROR = 0.05  # in %: the error axis is logarithmic, and 100% has no place on it
 # In %, the most welcome first: those that come later give way where they are crowded.

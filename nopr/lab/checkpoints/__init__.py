@@ -16,8 +16,8 @@ Every process of a `jax.distributed` job may call this: the first one writes and
 no call waits for another process. Leaves have to be whole on that process, as replicated ones are.
 """
 
-from nopr.checkpoints.files import CheckpointError
-from nopr.checkpoints.saver import Saver
-from nopr.checkpoints.saving import restore, save, steps
+from nopr.lab.checkpoints.files import CheckpointError
+from nopr.lab.checkpoints.saver import Saver
+from nopr.lab.checkpoints.saving import restore, save, steps
 
 __all__ = ["CheckpointError", "Saver", "restore", "save", "steps"]

@@ -5,7 +5,7 @@ fifth of each layer by magnitude, go back to the initial weights, repeat. (The p
 output layer at half that rate; here all layers go alike.) Weights of a later epoch come back with
 `pruning.rewind`, after Frankle et al. 2019, arXiv:1903.01611.
 
-    python -m experiments.launch --config=experiments/configs/imp_run.py --workdir=runs/imp
+    python -m experiments.launch --config=experiments/imp_run/config.py --workdir=runs/imp
 
 takes 10 to 30 seconds on two cores. Stop it or kill it at any moment: the same command goes on
 from the last checkpoint and ends with the same bytes.

@@ -17,10 +17,10 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from experiments import held_out, isometry_report, progress, steps
-from experiments.isometry_report import SCHEDULES, STARTS
+from experiments import held_out
+from experiments.isometry_table import page as isometry_report
+from experiments.isometry_table.page import SCHEDULES, STARTS
 from nopr import (
-    checkpoints,
     criteria,
     data,
     finetune,
@@ -28,11 +28,11 @@ from nopr import (
     isometry,
     networks,
     pruning,
-    records,
     spectra,
     surgery,
     trees,
 )
+from nopr.lab import checkpoints, progress, records, steps
 from nopr.typing import Masks, Params
 
 LENGTHS = ("training.length", "finetuning.length", "training.checkpoint_every")

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import methods, quickstart_results, report, tables
-from experiments.configs import quickstart as standard
-from experiments.quickstart_results import Outcome, with_defaults
-from nopr import plots, records
+from experiments import methods
+from experiments.quickstart import config as standard
+from experiments.quickstart import outcomes as quickstart_results
+from experiments.quickstart.outcomes import Outcome, with_defaults
+from nopr.lab import plots, records, report, tables
 
 BUDGETS = (
     "Training epochs: all that a row took, choosing its mask included; methods are not compared at "
@@ -231,7 +232,7 @@ def command(config: ConfigDict) -> str:
     if not changes:
         return "make demo"
     program = ["python", "-m", "experiments.launch"]
-    return shlex.join([*program, "--config=experiments/configs/quickstart.py", *changes])
+    return shlex.join([*program, "--config=experiments/quickstart/config.py", *changes])
 
 
 def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation, Transform
 from scipy.optimize import isotonic_regression
 
-from nopr.plots import canvas
+from nopr.lab.plots import canvas
 
 _LEFT, _WIDTH, _BELOW, _HEIGHT = 0.92, 5.4, 0.62, 3.7  # inches
 _LABEL_HEIGHT = 0.064  # of the axes

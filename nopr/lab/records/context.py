@@ -19,17 +19,20 @@ from typing import Any
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 _SETTINGS = ("default_prng_impl", "threefry_partitionable", "default_matmul_precision")
 _PRESENTATION = (  # relative to the root; `*` takes in folders below
-    "nopr/plots/*",
+    "nopr/lab/plots/*",
+    "nopr/lab/launch.py",
+    "nopr/lab/progress.py",
+    "nopr/lab/report.py",
+    "nopr/lab/stopping.py",
+    "nopr/lab/supervisor.py",
+    "nopr/lab/tables.py",
     "experiments/benchmarks/*",
-    "experiments/configs/*",
+    "experiments/*/config.py",
+    "experiments/*/page.py",
     "experiments/launch.py",
-    "experiments/progress.py",
-    "experiments/report.py",
     "experiments/reproduce.py",
-    "experiments/stopping.py",
-    "experiments/supervisor.py",
 )
-_ROOT = Path(__file__).resolve().parents[2]
+_ROOT = Path(__file__).resolve().parents[3]
 
 
 def digest(config: Mapping[str, Any]) -> str:

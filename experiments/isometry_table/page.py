@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import report, tables
-from nopr import plots, records
+from nopr.lab import plots, records, report, tables
 
 PUBLISHED = {
     # arXiv:2105.05916, MLP-7-Linear, 90 epochs: best accuracy (%) at 1e-2 and 1e-3, mean JSV.

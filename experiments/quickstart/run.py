@@ -16,16 +16,10 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from experiments import (
-    cube,
-    held_out,
-    methods,
-    progress,
-    quickstart_checks,
-    quickstart_report,
-    steps,
-)
-from experiments.quickstart_results import Job, Outcome, initializations, with_defaults
+from experiments import cube, held_out, methods
+from experiments.quickstart import checks as quickstart_checks
+from experiments.quickstart import page as quickstart_report
+from experiments.quickstart.outcomes import Job, Outcome, initializations, with_defaults
 from nopr import (
     algorithms,
     finetune,
@@ -33,12 +27,12 @@ from nopr import (
     masks,
     networks,
     pruning,
-    records,
     spectra,
     surgery,
     sweeps,
     trees,
 )
+from nopr.lab import progress, records, steps
 from nopr.typing import Masks, Params, Pruner
 
 

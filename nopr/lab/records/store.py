@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from nopr.records.context import canonical, differences
-from nopr.records.files import explained, write_bytes, write_text
+from nopr.lab.records.context import canonical, differences
+from nopr.lab.records.files import explained, write_bytes, write_text
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")
 

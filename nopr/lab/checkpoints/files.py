@@ -21,8 +21,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from nopr.checkpoints import leaves
-from nopr.checkpoints.leaves import Stored
+from nopr.lab.checkpoints import leaves
+from nopr.lab.checkpoints.leaves import Stored
 
 _MANIFEST = "manifest.json"
 _ARRAYS = "arrays"

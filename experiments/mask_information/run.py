@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import cube, methods, progress, report, tables
-from nopr import plots, records
+from experiments import cube, methods
+from nopr.lab import plots, progress, records, report, tables
 
 PUBLISHED = {
     # Bits read off figure 4 of arXiv:2402.01089 (regression), good to about 0.01.

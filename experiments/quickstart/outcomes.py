@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import cube, methods, report, tables
-from nopr import records
+from experiments import cube, methods
+from nopr.lab import records, report, tables
 
 MEASURED = {
     "test_accuracy_percent": ("test_accuracy", 100.0),

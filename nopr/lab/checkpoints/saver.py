@@ -9,9 +9,9 @@ from types import TracebackType
 import jax
 from jaxtyping import PyTree
 
-from nopr.checkpoints import files, saving
-from nopr.checkpoints.files import CheckpointError
-from nopr.checkpoints.saving import Say
+from nopr.lab.checkpoints import files, saving
+from nopr.lab.checkpoints.files import CheckpointError
+from nopr.lab.checkpoints.saving import Say
 
 
 class Saver:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from nopr import processes
-from nopr.records.context import canonical, differences
-from nopr.records.files import RunError, explained, write_text
-from nopr.records.run import Member, Run, read_json
-from nopr.records.store import to_stderr
+from nopr.lab.records.context import canonical, differences
+from nopr.lab.records.files import RunError, explained, write_text
+from nopr.lab.records.run import Member, Run, read_json
+from nopr.lab.records.store import to_stderr
 
 
 @contextlib.contextmanager

@@ -14,16 +14,10 @@ from typing import Any
 import numpy as np
 
 from nopr import processes
-from nopr.records.context import (
-    canonical,
-    context,
-    environment,
-    settings,
-    source_digest,
-)
-from nopr.records.files import RunError, explained, plain_scalar, write_text
-from nopr.records.metrics import Metrics
-from nopr.records.store import Store, packed, unpacked
+from nopr.lab.records.context import canonical, context, environment, settings, source_digest
+from nopr.lab.records.files import RunError, explained, plain_scalar, write_text
+from nopr.lab.records.metrics import Metrics
+from nopr.lab.records.store import Store, packed, unpacked
 
 
 class Run:

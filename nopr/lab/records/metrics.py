@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nopr.records.files import explained, write_bytes
+from nopr.lab.records.files import explained, write_bytes
 
 
 class Metrics:

@@ -12,7 +12,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from nopr.plots.canvas import STYLE, Curves, Rows, check_finite
+from nopr.lab.plots.canvas import STYLE, Curves, Rows, check_finite
 
 _DPI = 150
 

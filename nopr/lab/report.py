@@ -26,8 +26,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from experiments import tables
-from nopr import records
+from nopr.lab import records, tables
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 

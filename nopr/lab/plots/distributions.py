@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from nopr.plots import canvas
+from nopr.lab.plots import canvas
 
 _BINS_PER_DECADE = 12
 _ROW, _GAP, _BELOW = 0.5, 0.12, 0.62  # inches

@@ -12,9 +12,9 @@ infinities) is an error that names the series.
     'weights kept, % (log scale; fewer to the right)'
 """
 
-from nopr.plots.distributions import singular_value_rows, singular_values
-from nopr.plots.files import Saved, curve_rows, save
-from nopr.plots.lines import accuracy_against_density, bits_against_pruned, lines_with_intervals
+from nopr.lab.plots.distributions import singular_value_rows, singular_values
+from nopr.lab.plots.files import Saved, curve_rows, save
+from nopr.lab.plots.lines import accuracy_against_density, bits_against_pruned, lines_with_intervals
 
 __all__ = [
     "Saved",

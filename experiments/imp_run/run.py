@@ -14,20 +14,9 @@ import optax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from experiments import held_out, report, steps, tables
-from nopr import (
-    algorithms,
-    checkpoints,
-    criteria,
-    data,
-    finetune,
-    masks,
-    networks,
-    plots,
-    pruning,
-    records,
-    trees,
-)
+from experiments import held_out
+from nopr import algorithms, criteria, data, finetune, masks, networks, pruning, trees
+from nopr.lab import checkpoints, plots, records, report, steps, tables
 from nopr.typing import Params
 
 SPLITS = ("validation", "test")
