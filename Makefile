@@ -6,20 +6,20 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 NAME ?= all
 ARGS ?=
 
-.PHONY: demo test lint bench faults reproduce notebooks clean
+.PHONY: demo test plain lint bench faults reproduce notebooks clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP_INSTALL) -e .
+	$(PIP_INSTALL) -e '.[lab]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.core
-	$(PIP_INSTALL) -e '.[dev]'
+	$(PIP_INSTALL) -e '.[lab,dev]'
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.core
-	$(PIP_INSTALL) -e '.[bench]'
+	$(PIP_INSTALL) -e '.[lab,bench]'
 	touch $@
 
 demo: $(VENV)/.core  ## the main job on the embedded digits
@@ -27,6 +27,12 @@ demo: $(VENV)/.core  ## the main job on the embedded digits
 
 test: $(VENV)/.dev  ## the whole fast suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+plain:  ## what `pip install nopr` brings, in an environment of its own
+	rm -rf .venv-plain
+	$(PYTHON) -m venv .venv-plain
+	.venv-plain/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt .
+	cd tests && ../.venv-plain/bin/python plain_install.py
 
 lint: $(VENV)/.dev  ## ruff (lint and format) and the type checker
 	$(BIN)/ruff check .
@@ -47,4 +53,4 @@ notebooks: $(VENV)/.dev  ## brings each notebook in step with its script and exe
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 -p no:xdist colab $(ARGS)
 
 clean:  ## removes the virtual environment and caches; leaves runs alone
-	rm -rf $(VENV) .pytest_cache .ruff_cache nopr.egg-info
+	rm -rf $(VENV) .venv-plain build dist .pytest_cache .ruff_cache nopr.egg-info

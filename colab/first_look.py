@@ -30,7 +30,7 @@ REPOSITORY = ""  # in Colab: the address of nopr's repository, as you would clon
 if "google.colab" in sys.modules and importlib.util.find_spec("nopr") is None:
     if not REPOSITORY:
         raise RuntimeError("nopr is not installed. Set `REPOSITORY` in this cell to its address.")
-    source = f"nopr @ git+{REPOSITORY}"
+    source = f"nopr[lab] @ git+{REPOSITORY}"
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", source], check=True)
 
 # %%

@@ -11,6 +11,7 @@ import pytest
 import nopr
 
 ROOT = Path(__file__).parents[1]
+SCIENCE = {"jax", "optax", "jaxtyping", "numpy", "scipy"}
 GROUPS = [
     {"typing", "precision", "processes"},
     {"trees"},
@@ -79,21 +80,27 @@ def test_every_module_has_its_place():
     assert {module for module, _ in modules()} <= known
 
 
-def test_runtime_dependencies_cover_what_is_imported():
+def declared():
+    """The distributions of a plain install, and those of the extra `lab`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = {
-        dependency.split(">=")[0].replace("-", "_").lower()
-        for dependency in project["dependencies"]
-    }
+    each = (project["dependencies"], project["optional-dependencies"]["lab"])
+    return [{line.split(">=")[0].replace("-", "_").lower() for line in lines} for lines in each]
+
+
+@pytest.mark.parametrize(("module", "path"), CASES)
+def test_the_science_imports_five_libraries_and_the_rest_what_is_declared(module, path):
+    plain, lab = declared()
     names = {"sklearn": "scikit_learn", "absl": "absl_py", "orbax": "orbax_checkpoint"}
-    names |= {"tensorflow_datasets": "tensorflow_datasets"}
-    optional = {"tensorflow", "nopr"}
-    for _, path in modules():
-        for name in imported(path):
-            package = name.split(".")[0]
-            if package in optional or package in sys.stdlib_module_names:
-                continue
-            assert names.get(package, package).lower() in declared, f"{path}: {package}"
+    allowed = {
+        "networks": SCIENCE | {"flax"},
+        "data": plain | lab,
+        "lab": plain | lab,
+    }.get(module, SCIENCE)
+    for name in imported(path):
+        package = name.split(".")[0]
+        if package not in {"nopr", *sys.stdlib_module_names}:
+            assert names.get(package, package).lower() in allowed, f"{path}: {package}"
+    assert plain >= SCIENCE
 
 
 def test_the_package_gives_every_module_by_name_and_nothing_else():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import os
 from pathlib import Path
 
@@ -60,7 +61,8 @@ def load(
       FileNotFoundError: If original files are missing in `manual_dir`.
       ConnectionError: If the set must be fetched and the network cannot be reached.
       OSError: If `data_dir` cannot be read or written.
-      ModuleNotFoundError: If the set needs TensorFlow and that is not installed.
+      ModuleNotFoundError: If the extra `lab` is not installed, or the set needs TensorFlow and that
+        is not installed.
     """
     manual = _folder(manual_dir, "NOPR_MANUAL_DIR")
     prepared = (
@@ -73,11 +75,13 @@ def load(
 
 def _raw(name: str, data_dir: Path, manual_dir: Path | None) -> Raw:
     if name == "digits":
+        _check_installed(name, "sklearn", "scikit-learn")
         return digits.read()
     if name in ARCHIVES:
         return _archive(ARCHIVES[name], data_dir, manual_dir)
     if name.lower() in NAMES:
         raise ValueError(f"Unknown data set {name!r}; did you mean {name.lower()!r}?")
+    _check_installed(name, "tensorflow_datasets", "TensorFlow Datasets")
     from nopr.data import elsewhere  # imports tensorflow_datasets
 
     if not elsewhere.is_known(name):
@@ -91,6 +95,7 @@ def _raw(name: str, data_dir: Path, manual_dir: Path | None) -> Raw:
 
 def _archive(archive: archives.Archive, data_dir: Path, manual_dir: Path | None) -> Raw:
     """Reads the prepared copy, preparing it first where there is none."""
+    _check_installed(archive.name, "tensorflow_datasets", "TensorFlow Datasets")
     there, manual = archives.is_prepared(archive, data_dir), None
     if not there:
         # Whatever is bound to fail fails here, before TFDS is imported and begins its retries.
@@ -100,6 +105,14 @@ def _archive(archive: archives.Archive, data_dir: Path, manual_dir: Path | None)
     if not there:
         prepared.prepare(archive, data_dir, manual=manual)
     return prepared.read(archive, data_dir)
+
+
+def _check_installed(name: str, module: str, package: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise ModuleNotFoundError(
+            f"The dataset {name!r} needs {package}, which is not installed. "
+            "It comes with the extra `lab`: pip install 'nopr[lab]'."
+        )
 
 
 def _originals(archive: archives.Archive, manual_dir: Path | None) -> Path | None:

@@ -1,6 +1,6 @@
 """For experiments: launching, run directories, stored stages, checkpoints, plots, tables, pages.
 
-Nothing in the science imports it. It comes with the extra `lab`.
+Nothing in the science imports it. What it needs beyond a plain install comes with the extra `lab`.
 """
 
 import importlib
@@ -23,7 +23,16 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Imports a module when it is first asked for."""
     if name in __all__:
-        return importlib.import_module(f"nopr.lab.{name}")
+        try:
+            return importlib.import_module(f"nopr.lab.{name}")
+        except ModuleNotFoundError as error:
+            if not error.name or error.name.startswith("nopr"):
+                raise
+            raise ModuleNotFoundError(
+                f"`nopr.lab.{name}` needs {error.name}, which is not installed. "
+                "It comes with the extra `lab`: pip install 'nopr[lab]'.",
+                name=error.name,
+            ) from error
     raise AttributeError(f"module 'nopr.lab' has no attribute {name!r}")
 
 
