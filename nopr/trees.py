@@ -22,6 +22,7 @@ from jaxtyping import Array, PyTree
 
 from nopr.typing import Counts, Masks, Params, Shapes, Where
 
+
 def path_string(path: Sequence[Any]) -> str:
     """The key path of a leaf as text, such as `"params/Dense_0/kernel"`."""
     return keystr(tuple(path), simple=True, separator="/")
