@@ -11,6 +11,7 @@ __version__ = "0.2.0"
 
 __all__ = [
     "algorithms",
+    "budgets",
     "criteria",
     "data",
     "densities",
@@ -24,6 +25,7 @@ __all__ = [
     "precision",
     "processes",
     "pruning",
+    "ranking",
     "schedules",
     "spectra",
     "surgery",

@@ -15,6 +15,7 @@ SCIENCE = {"jax", "optax", "jaxtyping", "numpy", "scipy"}
 GROUPS = [
     {"typing", "precision", "processes"},
     {"trees"},
+    {"budgets", "ranking"},
     {"masks", "schedules", "densities", "sweeps"},
     {"spectra", "granularity", "information"},
     {"criteria", "surgery", "robustness"},
