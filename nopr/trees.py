@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import keystr, tree_flatten_with_path, tree_map_with_path
+from jax.tree_util import GetAttrKey, keystr, tree_flatten_with_path, tree_map_with_path
 from jaxtyping import Array, PyTree
 
 from nopr.typing import Counts, Masks, Params, Shapes, Where
@@ -24,13 +24,38 @@ _POSITION_EMBEDDINGS = ("pos_embed", "position_embed", "positional_embed", "pose
 
 
 def path_string(path: Sequence[Any]) -> str:
-    """The key path of a leaf as text, such as `"params/Dense_0/kernel"`."""
-    return keystr(tuple(path), simple=True, separator="/")
+    """The key path of a leaf as text, such as `"params/Dense_0/kernel"`.
+
+    A last attribute `value` is left out: it is how `nnx.Variable` and `nn.Partitioned` box an
+    array, and the same leaf has one path in `nnx.state`, its pure form and `nnx.to_pure_dict`.
+    """
+    path = tuple(path)
+    boxed = len(path) > 1 and path[-1] == GetAttrKey("value")
+    return keystr(path[:-1] if boxed else path, simple=True, separator="/")
 
 
 def paths(tree: PyTree) -> tuple[str, ...]:
     """The path of every leaf of `tree`, in leaf order."""
     return tuple(path_string(path) for path, _ in tree_flatten_with_path(tree)[0])
+
+
+def by_path(tree: PyTree, name: str) -> dict[str, Any]:
+    """The leaves of `tree` by their paths, in leaf order.
+
+    Args:
+      tree: Any pytree.
+      name: What the error calls the tree.
+
+    Raises:
+      ValueError: If two leaves have one path.
+    """
+    found = {}
+    for path, leaf in tree_flatten_with_path(tree)[0]:
+        where = path_string(path)
+        if where in found:
+            raise ValueError(f"`{name}` has two leaves at {where!r}. Rename one of them.")
+        found[where] = leaf
+    return found
 
 
 def shapes(tree: PyTree) -> Shapes:
@@ -115,7 +140,7 @@ def overlay(f: Callable[[Any, Any], Any], params: Params, masks: PyTree) -> Para
     """
     check_matches(masks, params)
     leaves, treedef = tree_flatten_with_path(params)
-    found = _by_path(masks, "masks")
+    found = by_path(masks, "masks")
     values = [
         f(leaf, found[path_string(path)]) if path_string(path) in found else leaf
         for path, leaf in leaves
@@ -132,8 +157,8 @@ def check_matches(
       ValueError: Naming the first leaf that is missing or of another shape, or the path that two
         leaves of one tree have.
     """
-    there = _by_path(params, other)
-    for where, leaf in _by_path(masks, name).items():
+    there = by_path(params, other)
+    for where, leaf in by_path(masks, name).items():
         if where not in there:
             raise ValueError(
                 f"`{name}` has a leaf at {where!r} that `{other}` lacks; "
@@ -199,7 +224,7 @@ def _prunable_leaves(masks: PyTree, tree: PyTree) -> list[Any]:
     if jax.tree.structure(tree) == jax.tree.structure(masks):
         found = jax.tree.leaves(tree)
     else:
-        there = _by_path(tree, "rest")
+        there = by_path(tree, "rest")
         for path in wanted:
             if path not in there:
                 raise ValueError(
@@ -219,17 +244,6 @@ def _check_shapes(path: str, leaf: Any, other: Any) -> None:
             f"The trees do not match: shape {tuple(two)} at {path!r}, where the first tree has "
             f"{tuple(one)}."
         )
-
-
-def _by_path(tree: PyTree, name: str) -> dict[str, Any]:
-    """The leaves of `tree` by path, which no two of them may share."""
-    found = {}
-    for path, leaf in tree_flatten_with_path(tree)[0]:
-        where = path_string(path)
-        if where in found:
-            raise ValueError(f"`{name}` has two leaves at {where!r}. Rename one of them.")
-        found[where] = leaf
-    return found
 
 
 def _listing(names: Sequence[str], most: int = 6) -> str:
