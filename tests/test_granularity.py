@@ -216,7 +216,7 @@ def test_layers_that_do_not_fit_the_tree_are_named(rng):
 
     with pytest.raises(ValueError, match="must name at least two kernels, got"):
         pool("conv/kernel")
-    with pytest.raises(ValueError, match="names 'conv/kernal'.* nearest .* 'conv/kernel'"):
+    with pytest.raises(ValueError, match=r"names 'conv/kernal'.* nearest .* 'conv/kernel'"):
         pool("conv/kernal", "dense_10/kernel")
     with pytest.raises(ValueError, match="has a leaf at 'dense_2/kernel' that is not in `layers`"):
         pool("conv/kernel", "dense_10/kernel")

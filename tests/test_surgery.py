@@ -220,7 +220,7 @@ def test_live_and_remove_take_an_nnx_state():
 
 def test_layers_that_do_not_fit_are_named(rng):
     tree = dense_masks(np.ones(sum(SIZES)))
-    with pytest.raises(ValueError, match="names 'Dense_3/kernel'.* nearest .* 'Dense_"):
+    with pytest.raises(ValueError, match=r"names 'Dense_3/kernel'.* nearest .* 'Dense_"):
         surgery.live(tree, ("Dense_1/kernel", "Dense_3/kernel"))
     with pytest.raises(ValueError, match="leaf at 'Dense_2/kernel' that is not in `layers`"):
         surgery.effective_count(tree, ("Dense_1/kernel", "Dense_10/kernel"))
