@@ -96,7 +96,7 @@ def trained(params, kept):
         updates, state = tx.update(jax.grad(loss)(params, train), state, params)
         return (optax.apply_updates(params, updates), state), None
 
-    start = masks.apply(kept, params)
+    start = masks.apply(params, kept)
     return jax.lax.scan(step, (start, tx.init(start)), length=200)[0][0]
 
 
@@ -141,7 +141,7 @@ prune = pruning.pruner(
     criteria.magnitude(), density=0.2, scope="layer", granularity=granularity.units(deep.layers)
 )
 units = prune(dense, None, key=jax.random.key(2))
-pruned = masks.apply(units, dense)
+pruned = masks.apply(dense, units)
 repaired = isometry.orthogonalize(dense, units)
 
 probe = test[0][:100]

@@ -248,7 +248,7 @@ def _unit_masks(setting: Setting, params: Params, ratio: float) -> Masks:
     )
     kept = _kept_units(setting.config, ratio)
     counts = np.array([[kept] * setting.config.network.hidden], np.int32)
-    return jax.vmap(lambda p: prune(p, None, counts=counts, key=jax.random.key(0)))(params)
+    return jax.vmap(lambda p: prune(p, None, count=counts, key=jax.random.key(0)))(params)
 
 
 def _kept_units(config: ConfigDict, ratio: float) -> int:

@@ -162,7 +162,7 @@ def _tuning(network: networks.Network, trainer: Any) -> Any:
         def monitor(params: Params) -> dict[str, jax.Array]:
             return {"accuracy": evaluate(params, shared["validation"]).accuracy}
 
-        start = masks.apply(case["masks"], case["params"])
+        start = masks.apply(case["params"], case["masks"])
         train = trainer(monitor=monitor, best_by="accuracy")
         fitted = train(start, case["masks"], shared["train"], key=case["key"])
         return {

@@ -11,6 +11,7 @@ __version__ = "0.2.0"
 
 __all__ = [
     "algorithms",
+    "budgets",
     "checkpoints",
     "criteria",
     "data",
@@ -25,6 +26,7 @@ __all__ = [
     "precision",
     "processes",
     "pruning",
+    "ranking",
     "records",
     "schedules",
     "spectra",

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
+from nopr import masks as masks_
 from nopr import precision, trees
 from nopr.typing import Apply, Batch, Criterion, Loss, Masks, Params, Scores, Where
 
@@ -27,7 +28,9 @@ def random(*, where: Where = trees.is_prunable) -> Criterion:
     def score(
         params: Params, batch: Batch, *, masks: Masks | None = None, key: Key[Array, ""]
     ) -> Scores:
-        del batch, masks
+        del batch
+        if masks is not None:
+            masks_.check_bool(masks)
         leaves, treedef = jax.tree.flatten(trees.select(params, where))
         keys = jax.random.split(key, len(leaves))
         noise = [jax.random.uniform(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
@@ -166,6 +169,7 @@ def _living(params: Params, masks: Masks | None, where: Where) -> Params:
     if masks is None:
         return weights
     trees.check_same(masks, weights, name="masks", other="params")
+    masks_.check_bool(masks)
     return trees.map_prunable(lambda m, w: jnp.where(m, w, 0), masks, weights)
 
 

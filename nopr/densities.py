@@ -6,8 +6,9 @@ Every one keeps round(density * n) in all, by largest remainder.
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
-from nopr import trees
+from nopr import budgets, trees
 from nopr.typing import Counts, Shapes
 
 
@@ -25,14 +26,13 @@ def uniform(shapes: Shapes, *, density: float) -> Counts:
       ValueError: If `density` is outside [0, 1].
     """
     sizes = [math.prod(shape) for shape in shapes]
-    total = _total(sizes, density)
-    return trees.largest_remainder([total * size / max(sum(sizes), 1) for size in sizes], total)
+    return tuple(budgets.share(budgets.from_density(density, sum(sizes)), sizes))
 
 
 def erk(shapes: Shapes, *, density: float) -> Counts:
     r"""Kept weights per layer by the Erdős–Rényi-kernel rule.
 
-    Layer :math:`l` with sides :math:`n_i` keeps a share proportional to
+    Layer :math:`l` with dimensions :math:`n_i` keeps a share proportional to
     :math:`\sum_i n_i / \prod_i n_i`; a layer that would pass 1 becomes dense and the rest is
     shared again.
 
@@ -54,22 +54,17 @@ def erk(shapes: Shapes, *, density: float) -> Counts:
     Source: Evci et al. 2020, arXiv:1911.11134.
     """
     sizes = [math.prod(shape) for shape in shapes]
-    total = _total(sizes, density)
+    total = budgets.from_density(density, sum(sizes))
     dense: set[int] = set()
     while True:
-        # sum(shape) is the raw share times the size: the layer's weight in the split.
+        # The sum of the dimensions is the raw share times the size: the layer's weight in the
+        # split. A scalar has one dimension of 1.
         left = total - sum(sizes[i] for i in dense)
-        weights = {i: sum(shape) for i, shape in enumerate(shapes) if i not in dense}
-        scale = left / sum(weights.values()) if weights else 0.0
+        weights = {i: sum(shape or (1,)) for i, shape in enumerate(shapes) if i not in dense}
+        scale = Fraction(left, max(sum(weights.values()), 1))
         over = {i for i, weight in weights.items() if scale * weight > sizes[i]}
         if not over:
             break
         dense |= over
-    quotas = [float(size) if i in dense else scale * weights[i] for i, size in enumerate(sizes)]
+    quotas = [size if i in dense else scale * weights[i] for i, size in enumerate(sizes)]
     return trees.largest_remainder(quotas, total)
-
-
-def _total(sizes: list[int], density: float) -> int:
-    if not 0 <= density <= 1:
-        raise ValueError(f"`density` must be in [0, 1], got {density}.")
-    return round(density * sum(sizes))

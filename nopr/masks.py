@@ -5,7 +5,8 @@ A mask tree has a bool array on each prunable leaf (True = kept) and None elsewh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from jax.experimental import checkify
 from jaxtyping import Array, Bool, Int, Key, UInt
 
-from nopr import precision, trees
+from nopr import budgets, precision, ranking, trees
 from nopr.typing import LayerCount, Masks, Params, Scope, Scores
 
 
@@ -24,8 +25,9 @@ def top(
     *,
     density: Any = None,
     count: Any = None,
-    within: Masks | None = None,
+    masks: Masks | None = None,
     scope: Scope = "global",
+    warn: bool = True,
 ) -> Masks:
     r"""Keeps exactly the `count` highest scores, whatever the ties.
 
@@ -35,16 +37,22 @@ def top(
     exact and the choice deterministic. Works under jit and vmap; `density` and `count` may be
     traced.
 
+    A layer that keeps no weight cuts the network. Where the masks are concrete, a UserWarning
+    names the layers that lose their last weight, unless a 0 in `density` or `count` asked for it;
+    under a trace ask `emptied`.
+
     Args:
       scores: Float array on each prunable leaf, None elsewhere; higher = keep.
       density: Kept fraction of *all* prunable weights, in [0, 1]; round(density * n) are kept
         (half to even). A traced float32 density rounds as float32 does: 0.05 of 50 is then 3, not
         2; give `count` where that matters. Give this or `count`.
-      count: How many weights are kept. With `scope="layer"` also a sequence of one count a leaf;
-        a single count is then shared in proportion to size, by largest remainder.
-      within: Masks of the weights still alive; only these can be kept. A removed weight never
-        comes back by tying with a live one.
-      scope: `"global"`: all scores compete; `"layer"`: those of one leaf.
+      count: Number of kept weights. A traced one has an integer dtype.
+      masks: The weights still alive; only these can be kept. A removed weight never comes back by
+        tying with a live one.
+      scope: `"global"`: all scores compete; `"layer"`: those of one leaf. Then `density` and
+        `count` may also be one number a layer, as a sequence in leaf order or as
+        `{path: number}`; a single count is shared in proportion to size, by largest remainder.
+      warn: Whether to warn of layers that lose all their weights.
 
     Returns:
       Masks like `scores`.
@@ -52,8 +60,8 @@ def top(
     Raises:
       ValueError: If `density` or `count` is out of range, more is asked for than is alive, the
         trees do not match, or a concrete score is NaN or infinite (the message names the leaf).
-        Under a trace the last is a `checkify.debug_check`, and NaN of either sign ranks highest;
-        a count that passes the living weights keeps just these.
+        Under a trace the last is a `checkify.debug_check`, as is a density outside [0, 1]; NaN of
+        either sign ranks highest, and a count that passes the living weights keeps just these.
 
     Example:
       >>> import numpy as np
@@ -64,23 +72,30 @@ def top(
              [0, 0, 1]], dtype=int32)
     """
     leaves, treedef = jax.tree.flatten(scores)
-    _check_floating(leaves, trees.paths(scores))
-    if within is not None:
-        trees.check_same(within, scores, name="within", other="scores")
-        check_bool(within, name="within")
-    alive = None if within is None else [jnp.asarray(leaf) for leaf in jax.tree.leaves(within)]
-    counts = _counts(leaves, alive, density=density, count=count, scope=scope)
-    choose = partial(_choose, scope=scope)
+    _check_scores(scores)
+    paths = trees.paths(scores)
+    alive = None
+    if masks is not None:
+        trees.check_same(masks, scores, name="masks", other="scores")
+        check_bool(masks)
+        alive = [jnp.asarray(leaf) for leaf in jax.tree.leaves(masks)]
+    sizes = [leaf.size for leaf in leaves]
+    counts = budgets.kept(paths, sizes, alive, density=density, count=count, scope=scope)
+    choose = partial(ranking.highest, scope=scope)
     if any(leaf.dtype == np.float64 for leaf in leaves):
         # float64 stays float64, even where the caller's program is in single precision.
         kept, finite = precision.in_double(choose, leaves, alive, counts)
     else:
         kept, finite = choose(leaves, alive, counts)
-    _check_finite(finite, trees.paths(scores))
-    return jax.tree.unflatten(treedef, kept)
+    _check_finite(finite, paths)
+    result = jax.tree.unflatten(treedef, kept)
+    if warn:
+        asked = budgets.zeros(density if count is None else count, paths)
+        warn_emptied(result, before=masks, expected=asked)
+    return result
 
 
-def apply(masks: Masks, params: Params) -> Params:
+def apply(params: Params, masks: Masks) -> Params:
     """Sets every pruned weight of `params` to 0; leaves without a mask stay as they are.
 
     Raises:
@@ -92,10 +107,15 @@ def apply(masks: Masks, params: Params) -> Params:
       >>> params = {"kernel": np.array([[0.3, -2.0], [-1.0, 0.1]]), "bias": np.zeros(2)}
       >>> scores = {"kernel": abs(params["kernel"]), "bias": None}
       >>> kept = masks.top(scores, density=0.5)
-      >>> masks.apply(kept, params)["kernel"]
+      >>> masks.apply(params, kept)["kernel"]
       Array([[ 0., -2.],
              [-1.,  0.]], dtype=float32)
     """
+    if _all_bool(params) and not _all_bool(masks):
+        raise ValueError(
+            "`masks.apply` takes the params first, and got masks there. Write "
+            "`masks.apply(params, masks)`."
+        )
     check_bool(masks)
     return trees.overlay(lambda leaf, kept: jnp.where(kept, leaf, 0), params, masks)
 
@@ -108,12 +128,15 @@ def combine(*masks: Masks, rule: Callable[[Array, Array], Array] = jnp.logical_a
       rule: Joins two bool arrays, such as `jnp.logical_or`.
 
     Raises:
-      ValueError: If there is none, or they do not match; the message names the leaf.
+      ValueError: If there is none, they do not match, or one is not bool; the message names the
+        leaf.
     """
     if not masks:
         raise ValueError("`combine` needs at least one mask tree, got none.")
     result = masks[0]
+    check_bool(result)
     for other in masks[1:]:
+        check_bool(other)
         trees.check_same(other, result, name="masks", other="the masks before it")
         result = trees.map_prunable(rule, result, other)
     return result
@@ -121,7 +144,8 @@ def combine(*masks: Masks, rule: Callable[[Array, Array], Array] = jnp.logical_a
 
 def count(masks: Masks) -> Int[Array, "..."]:
     """The number of kept weights."""
-    return sum((jnp.sum(leaf, dtype=jnp.int32) for leaf in jax.tree.leaves(masks)), jnp.int32(0))
+    check_bool(masks)
+    return sum((_kept(leaf) for leaf in jax.tree.leaves(masks)), jnp.int32(0))
 
 
 def size(masks: Masks) -> int:
@@ -146,24 +170,70 @@ def by_layer(masks: Masks) -> dict[str, LayerCount]:
       a/kernel: 4 of 16, density 0.25
       b/kernel: 4 of 4, density 1.0
     """
-    kept = [jnp.sum(leaf, dtype=jnp.int32) for leaf in jax.tree.leaves(masks)]
+    check_bool(masks)
+    leaves = trees.by_path(masks, "masks")
+    kept = {path: _kept(leaf) for path, leaf in leaves.items()}
+    return {p: LayerCount(kept[p], leaf.size, kept[p] / leaf.size) for p, leaf in leaves.items()}
+
+
+def emptied(masks: Masks) -> dict[str, Bool[Array, ""]]:
+    """Whether each prunable leaf has lost all its weights, by its path, in leaf order.
+
+    Works under jit and vmap, where no warning can come: `jnp.stack(list(flags.values())).any()`
+    flags a network that is cut.
+
+    Example:
+      >>> import numpy as np
+      >>> from nopr import masks
+      >>> kept = {"a": {"kernel": np.eye(4, dtype=bool)}, "b": {"kernel": np.zeros((4, 1), bool)}}
+      >>> [path for path, flag in masks.emptied(kept).items() if flag]
+      ['b/kernel']
+    """
+    check_bool(masks)
     return {
-        path: LayerCount(k, leaf.size, k / leaf.size)
-        for path, leaf, k in zip(trees.paths(masks), jax.tree.leaves(masks), kept, strict=True)
+        path: ~jnp.any(jnp.asarray(leaf)) & (leaf.size > 0)
+        for path, leaf in trees.by_path(masks, "masks").items()
     }
+
+
+def warn_emptied(
+    masks: Masks, *, before: Masks | None = None, expected: Iterable[str] = ()
+) -> None:
+    """Warns by name of the layers that have lost all their weights; does nothing under a trace.
+
+    Args:
+      masks: The masks.
+      before: Masks from which these were chosen; what was empty in them is not reported again.
+      expected: Paths of layers that were meant to be emptied.
+    """
+    lost = emptied(masks)
+    known = {} if before is None else emptied(before)
+    if any(map(_traced, (*lost.values(), *known.values()))):
+        return
+    names = [
+        repr(path)
+        for path, flag in lost.items()
+        if flag and not known.get(path) and path not in expected
+    ]
+    if names:
+        warnings.warn(
+            f"No weight is kept in {', '.join(names)}, which cuts the network there. Keep more, "
+            "leave such layers out by `where`, or give each layer a count.",
+            stacklevel=3,
+        )
 
 
 def check_bool(masks: Masks, *, name: str = "masks") -> None:
     """Checks that every leaf of a mask tree is bool.
 
     Raises:
-      ValueError: Naming the first leaf that is not.
+      ValueError: Naming the first leaf that is not, or the path that two leaves have.
     """
-    for path, leaf in zip(trees.paths(masks), jax.tree.leaves(masks), strict=True):
+    for path, leaf in trees.by_path(masks, name).items():
         if getattr(leaf, "dtype", None) != np.dtype(bool):
             found = getattr(leaf, "dtype", type(leaf).__name__)
             raise ValueError(
-                f"`{name}` must be bool, got {found} at {path!r}. Were the arguments swapped?"
+                f"`{name}` must be bool, got {found} at {path!r}. Make masks with `masks.top`."
             )
 
 
@@ -172,6 +242,7 @@ def shuffle(masks: Masks, *, key: Key[Array, ""]) -> Masks:
 
     Source: Frankle et al. 2021, arXiv:2009.08576.
     """
+    check_bool(masks)
     leaves, treedef = jax.tree.flatten(masks)
     keys = jax.random.split(key, len(leaves))
     shuffled = [
@@ -187,203 +258,30 @@ def pack(masks: Masks) -> UInt[Array, " words"]:
     Two masks of one structure are equal exactly where their words are, which makes grouping many
     of them cheap.
     """
+    check_bool(masks)
     bits, _ = trees.ravel(masks)
     padded = jnp.pad(bits, (0, -bits.size % 32)).reshape(-1, 32).astype(jnp.uint32)
     return jnp.sum(padded << jnp.arange(32, dtype=jnp.uint32)[None, :], axis=1, dtype=jnp.uint32)
 
 
-def _choose(
-    leaves: list[Any], alive: list[Any] | None, counts: list[Any], *, scope: Scope
-) -> tuple[list[Array], list[Array]]:
-    """The masks of the leaves, and for each whether its scores are finite.
-
-    Only the parts are jitted: a `concatenate` that XLA's CPU fuses with what is around it takes
-    longer than all the rest.
-    """
-    leaves = [jnp.asarray(leaf) for leaf in leaves]
-    dtype = np.float64 if any(leaf.dtype == np.float64 for leaf in leaves) else np.float32
-    scores = [leaf.astype(dtype) for leaf in leaves]
-    if scope == "global":
-        joined, unravel = trees.ravel(scores)
-        living = None if alive is None else trees.ravel(alive)[0]
-        kept: list[Array] = unravel(_keep_highest(joined, living, counts[0]))
-    else:
-        living = [None] * len(scores) if alive is None else alive
-        kept = [_keep_highest(*each) for each in zip(scores, living, counts, strict=True)]
-    living = [None] * len(leaves) if alive is None else alive
-    return kept, [_is_finite(*each) for each in zip(leaves, living, strict=True)]
+def _kept(leaf: Any) -> Int[Array, ""]:
+    return jnp.sum(leaf, dtype=jnp.int32)
 
 
-@jax.jit
-def _is_finite(scores: Array, alive: Array | None) -> Bool[Array, ""]:
-    """Whether every score that can be chosen is finite; those of dead weights mean nothing."""
-    finite = jnp.isfinite(scores)
-    return jnp.all(finite if alive is None else finite | ~alive)
+def _all_bool(tree: Any) -> bool:
+    kinds = {getattr(leaf, "dtype", None) for leaf in jax.tree.leaves(tree)}
+    return kinds == {np.dtype(bool)}
 
 
-@jax.jit
-def _keep_highest(scores: Array, alive: Array | None, k: Any) -> Array:
-    """The k highest scores among those alive, the first among equals in flat order."""
-    keys = _order_key(scores).reshape(-1)
-    if alive is not None:
-        keys = jnp.where(alive.reshape(-1), keys, jnp.zeros_like(keys))
-    threshold = _kth_highest(keys, k, bits=keys.dtype.itemsize * 8)
-    above = keys > threshold
-    equal = (keys == threshold) & (threshold > 0)
-    kept = above | _first(equal, k - jnp.sum(above, dtype=jnp.int32))
-    return kept.reshape(scores.shape)
-
-
-def _first(equal: Bool[Array, " n"], need: Int[Array, ""]) -> Bool[Array, " n"]:
-    """The first `need` true places of `equal`: the highest, counted from the end."""
-    n = equal.size
-    from_end = np.uint32(n) - jax.lax.iota(np.uint32, n)
-    places = jnp.where(equal, from_end, jnp.zeros_like(from_end))
-    return equal & (places >= _kth_highest(places, need, bits=(n + 1).bit_length()))
-
-
-def _kth_highest(keys: UInt[Array, " n"], k: Int[Array, ""], *, bits: int) -> UInt[Array, ""]:
-    """The largest number of `bits` bits that at least k keys reach, from its highest digit down.
-
-    The digits are in base 4. One reduction counts for all three candidates in a single pass over
-    the keys, which takes XLA's CPU less time than one for a single candidate.
-    """
-    unsigned = keys.dtype.type
-    digits = -(-bits // 2)
-
-    def set_digit(i: Any, threshold: Array) -> Array:
-        shift = (2 * (digits - 1 - i)).astype(keys.dtype)
-        candidates = [threshold | (unsigned(digit) << shift) for digit in (1, 2, 3)]
-        reached = _sums([keys >= candidate for candidate in candidates])
-        digit = sum(((count >= k).astype(keys.dtype) for count in reached), unsigned(0))
-        return threshold | (digit << shift)
-
-    return jax.lax.fori_loop(0, digits, set_digit, jnp.zeros((), keys.dtype))
-
-
-def _sums(flags: Sequence[Bool[Array, " n"]]) -> Sequence[Int[Array, ""]]:
-    """How many of each are true, in one reduction."""
-    numbers = [flag.astype(jnp.int32) for flag in flags]
-    zeros = [np.int32(0)] * len(numbers)
-    return jax.lax.reduce(numbers, zeros, _add, (0,))
-
-
-def _add(left: Sequence[Array], right: Sequence[Array]) -> list[Array]:
-    return [a + b for a, b in zip(left, right, strict=True)]
-
-
-def _order_key(scores: Array) -> Array:
-    """An unsigned integer with the order of the float: -0.0 equals 0.0, any NaN is highest.
-
-    Float compares would flush subnormals to zero, and `x + 0.0` is optimised away; so the zero is
-    folded on the bits. No finite or infinite score has key 0, which marks a dead weight.
-    """
-    unsigned = np.dtype(f"uint{scores.dtype.itemsize * 8}")
-    top_bit = unsigned.type(1 << (unsigned.itemsize * 8 - 1))
-    exponent = np.array(np.inf, scores.dtype).view(unsigned)[()]
-    bits = jax.lax.bitcast_convert_type(scores, unsigned)
-    bits = jnp.where(bits == top_bit, jnp.zeros_like(bits), bits)
-    key = jnp.where(bits >= top_bit, ~bits, bits | top_bit)
-    return jnp.where((bits & ~top_bit) > exponent, jnp.full_like(key, ~unsigned.type(0)), key)
-
-
-def _counts(
-    leaves: Sequence[Any],
-    alive: Sequence[Array] | None,
-    *,
-    density: Any,
-    count: Any,
-    scope: Scope,
-) -> list[Any]:
-    """Kept counts: one for the whole network, or one a leaf."""
-    sizes = [leaf.size for leaf in leaves]
-    if scope not in ("global", "layer"):
-        raise ValueError(f"`scope` must be one of 'global', 'layer', got {scope!r}.")
-    if (density is None) == (count is None):
-        raise ValueError(
-            f"Give exactly one of `density` and `count`, got density={density}, count={count}."
-        )
-    total = _total(density, sum(sizes)) if count is None else count
-    if scope == "layer" and np.ndim(total) == 0:
-        wanted = _share(total, sizes)
-    else:
-        wanted = list(total) if np.ndim(total) else [total]
-    rooms = sizes if alive is None else [jnp.sum(mask, dtype=jnp.int32) for mask in alive]
-    if scope == "global":
-        rooms = [sum(rooms)]
-    elif alive is not None and np.ndim(total) == 0:
-        wanted = _fit(wanted, rooms)
-    if len(wanted) != len(rooms):
-        raise ValueError(
-            f"`count` must be one number{f' or {len(rooms)}' if scope == 'layer' else ''} with "
-            f"scope={scope!r}, got {len(wanted)}."
-        )
-    asked = "`count`" if density is None else f"`density` {density} of {sum(sizes)} weights"
-    return [_checked_count(k, room, asked) for k, room in zip(wanted, rooms, strict=True)]
-
-
-def _total(density: Any, n: int) -> Any:
-    if _traced(density):
-        # float32 cannot hold a product past 2**24.
-        return precision.in_double(
-            lambda d: jnp.rint(d.astype(jnp.float64) * float(n)).astype(jnp.int32), density
-        )
-    number = isinstance(density, int | float | np.number | Array | np.ndarray)
-    if not number or isinstance(density, bool) or np.ndim(density) or not 0 <= density <= 1:
-        raise ValueError(f"`density` must be in [0, 1], got {density!r}.")
-    return round(float(density) * n)
-
-
-def _share(total: Any, sizes: Sequence[int]) -> list[Any]:
-    """`total` shared in proportion to `sizes` by largest remainder; may be traced."""
-    n = sum(sizes)
-    if not _traced(total):
-        share = max(0, min(int(total), n))  # out of range is refused by the caller
-        counts = trees.largest_remainder([share * side / n for side in sizes], share)
-        return list(counts) if share == int(total) else [total] * len(sizes)
-    return precision.in_double(partial(_share_traced, sizes=np.asarray(sizes, np.int64)), total)
-
-
-def _share_traced(total: Array, *, sizes: np.ndarray) -> list[Array]:
-    total = total.astype(jnp.int64)
-    products, n = total * sizes, sizes.sum()
-    floors, remainders = products // n, products % n
-    order = jnp.argsort(-remainders, stable=True)
-    rank = jnp.zeros(len(sizes), jnp.int64).at[order].set(np.arange(len(sizes)))
-    extra = rank < total - jnp.sum(floors)
-    return [k.astype(jnp.int32) for k in floors + extra.astype(jnp.int64)]
-
-
-def _fit(wanted: Sequence[Any], rooms: Sequence[Any]) -> list[Any]:
-    """Moves what a layer has no room for to the first layers that have; the sum stays."""
-    rooms = [room if _traced(room) else int(room) for room in rooms]
-    least = jnp.minimum if any(map(_traced, (*wanted, *rooms))) else min
-    counts = [least(k, room) for k, room in zip(wanted, rooms, strict=True)]
-    left = sum(wanted) - sum(counts)
-    for i, room in enumerate(rooms):
-        extra = least(left, room - counts[i])
-        counts[i], left = counts[i] + extra, left - extra
-    counts[0] = counts[0] + left  # more than is alive: refused, or clipped under a trace
-    return counts
-
-
-def _checked_count(k: Any, room: Any, asked: str) -> Any:
-    if _traced(k) or _traced(room):
-        return jnp.clip(k, 0, room).astype(jnp.int32)
-    value = np.asarray(k)
-    if value != np.rint(value) or not 0 <= value <= int(room):
-        raise ValueError(
-            f"{asked} must be a whole number from 0 to {int(room)}, the weights alive, got {k}."
-        )
-    return np.int32(value)
-
-
-def _check_floating(leaves: Sequence[Any], paths: Sequence[str]) -> None:
+def _check_scores(scores: Scores) -> None:
+    leaves = trees.by_path(scores, "scores")
     if not leaves:
         raise ValueError("`scores` has no leaf: nothing is prunable.")
-    for path, leaf in zip(paths, leaves, strict=True):
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise ValueError(f"`scores` must be floating, got {leaf.dtype} at {path!r}.")
+    for path, leaf in leaves.items():
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            found = type(leaf).__name__ if dtype is None else dtype
+            raise ValueError(f"`scores` must be floating, got {found} at {path!r}.")
 
 
 def _check_finite(finite: Sequence[Array], paths: Sequence[str]) -> None:

@@ -6,8 +6,9 @@ each round among the granules still alive.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,28 +16,28 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
+from nopr import budgets, precision, schedules, trees
 from nopr import granularity as granularities
 from nopr import masks as masks_
-from nopr import precision, schedules, trees
-from nopr.typing import Batch, Counts, Criterion, Masks, Params, Pruner, Scope, Scores
+from nopr.typing import Batch, Counts, Criterion, Masks, Params, Pruner, Scope, Scores, Shapes
 
 
 def pruner(
     criterion: Criterion,
     *,
-    density: float | None = None,
+    density: Any = None,
     scope: Scope = "global",
     distribution: Callable[..., Counts] | None = None,
     granularity: granularities.Granularity | None = None,
     schedule: Callable[..., schedules.Schedule] = schedules.one_shot,
     rounds: int = 1,
 ) -> Pruner:
-    """Composes a Pruner `(params, batch, *, masks=None, counts=None, key) -> masks`.
+    """Composes a Pruner `(params, batch, *, masks=None, count=None, key) -> masks`.
 
     Args:
       criterion: What scores the weights.
-      density: Kept fraction of all granules after the last round, in [0, 1]. Without it every call
-        must give `counts`.
+      density: Kept fraction of all granules after the last round, in [0, 1]; or one a layer, as a
+        sequence in leaf order or as `{path: density}`. Without it every call must give `count`.
       scope: `"global"`: all granules compete; `"layer"`: those of one layer, with the same density
         in each.
       distribution: `(shapes, *, density) -> counts` for the layers, such as `densities.erk`;
@@ -47,42 +48,56 @@ def pruner(
 
     Returns:
       The Pruner. Called with `masks` it chooses among the granules alive in them. Called with
-      `counts` it keeps these instead of the scheduled ones: a number, one a round, or
-      [rounds, layers] counts per layer; they may be traced.
+      `count` it keeps that instead of the scheduled counts: a number, one a round, [rounds, layers]
+      counts per layer, or `{path: count}` with a number or one a round; numbers may be traced. It
+      warns of layers that lose all their weights, as `masks.top` does.
 
     Raises:
-      ValueError: If `density`, `rounds` or `scope` is out of range (here), or nothing says how
-        many to keep (when called).
+      ValueError: If `density`, `rounds` or `scope` is out of range (here), or nothing tells how
+        many to keep, or a count is too large (when called).
     """
     if rounds < 1:
         raise ValueError(f"`rounds` must be at least 1, got {rounds}.")
-    if density is not None:
-        schedule(density=density, steps=rounds)  # checks the density now, not at the first call
+    single = not isinstance(density, Mapping) and np.ndim(density) == 0
+    if distribution is not None and not single:
+        raise ValueError(
+            f"`density` must be one number with a `distribution`, got {density}. Leave one out."
+        )
+    for value in [density] if single else _values(density):
+        if density is not None:
+            schedule(density=value, steps=rounds)  # checks it now, not at the first call
     if scope not in ("global", "layer"):
         raise ValueError(f"`scope` must be one of 'global', 'layer', got {scope!r}.")
     grain = granularities.unstructured() if granularity is None else granularity
 
-    def planned(scores: Any) -> np.ndarray:
+    def planned(pooled: Any) -> np.ndarray:
         """Kept granules of each round, [rounds] or [rounds, layers]."""
         if density is None:
-            raise ValueError("The pruner has no `density`; give one, or `counts` in the call.")
+            raise ValueError("The pruner has no `density`; give one, or `count` in the call.")
+        shapes = trees.shapes(pooled)
+        sizes = [math.prod(shape) for shape in shapes]
+        each = budgets.layers(density, trees.paths(pooled), name="density")
+        if each is not None:
+            counts = [_scheduled(schedule, d, rounds, n) for d, n in zip(each, sizes, strict=True)]
+            return np.stack(counts, axis=1)
+        if distribution is None:
+            return _scheduled(schedule, density, rounds, sum(sizes))
         at = schedule(density=density, steps=rounds)
-        shapes = trees.shapes(jax.eval_shape(grain.pool, scores))
-        wanted = [at(step) for step in range(1, rounds + 1)]
-        if distribution is not None:
-            return _falling(np.array([distribution(shapes, density=d) for d in wanted], np.int32))
-        return level_counts(sum(math.prod(shape) for shape in shapes), wanted)
+        steps = range(1, rounds + 1)
+        return _falling(np.array([distribution(shapes, density=at(step)) for step in steps]))
 
     def prune(
         params: Params,
         batch: Batch,
         *,
         masks: Masks | None = None,
-        counts: Any = None,
+        count: Any = None,
         key: Key[Array, ""],
     ) -> Masks:
         like = jax.eval_shape(lambda: criterion(params, batch, masks=masks, key=key))
-        plan = _per_round(planned(like) if counts is None else counts, rounds)
+        pooled = jax.eval_shape(grain.pool, like)
+        paths = trees.paths(pooled)
+        plan = planned(pooled) if count is None else _per_round(count, rounds, paths)
 
         def prune_once(masks: Masks | None, xs: tuple[Any, Any]) -> tuple[Masks, Array]:
             count, key = xs
@@ -90,14 +105,20 @@ def pruner(
             return _keep(scores, count, masks, grain=grain, scope=scope), _finite(scores, masks)
 
         if rounds == 1:
-            return prune_once(masks, (_plain(plan[0]), key))[0]
-        full = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), like)
-        kept, finite = jax.lax.scan(
-            prune_once,
-            full if masks is None else masks,
-            (jnp.asarray(plan, jnp.int32), jax.random.split(key, rounds)),
-        )
-        _check_rounds(finite)
+            kept = prune_once(masks, (_plain(plan[0]), key))[0]
+        else:
+            if not _traced(plan):
+                _check_sizes(plan, trees.shapes(pooled))
+                plan = jnp.asarray(plan, jnp.int32)
+            full = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), like)
+            kept, finite = jax.lax.scan(
+                prune_once,
+                full if masks is None else masks,
+                (plan, jax.random.split(key, rounds)),
+            )
+            _check_rounds(finite)
+        asked = density if count is None else _plain(plan[-1])
+        masks_.warn_emptied(kept, before=masks, expected=budgets.zeros(asked, paths))
         return kept
 
     return prune
@@ -112,7 +133,8 @@ def levels(pruner: Pruner, counts: Any) -> Pruner:
         in a call of `pruner`.
 
     Returns:
-      A Pruner whose masks have a leading level axis.
+      A Pruner whose masks have a leading level axis. It does not warn of layers that lose all
+      their weights: `jax.vmap(masks.emptied)` tells it of each level.
     """
     plan = whole_counts(counts)
 
@@ -121,35 +143,29 @@ def levels(pruner: Pruner, counts: Any) -> Pruner:
         batch: Batch,
         *,
         masks: Masks | None = None,
-        counts: Any = None,
+        count: Any = None,
         key: Key[Array, ""],
     ) -> Masks:
-        if counts is not None:
-            raise ValueError("The counts of `levels` are fixed; give `counts` to its pruner.")
+        if count is not None:
+            raise ValueError("The counts of `levels` are fixed; give `count` to its pruner.")
         like = jax.eval_shape(
-            lambda: pruner(params, batch, masks=masks, counts=plan.max(axis=0), key=key)
+            lambda: pruner(params, batch, masks=masks, count=plan.max(axis=0), key=key)
         )
         check_at_most(plan, masks_.size(like))
-        many = jax.vmap(lambda k: pruner(params, batch, masks=masks, counts=k, key=key))
-        return many(jnp.asarray(plan))
+        many = jax.vmap(lambda k: pruner(params, batch, masks=masks, count=k, key=key))
+        return many(jnp.asarray(plan, jnp.int32))
 
     return prune
 
 
 def whole_counts(counts: Any) -> np.ndarray:
-    """Checks that concrete counts are whole numbers from 0 up, and gives them as int32.
+    """Checks that concrete counts are whole numbers from 0 up, and gives them as int64.
 
     Raises:
       ValueError: With the first that is not; densities are the usual mistake.
     """
-    values = np.asarray(counts)
-    bad = values[(values != np.rint(values)) | (values < 0)]
-    if bad.size:
-        raise ValueError(
-            f"`counts` must be whole numbers from 0 up, got {bad.flat[0]}. "
-            "`pruning.level_counts` makes them from densities."
-        )
-    return values.astype(np.int32)
+    remedy = "`pruning.level_counts` makes them from densities."
+    return budgets.whole(counts, must="`counts` must be whole numbers from 0 up", remedy=remedy)
 
 
 def check_at_most(counts: np.ndarray, size: int) -> None:
@@ -168,12 +184,25 @@ def level_counts(size: int, densities: Any) -> np.ndarray:
     Raises:
       ValueError: If a density is outside [0, 1] or the series rises.
     """
-    values = np.asarray(densities, np.float64)
-    if values.size == 0 or np.any((values < 0) | (values > 1)):
-        raise ValueError(f"`densities` must be in [0, 1] and not empty, got {densities}.")
-    if np.any(np.diff(values) > 0):
+    values = list(densities)
+    if not values:
+        raise ValueError("`densities` must have at least one, got none.")
+    values = [budgets.check_density(value, name="densities") for value in values]
+    if any(later > before for before, later in itertools.pairwise(values)):
         raise ValueError(f"`densities` must fall from level to level, got {densities}.")
-    return np.array([round(float(value) * size) for value in values], np.int32)
+    return np.array([budgets.from_density(value, size) for value in values], np.int64)
+
+
+def _scheduled(
+    schedule: Callable[..., schedules.Schedule], density: float, rounds: int, size: int
+) -> np.ndarray:
+    """Kept granules of `size` after each round."""
+    at = schedule(density=density, steps=rounds)
+    return level_counts(size, [at(step) for step in range(1, rounds + 1)])
+
+
+def _values(densities: Any) -> list[Any]:
+    return list(densities.values() if isinstance(densities, Mapping) else densities)
 
 
 def _keep(
@@ -192,7 +221,8 @@ def _keep(
         shares = grain.pool(jax.tree.map(lambda mask: jnp.asarray(mask, jnp.float32), masks))
         alive = jax.tree.map(lambda share: share > 0, shares)
     by_layer = scope == "layer" or np.ndim(count) == 1
-    kept = masks_.top(granules, count=count, within=alive, scope="layer" if by_layer else "global")
+    scope = "layer" if by_layer else "global"
+    kept = masks_.top(granules, count=count, masks=alive, scope=scope, warn=False)
     expanded = grain.expand(kept, scores)
     return expanded if masks is None else masks_.combine(expanded, masks)
 
@@ -234,14 +264,33 @@ def _falling(plan: np.ndarray) -> np.ndarray:
     return plan
 
 
-def _per_round(counts: Any, rounds: int) -> Any:
-    """`counts` with a leading axis of one entry a round."""
-    counts = counts if _traced(counts) else whole_counts(counts)
+def _per_round(count: Any, rounds: int, paths: Sequence[str]) -> Any:
+    """`count` with a leading axis of one entry a round."""
+    each = budgets.layers(count, paths, name="count") if isinstance(count, Mapping) else None
+    if each is not None:
+        traced = any(map(_traced, each))
+        rows = [jnp.asarray(one) if traced else np.asarray(one) for one in each]
+        rows = [row[None] if row.ndim == 0 and rounds == 1 else row for row in rows]
+        count = (jnp if traced else np).stack(rows, axis=-1)
+    counts = count if _traced(count) else whole_counts(count)
     if counts.ndim == 0:
         counts = counts[None]
     if len(counts) != rounds:
-        raise ValueError(f"`counts` must have one entry a round, {rounds}, got {len(counts)}.")
+        raise ValueError(f"`count` must have one entry a round, {rounds}, got {len(counts)}.")
     return counts
+
+
+def _check_sizes(plan: np.ndarray, shapes: Shapes) -> None:
+    """Checks concrete counts of rounds, [rounds] or [rounds, layers], against what is there."""
+    sizes = np.array([math.prod(shape) for shape in shapes])
+    if plan.ndim == 2 and plan.shape[1] != len(sizes):
+        raise ValueError(f"`count` must have one a layer, {len(sizes)}, got {plan.shape[1]}.")
+    over = plan > (sizes if plan.ndim == 2 else sizes.sum())
+    if over.any():
+        raise ValueError(
+            f"`count` must be at most what is there, {sizes.tolist()} by layer, got "
+            f"{plan[over][0]}."
+        )
 
 
 def _plain(count: Any) -> Any:

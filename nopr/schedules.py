@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
+from nopr import budgets
+
 Schedule: TypeAlias = Callable[[float], float]
 
 
@@ -20,7 +22,7 @@ def one_shot(*, density: float, steps: int = 1, initial: float = 1.0) -> Schedul
 def linear(*, density: float, steps: int, initial: float = 1.0) -> Schedule:
     """Equal differences between steps."""
     _check(density, steps, initial)
-    return lambda step: initial + (density - initial) * _progress(step, steps)
+    return _ending(density, steps, lambda t: initial + (density - initial) * t)
 
 
 def exponential(*, density: float, steps: int, initial: float = 1.0) -> Schedule:
@@ -29,7 +31,7 @@ def exponential(*, density: float, steps: int, initial: float = 1.0) -> Schedule
     Source: SynFlow's schedule, Tanaka et al. 2020, arXiv:2006.05467.
     """
     _check(density, steps, initial)
-    return lambda step: initial * (density / initial) ** _progress(step, steps)
+    return _ending(density, steps, lambda t: initial * (density / initial) ** t)
 
 
 def cubic(*, density: float, steps: int, initial: float = 1.0) -> Schedule:
@@ -38,16 +40,17 @@ def cubic(*, density: float, steps: int, initial: float = 1.0) -> Schedule:
     Source: Zhu & Gupta 2017, arXiv:1710.01878.
     """
     _check(density, steps, initial)
-    return lambda step: density + (initial - density) * (1 - _progress(step, steps)) ** 3
+    return _ending(density, steps, lambda t: density + (initial - density) * (1 - t) ** 3)
 
 
-def _progress(step: float, steps: int) -> float:
-    return min(max(step / steps, 0.0), 1.0)
+def _ending(density: float, steps: int, at: Schedule) -> Schedule:
+    """The schedule `at` of progress in [0, 1], exactly `density` from the last step on."""
+    return lambda step: density if step >= steps else at(max(step / steps, 0.0))
 
 
 def _check(density: float, steps: int, initial: float) -> None:
-    if not 0 <= density <= 1:
-        raise ValueError(f"`density` must be in [0, 1], got {density}.")
+    budgets.check_density(density)
+    budgets.check_density(initial, name="initial")
     if not density <= initial <= 1 or initial == 0:
         raise ValueError(f"`initial` must be in (0, 1] and at least `density`, got {initial}.")
     if steps < 1:

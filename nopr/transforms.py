@@ -58,7 +58,7 @@ def keep(tx: Transformation, masks: Masks | None) -> optax.GradientTransformatio
       >>> import optax
       >>> from nopr import masks, transforms
       >>> params, kept = {"w": jnp.array([4.0, 2.0])}, {"w": jnp.array([True, False])}
-      >>> params = masks.apply(kept, params)
+      >>> params = masks.apply(params, kept)
       >>> tx = transforms.keep(optax.sgd(0.5, momentum=0.9), kept)
       >>> updates, state = tx.update({"w": jnp.array([2.0, 2.0])}, tx.init(params), params)
       >>> optax.apply_updates(params, updates)

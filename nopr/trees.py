@@ -9,7 +9,9 @@ for laying such a tree over one that does not.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -19,8 +21,6 @@ from jax.tree_util import GetAttrKey, keystr, tree_flatten_with_path, tree_map_w
 from jaxtyping import Array, PyTree
 
 from nopr.typing import Counts, Masks, Params, Shapes, Where
-
-_POSITION_EMBEDDINGS = ("pos_embed", "position_embed", "positional_embed", "posembed")
 
 
 def path_string(path: Sequence[Any]) -> str:
@@ -63,12 +63,44 @@ def shapes(tree: PyTree) -> Shapes:
     return tuple(tuple(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
+def by_path(tree: PyTree, name: str) -> dict[str, Any]:
+    """The leaves of `tree` by path, in leaf order.
+
+    Args:
+      tree: Any pytree.
+      name: What errors call it.
+
+    Raises:
+      ValueError: If two leaves have one path, as in `{"a/b": x, "a": {"b": y}}`, or a leaf is a
+        NumPy masked array, whose mask JAX would drop; the message names it.
+    """
+    found = {}
+    for path, leaf in tree_flatten_with_path(tree)[0]:
+        where = path_string(path)
+        if where in found:
+            raise ValueError(f"`{name}` has two leaves at {where!r}. Rename one of them.")
+        if np.ma.isMaskedArray(leaf):
+            raise ValueError(
+                f"`{name}` has a masked array at {where!r}, whose mask would be lost. Fill it with "
+                "`.filled(...)`."
+            )
+        found[where] = leaf
+    return found
+
+
 def is_prunable(path: str, leaf: Any) -> bool:
-    """The default `where`: floating leaves of two or more sides, position embeddings excepted."""
-    dtype = getattr(leaf, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jnp.floating) or leaf.ndim < 2:
-        return False
-    return not any(name in path.lower() for name in _POSITION_EMBEDDINGS)
+    """The default `where`: floating leaves of two or more dimensions that are named like weights.
+
+    Excluded by name, whatever their shape, are biases, scales and offsets, the parameters of
+    normalization layers, position embeddings, learned tokens and running statistics, as Linen, NNX,
+    Haiku, Equinox and plain dicts call them. Only whole components of the path count: first its
+    last, then the one that holds it, indices and a trailing `/value` aside. So `multiscale/kernel`
+    and `offset_net/w` are prunable, while `qkv_b` and `norm1/weight` are not.
+
+    No path can tell that `self.a = LayerNorm((8, 8))` is a norm, or that `b` is a matrix: look at
+    `describe`, and pass a `where` of your own where it is wrong.
+    """
+    return not _why_not(path, leaf)
 
 
 def everything(path: str, leaf: Any) -> bool:
@@ -78,10 +110,49 @@ def everything(path: str, leaf: Any) -> bool:
     return dtype is not None and bool(jnp.issubdtype(dtype, jnp.floating))
 
 
+def describe(params: Params, where: Where = is_prunable) -> str:
+    """A table of what will be pruned and what will not.
+
+    Args:
+      params: The parameters.
+      where: `where(path, leaf)`, true for a prunable leaf.
+
+    Returns:
+      One line a leaf, in leaf order, with its path, shape and size, and the reason where the
+      default `where` excludes it; at the end the totals.
+
+    Example:
+      >>> import numpy as np
+      >>> from nopr import trees
+      >>> attention = {"kernel": np.ones((8, 2, 4)), "bias": np.ones((2, 4))}
+      >>> print(trees.describe({"norm": {"scale": np.ones(8)}, "query": attention}))
+      path          shape      size  prunable
+      norm/scale    (8,)          8  no: fewer than two dimensions
+      query/bias    (2, 4)        8  no: bias
+      query/kernel  (8, 2, 4)    64  yes
+      1 of 3 leaves and 64 of 80 weights are prunable.
+    """
+    rows, chosen = [("path", "shape", "size", "prunable")], []
+    leaves = by_path(params, "params")
+    sizes = {path: math.prod(getattr(leaf, "shape", ())) for path, leaf in leaves.items()}
+    for path, leaf in leaves.items():
+        shape = str(tuple(leaf.shape)) if hasattr(leaf, "shape") else type(leaf).__name__
+        if where(path, leaf):
+            chosen.append(path)
+            verdict = "yes"
+        else:
+            verdict = f"no: {_why_not(path, leaf)}" if where is is_prunable else "no"
+        rows.append((path, shape, f"{sizes[path]:,}", verdict))
+    first, second, third = (max(len(row[i]) for row in rows) for i in range(3))
+    lines = [f"{p:<{first}}  {s:<{second}}  {n:>{third}}  {v}" for p, s, n, v in rows]
+    weights = f"{sum(sizes[path] for path in chosen):,} of {sum(sizes.values()):,} weights"
+    return "\n".join([*lines, f"{len(chosen)} of {len(leaves)} leaves and {weights} are prunable."])
+
+
 def select(params: Params, where: Where = is_prunable) -> Params:
     """Keeps the prunable leaves of `params` and puts None on all others.
 
-    Choose before anything is stacked over seeds: a stacked bias has two sides.
+    Choose before anything is stacked over seeds: a stacked bias has two dimensions.
 
     Args:
       params: The parameters.
@@ -91,15 +162,16 @@ def select(params: Params, where: Where = is_prunable) -> Params:
       A tree like `params`, None on each leaf that is not prunable.
 
     Raises:
-      ValueError: If nothing is prunable.
+      ValueError: If nothing is prunable, or two leaves have one path.
     """
+    there = by_path(params, "params")
     chosen = tree_map_with_path(
         lambda path, leaf: leaf if where(path_string(path), leaf) else None, params
     )
     if not jax.tree.leaves(chosen):
         raise ValueError(
-            f"No leaf of `params` is prunable, of {len(jax.tree.leaves(params))} "
-            f"({_listing(paths(params))}). Pass a `where(path, leaf)` that chooses some."
+            f"No leaf of `params` is prunable, of {len(there)} ({_listing(tuple(there))}). "
+            "Pass a `where(path, leaf)` that chooses some; `trees.describe` shows the reasons."
         )
     return chosen
 
@@ -200,23 +272,89 @@ def ravel(tree: PyTree) -> tuple[Array, Callable[[Any], PyTree]]:
     return jnp.concatenate([leaf.reshape(-1) for leaf in leaves]), unravel
 
 
-def largest_remainder(quotas: Sequence[float], total: int) -> Counts:
+def largest_remainder(quotas: Sequence[Fraction | int], total: int) -> Counts:
     """Rounds `quotas` to whole numbers that sum to `total`, by largest remainder.
 
     The floors are taken first; what is left goes to the largest fractional parts, the earlier
     first among equals.
 
+    Args:
+      quotas: Exact numbers from 0 up. Floats would break ties by their rounding.
+      total: What the quotas sum to.
+
     Raises:
-      ValueError: If the quotas do not sum to `total` within half of their number.
+      ValueError: If the quotas do not sum to `total`.
     """
-    values = np.asarray(quotas, np.float64)
-    floors = np.floor(values + 1e-9).astype(np.int64)
-    left = int(total) - int(floors.sum())
-    if not 0 <= left <= len(values):
-        raise ValueError(f"`quotas` must sum to `total` = {total}, got {values.sum()}.")
-    order = np.argsort(-(values - floors), kind="stable")
-    floors[order[:left]] += 1
-    return tuple(int(value) for value in floors)
+    if sum(quotas) != total:
+        raise ValueError(f"`quotas` must sum to `total` = {total}, got {float(sum(quotas))}.")
+    counts = [math.floor(quota) for quota in quotas]
+    order = sorted(range(len(quotas)), key=lambda i: counts[i] - quotas[i])
+    for i in order[: total - sum(counts)]:
+        counts[i] += 1
+    return tuple(counts)
+
+
+_BIASES = {"bias", "biases", "bq", "bk", "bv", "bo"}
+_SCALES = {"scale", "scales", "offset", "offsets", "shift", "gain", "gamma", "beta", "g"}
+_NORMS = {"ln", "bn", "gn", "normalization"}
+_LAYERS = {"proj", "projection", "linear", "dense", "conv", "fc", "net", "mlp"}
+_WEIGHTS = {"kernel", "weight", "weights", "w"}
+_POSITIONS = {"pos", "position", "positions", "positional"}
+_POSITION_EMBEDDINGS = {"wpe", "posemb", "posembed", "posembedding"}
+_EMBEDDINGS = {"emb", "embs", "embed", "embeds", "embedding", "embeddings", "encoding", "bias"}
+
+
+def _why_not(path: str, leaf: Any) -> str:
+    """Why the default `where` excludes a leaf; empty where it is prunable."""
+    if not everything(path, leaf):
+        return "not floating"
+    if leaf.ndim < 2:
+        return "fewer than two dimensions"
+    parts = [part for part in path.split("/") if part != "~" and not part.isdigit()]
+    if len(parts) > 1 and parts[-1] == "value":  # the array of an `nnx.Variable`
+        parts.pop()
+    if "batch_stats" in parts:
+        return "running statistics"
+    owner, name = ([], [], *map(_words, parts))[-2:]
+    return _by_name(name) or _by_owner(owner)
+
+
+def _by_name(words: Sequence[str]) -> str:
+    """What the last component says."""
+    if not words:
+        return ""
+    if _is_norm(words):
+        return "norm"
+    if words[-1] in _WEIGHTS:
+        return ""
+    if _POSITION_EMBEDDINGS.union(_POSITIONS).intersection(words):
+        return "position embedding"
+    if _BIASES.intersection(words) or ("b" in (words[0], words[-1]) and "lora" not in words):
+        return "bias"
+    if words[-1] in _SCALES:
+        return "scale or offset"
+    return "learned token" if words[-1] in ("token", "cls") else ""
+
+
+def _by_owner(words: Sequence[str]) -> str:
+    """What the component that holds the last one says."""
+    if _is_norm(words):
+        return "norm"
+    positions = _POSITIONS.intersection(words) and _EMBEDDINGS.intersection(words)
+    if positions or _POSITION_EMBEDDINGS.intersection(words):
+        return "position embedding"
+    return "running statistics" if words[-1:] == ["ema"] else ""
+
+
+def _is_norm(words: Sequence[str]) -> bool:
+    named = any(word in _NORMS or word.endswith(("norm", "norms")) for word in words)
+    return named and not _LAYERS.intersection(words)
+
+
+def _words(component: str) -> list[str]:
+    """The words of a component: `"LayerNorm_0"` is layer, norm. Single letters keep their case."""
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", component)
+    return [word if len(word) == 1 else word.lower() for word in words]
 
 
 def _prunable_leaves(masks: PyTree, tree: PyTree) -> list[Any]:

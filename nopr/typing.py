@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from jaxtyping import Array, Key, PyTree
 
@@ -25,7 +25,7 @@ Shapes: TypeAlias = tuple[tuple[int, ...], ...]
 Counts: TypeAlias = tuple[int, ...]
 """How many weights (or granules) each prunable leaf keeps, in leaf order."""
 
-Scope: TypeAlias = str
+Scope: TypeAlias = Literal["global", "layer"]
 """Where scores compete: `"global"`, over the whole network, or `"layer"`, within each layer."""
 
 Where: TypeAlias = Callable[[str, Any], bool]
@@ -62,10 +62,10 @@ class Pruner(Protocol):
         batch: Batch,
         *,
         masks: Masks | None = None,
-        counts: Any = None,
+        count: Any = None,
         key: Key[Array, ""],
     ) -> Masks:
-        """Returns the masks; `counts` replaces the pruner's own final counts (may be traced)."""
+        """Returns the masks; `count` replaces what the pruner itself would keep (may be traced)."""
         ...
 
 

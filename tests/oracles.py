@@ -1,15 +1,27 @@
 """Slow, obvious twins in NumPy, loops and float64."""
 
+from fractions import Fraction
+
 import numpy as np
 
 
-def top(scores, k, within=None):
+def top(scores, k, alive=None):
     """The k highest scores of a flat list, the first among equals; -0.0 equals 0.0."""
-    alive = [i for i in range(len(scores)) if within is None or within[i]]
-    order = sorted(alive, key=lambda i: (-(scores[i] + 0.0), i))
+    there = [i for i in range(len(scores)) if alive is None or alive[i]]
+    order = sorted(there, key=lambda i: (-(scores[i] + 0.0), i))
     kept = np.zeros(len(scores), bool)
     kept[order[:k]] = True
     return kept
+
+
+def shares(total, sizes):
+    """`total` in proportion to `sizes`: the floors, then one at a time to who lacks the most."""
+    quotas = [Fraction(total * size, sum(sizes)) for size in sizes]
+    counts = [int(quota) for quota in quotas]
+    while sum(counts) < total:
+        lacks = [quota - count for quota, count in zip(quotas, counts, strict=True)]
+        counts[lacks.index(max(lacks))] += 1
+    return counts
 
 
 def relu_mlp(params, inputs):

@@ -28,12 +28,12 @@ def loss(params, data):
 def train(params, kept, data, *, key):
     """Forty steps of gradient descent that multiply by the mask."""
     del key
-    params = params if kept is None else masks.apply(kept, params)
+    params = params if kept is None else masks.apply(params, kept)
 
     def step(params, _):
         gradient = jax.grad(loss)(params, data)
         params = jax.tree.map(lambda p, g: p - 0.2 * g, params, gradient)
-        return (params if kept is None else masks.apply(kept, params)), None
+        return (params if kept is None else masks.apply(params, kept)), None
 
     return jax.lax.scan(step, params, None, length=40)[0]
 
@@ -79,7 +79,7 @@ def test_imp_trains_prunes_and_rewinds_level_by_level(data, getkey):
     kept, path = trees.full_masks(start), []
     for count in LEVELS:
         trained = train(start, kept, data, key=None)
-        kept = masks.top(criteria.magnitude()(trained, None), count=count, within=kept)
+        kept = masks.top(criteria.magnitude()(trained, None), count=count, masks=kept)
         path.append(kept)
     assert_same(ALL["imp"](data, key=key), kept)
     every = algorithms.imp(

@@ -94,10 +94,10 @@ def test_every_level_goes_on_from_the_rewind_epoch_as_training_was_there(fixed, 
     for level, count in enumerate((*LEVELS, None)):
         assert int(masks.count(kept)) == (SIZE, *LEVELS)[level]
         trace, clip, schedule = rewound.opt_state
-        trace = trace._replace(trace=masks.apply(kept, trace.trace))
+        trace = trace._replace(trace=masks.apply(trace.trace, kept))
         assert int(schedule.count) == 3 * REWIND
         begin = rewound._replace(
-            params=masks.apply(kept, rewound.params),
+            params=masks.apply(rewound.params, kept),
             masks=kept,
             opt_state=(trace, clip, schedule),
         )
@@ -106,7 +106,7 @@ def test_every_level_goes_on_from_the_rewind_epoch_as_training_was_there(fixed, 
         np.testing.assert_array_equal(whole.history.metrics["norm"][level], history.metrics["norm"])
         _assert_same_bits(jax.tree.map(lambda leaf, at=level: leaf[at], whole.masks), kept)
         if count is not None:
-            kept = MAGNITUDE(carry.params, fixed, masks=kept, counts=count, key=prune_key)
+            kept = MAGNITUDE(carry.params, fixed, masks=kept, count=count, key=prune_key)
     _assert_same_bits(whole.params, carry.params)
 
 
@@ -204,13 +204,13 @@ def test_what_cannot_be_run_is_refused(options, message, fixed):
 def test_the_pruner_scores_on_the_batch_it_is_given_and_among_the_weights_that_are_left(fixed):
     shapes, alive = set(), []
 
-    def pruner(params, batch, *, masks=None, counts=None, key):
+    def pruner(params, batch, *, masks=None, count=None, key):
         shapes.add(jax.tree.map(jnp.shape, batch))
         if masks is not None:
-            alive.append(int(count(masks)))
-        return MAGNITUDE(params, batch, masks=masks, counts=counts, key=key)
+            alive.append(int(kept(masks)))
+        return MAGNITUDE(params, batch, masks=masks, count=count, key=key)
 
-    count = masks.count
+    kept = masks.count
     _run(fixed, pruner=pruner, batch=lambda data: (data[0][:2], data[1][:2]))
     assert shapes == {((2, 3), (2,))}
     assert alive == [SIZE, LEVELS[0]]

@@ -112,7 +112,7 @@ def test_stacked_batches_sum_their_gradients_before_anything_else(make, problem,
 def test_masks_are_applied_by_the_criterion_itself(problem, rng):
     params, batch = problem
     kept = jax.tree.map(lambda w: rng.random(w.shape) < 0.6, trees.select(params))
-    masked = masks.apply(kept, params)
+    masked = masks.apply(params, kept)
     cases = {
         "magnitude": criteria.magnitude(),
         "snip": criteria.snip(loss),
@@ -222,7 +222,7 @@ def test_criteria_work_on_an_nnx_state(rng):
     assert trees.paths(scores) == ("kernel/value",)
     kept = masks.top(scores, density=0.5)
     assert int(masks.count(kept)) == 3
-    assert isinstance(masks.apply(kept, state), nnx.State)
+    assert isinstance(masks.apply(state, kept), nnx.State)
 
 
 def test_masks_that_do_not_match_the_prunable_leaves_are_refused(problem):

@@ -1,6 +1,7 @@
 import math
 
 import numpy as np
+import oracles
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,6 +36,19 @@ def test_erk_makes_a_layer_dense_that_would_pass_one_and_shares_the_rest_again()
     left = 10_004 - 8
     assert counts[0] == 8
     np.testing.assert_allclose(counts[1:], [left * 200 / 625, left * 425 / 625], atol=1)
+
+
+@given(total=st.integers(0, 12))
+def test_uniform_is_exact_where_shares_tie(total):
+    counts = densities.uniform(((2,), (5,), (5,)), density=total / 12)
+    assert list(counts) == oracles.shares(total, (2, 5, 5))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_scalars_and_layers_without_weights_have_their_place(rule):
+    assert rule(((), (0, 4), (3,)), density=0.5) in ((0, 0, 2), (1, 0, 1))
+    assert rule(((0,),), density=0.5) == (0,)
+    assert rule(((),), density=1.0) == (1,)
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -52,7 +52,7 @@ def test_every_method_keeps_exactly_the_planned_weights(name, problem, getkey, r
     params = NETWORK.init(getkey())
     batch = rng.normal(size=(9, 4)).astype(np.float32), np.arange(9) % 3
     prune = methods.pruner(name, problem, synflow_rounds=ROUNDS)
-    program = jax.jit(lambda counts, key: prune(params, batch, counts=counts, key=key))
+    program = jax.jit(lambda counts, key: prune(params, batch, count=counts, key=key))
     for density in (1.0, 0.5, 0.123, 0.04, 0.0):
         counts = methods.plan(name, density, problem, synflow_rounds=ROUNDS)
         found = program(jnp.asarray(counts), getkey())
@@ -63,7 +63,7 @@ def test_every_method_keeps_exactly_the_planned_weights(name, problem, getkey, r
 def test_units_keep_their_whole_rows_and_columns(problem, getkey):
     params = NETWORK.init(getkey())
     prune = methods.pruner("units_after", problem, synflow_rounds=ROUNDS)
-    found = prune(params, None, counts=np.array([[3, 2]]), key=getkey())
+    found = prune(params, None, count=np.array([[3, 2]]), key=getkey())
     first, second, last = (np.asarray(found[f"layer_{i}"]["kernel"]) for i in range(3))
     np.testing.assert_array_equal(first, np.broadcast_to(first[0], first.shape))
     np.testing.assert_array_equal(second, first[0][:, None] & second.any(axis=0))
@@ -90,7 +90,7 @@ def test_units_go_from_the_layer_they_are_planned_for_however_the_layers_sort(ge
     assert problem.widths == (5, *hidden, 3)
     counts = methods.plan("units_after", 0.5, problem, synflow_rounds=ROUNDS)
     prune = methods.pruner("units_after", problem, synflow_rounds=ROUNDS)
-    found = trees.map_prunable(np.asarray, prune(params, None, counts=counts, key=getkey()))
+    found = trees.map_prunable(np.asarray, prune(params, None, count=counts, key=getkey()))
     kept = [found[path.split("/")[0]]["kernel"].any(axis=0).sum() for path in network.layers]
     assert kept == [20, *[15] * 9, 4, 3]
 

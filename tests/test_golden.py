@@ -129,7 +129,7 @@ def test_synflow_100_masks_match_exactly_round_by_round_counts(net, golden):
     score = criteria.synflow(NETS[net], input_shape=(28, 28, 1))
     n = sum(leaf.size for leaf in kernels(params).values())
     prune = pruning.pruner(score, rounds=100)
-    run = jax.jit(lambda counts: prune(params, None, counts=counts, key=jax.random.key(0)))
+    run = jax.jit(lambda counts: prune(params, None, count=counts, key=jax.random.key(0)))
     for density in DENSITIES:
         rounds = [count(n, float(density) ** (t / 100)) for t in range(1, 101)]
         assert_masks_equal(
@@ -147,7 +147,7 @@ def test_synflow_gives_the_mask_of_double_precision_in_a_program_of_single(net, 
     rounds = np.array([count(n, 0.01 ** (t / 100)) for t in range(1, 101)], np.int32)
 
     def run(params):
-        return jax.jit(lambda p: prune(p, None, counts=rounds, key=jax.random.key(0)))(params)
+        return jax.jit(lambda p: prune(p, None, count=rounds, key=jax.random.key(0)))(params)
 
     with jax.enable_x64(False):
         single = run(params)

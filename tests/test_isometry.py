@@ -158,7 +158,7 @@ def test_a_pruned_linear_net_gets_every_singular_value_equal_to_the_product_of_g
     new = isometry.orthogonalize(params, kept, gain=lambda path, _: gains[path], method=method)
     values = spectra.singular_values(linear, new, jnp.ones((2, 9)))
     np.testing.assert_allclose(values, 3.0, rtol=1e-5)
-    jax.tree.map(np.testing.assert_array_equal, masks.apply(kept, new), new)
+    jax.tree.map(np.testing.assert_array_equal, masks.apply(new, kept), new)
 
 
 def test_it_jits_and_vmaps_over_params_and_masks_like_a_loop(rng):

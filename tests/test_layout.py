@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 GROUPS = [
     {"typing", "precision", "processes"},
     {"trees"},
+    {"budgets", "ranking"},
     {"masks", "schedules", "densities", "sweeps"},
     {"spectra", "granularity", "information"},
     {"criteria", "surgery", "robustness"},

@@ -18,8 +18,10 @@ TIED = st.lists(
     st.sampled_from([-2.0, -1.0, -0.0, 0.0, 1e-45, 1.0, 3e38]), min_size=12, max_size=12
 )
 ALIVE = st.lists(st.booleans(), min_size=12, max_size=12)
+SIZES = (2, 5, 5)
 top_jit = jax.jit(lambda scores, k: masks.top(scores, count=k))
-top_within_jit = jax.jit(lambda scores, k, within: masks.top(scores, count=k, within=within))
+top_alive_jit = jax.jit(lambda scores, k, alive: masks.top(scores, count=k, masks=alive))
+layers_jit = jax.jit(lambda scores, k: masks.top(scores, count=k, scope="layer"))
 
 
 def tree(flat):
@@ -34,15 +36,31 @@ def flat(kept):
 @given(scores=TIED, k=st.integers(0, 12))
 def test_top_agrees_with_sorting_when_scores_tie(scores, k):
     expected = oracles.top(scores, k)
-    np.testing.assert_array_equal(flat(masks.top(tree(scores), count=k)), expected)
+    np.testing.assert_array_equal(flat(masks.top(tree(scores), count=k, warn=False)), expected)
     np.testing.assert_array_equal(flat(top_jit(tree(scores), k)), expected)
 
 
-@given(scores=TIED, within=ALIVE, k=st.integers(0, 12))
-def test_a_removed_weight_never_comes_back(scores, within, k):
-    alive = {"a": np.reshape(within[:8], (2, 4)), "skip": None, "z": [np.array(within[8:])]}
-    expected = oracles.top(scores, k, within)
-    np.testing.assert_array_equal(flat(top_within_jit(tree(scores), k, alive)), expected)
+@given(scores=TIED, alive=ALIVE, k=st.integers(0, 12))
+def test_a_removed_weight_never_comes_back(scores, alive, k):
+    kept = {"a": np.reshape(alive[:8], (2, 4)), "skip": None, "z": [np.array(alive[8:])]}
+    expected = oracles.top(scores, k, alive)
+    np.testing.assert_array_equal(flat(top_alive_jit(tree(scores), k, kept)), expected)
+
+
+@given(scores=TIED, k=st.integers(0, 12))
+def test_layer_shares_are_exact_traced_or_not_under_ties_or_not(scores, k):
+    ends = np.cumsum(SIZES)[:-1]
+    layers = dict(zip("abc", np.split(np.array(scores, np.float32), ends), strict=True))
+    wanted = oracles.shares(k, SIZES)
+    expected = {n: oracles.top(s, c) for (n, s), c in zip(layers.items(), wanted, strict=True)}
+    by_path = dict(zip("abc", wanted, strict=True))
+    for kept in (
+        masks.top(layers, count=k, scope="layer", warn=False),
+        masks.top(layers, count=by_path, scope="layer"),
+        layers_jit(layers, k),
+        layers_jit(layers, {path: np.int32(n) for path, n in by_path.items()}),
+    ):
+        jax.tree.map(np.testing.assert_array_equal, kept, expected)
 
 
 @given(
@@ -86,29 +104,61 @@ def test_constant_scores_keep_the_count_and_not_everything_or_nothing():
     assert int(masks.count(masks.top({"w": np.ones(10, np.float32)}, density=0.2))) == 2
 
 
-@pytest.mark.parametrize("traced", [False, True])
-def test_layer_scope_shares_by_largest_remainder(traced):
-    scores = {name: np.ones((5, 5), np.float32) for name in "abc"}
-    if traced:
-        kept = jax.jit(lambda k: masks.top(scores, count=k, scope="layer"))(2)
-    else:
-        kept = masks.top(scores, density=0.02, scope="layer")
-    assert [int(layer.kept) for layer in masks.by_layer(kept).values()] == [1, 1, 0]
-
-
-def test_traced_and_concrete_layer_counts_agree():
-    scores = {"a": np.ones(7, np.float32), "b": np.ones(5, np.float32), "c": np.ones(9, np.float32)}
-    shared = jax.jit(lambda k: jax.tree.map(jnp.sum, masks.top(scores, count=k, scope="layer")))
-    for k in range(22):
-        concrete = jax.tree.map(jnp.sum, masks.top(scores, count=k, scope="layer"))
-        assert jax.tree.map(int, shared(k)) == jax.tree.map(int, concrete)
-
-
 def test_layer_counts_may_be_given_one_by_one():
     scores = {"a": np.arange(4, dtype=np.float32), "b": np.arange(3, dtype=np.float32)}
     kept = masks.top(scores, count=[1, 2], scope="layer")
     np.testing.assert_array_equal(kept["a"], [False, False, False, True])
     np.testing.assert_array_equal(kept["b"], [False, True, True])
+
+
+def test_densities_may_be_given_by_path():
+    scores = {"a": np.arange(40, dtype=np.float32), "b": np.arange(30, dtype=np.float32)}
+    kept = masks.top(scores, density={"b": 0.1, "a": 0.5}, scope="layer")
+    assert [int(layer.kept) for layer in masks.by_layer(kept).values()] == [20, 3]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "k", "expected"),
+    [
+        (jnp.uint8, 100, 100),
+        (jnp.uint8, 255, 255),
+        (jnp.int8, -3, 0),
+        (jnp.int16, 300, 300),
+        (jnp.uint32, 2**32 - 1, 300),
+        (jnp.int32, -1, 0),
+    ],
+)
+def test_a_traced_count_of_any_integer_dtype_is_clipped_and_does_not_wrap(dtype, k, expected):
+    scores = {"w": jnp.arange(300.0)}
+    assert int(masks.count(top_jit(scores, jnp.asarray(k, dtype)))) == expected
+    assert int(masks.count(layers_jit(scores, jnp.asarray(k, dtype)))) == expected
+
+
+def test_a_traced_float_is_no_count():
+    with pytest.raises(ValueError, match=r"A traced `count` must be one integer, got float32"):
+        top_jit({"w": jnp.arange(5.0)}, jnp.float32(2.7))
+
+
+@pytest.mark.parametrize("bad", [np.nan, 1.5, -0.1])
+def test_a_traced_density_out_of_range_is_flagged_by_checkify(bad):
+    scores = {"w": jnp.arange(4.0)}
+    check = checkify.checkify(lambda d: masks.top(scores, density=d), errors=checkify.user_checks)
+    error, kept = jax.jit(check)(bad)
+    assert "`density` must be in [0, 1]" in error.get()
+    assert int(masks.count(kept)) == (4 if bad > 1 else 0)
+
+
+def test_leaves_past_int32_are_refused_by_name():
+    big = {"w": jax.ShapeDtypeStruct((2**16, 2**15), jnp.float32)}
+    with pytest.raises(ValueError, match="at most 2147483647 weights, got 2147483648 at 'w'"):
+        jax.eval_shape(lambda scores: masks.top(scores, count=5), big)
+
+
+def test_a_layer_without_weights_keeps_none():
+    scores = {"a": np.ones((0, 3), np.float32), "b": np.arange(4, dtype=np.float32)}
+    for options in ({"density": 0.5}, {"count": 2}, {"count": {"a": 0, "b": 2}}):
+        kept = masks.top(scores, scope="layer", **options)
+        np.testing.assert_array_equal(kept["b"], [False, False, True, True])
 
 
 def test_density_may_be_traced_and_vmapped():
@@ -132,14 +182,31 @@ def test_density_may_be_traced_and_vmapped():
         ({"count": 1.5}, "`count` must be a whole number .* got 1.5"),
         ({}, "Give exactly one of `density` and `count`"),
         ({"density": 0.1, "count": 1}, "Give exactly one of `density` and `count`"),
-        ({"density": 0.1, "scope": "galaxy"}, "`scope` must be one of 'global', 'layer'"),
-        ({"count": [1, 2, 3], "scope": "layer"}, "must be one number or 2 with scope='layer'"),
-        ({"count": 99, "scope": "layer"}, "`count` must be a whole number"),
+        ({"count": "3"}, "`count` must be a whole number .* got '3'"),
+        ({"count": True}, "`count` must be a whole number .* got True"),
+        ({"count": 2**32 + 5}, "`count` must be a whole number from 0 to 12, .* got 4294967301"),
+        ({"count": 2**70}, "`count` must be a whole number from 0 to 12, .* got 1180591620717411"),
+        ({"count": np.nan}, "`count` must be a whole number .* got nan"),
+        ({"count": [1, 2]}, "`count` must be one number with scope='global'"),
+        ({"count": [1, 2, 3], "scope": "layer"}, "must be one number or 2, one a layer, got 3"),
+        ({"count": 99, "scope": "layer"}, "`count` must be a whole number from 0 to 12"),
+        ({"count": 2.5, "scope": "layer"}, "`count` must be a whole number .* got 2.5"),
+        ({"count": -0.5, "scope": "layer"}, "`count` must be a whole number .* got -0.5"),
+        ({"count": "3", "scope": "layer"}, "`count` must be a whole number .* got '3'"),
+        ({"count": [1, 2.5], "scope": "layer"}, "from 0 to 4, .* at 'z/0', got 2.5"),
+        ({"count": {"a": 1, "z": 1}, "scope": "layer"}, "`count` has 'z', which is no layer"),
+        ({"density": {"a": 0.1}, "scope": "layer"}, "`density` has no entry for 'z/0'"),
+        ({"density": [0.1, 1.5], "scope": "layer"}, r"`density` must be in \[0, 1\], got 1.5"),
     ],
 )
 def test_bad_counts_are_refused(options, match):
     with pytest.raises(ValueError, match=match):
         masks.top(tree(np.arange(12)), **options)
+
+
+def test_an_unknown_scope_is_refused(untyped):
+    with pytest.raises(ValueError, match="`scope` must be one of 'global', 'layer'"):
+        masks.top(tree(np.arange(12)), density=0.1, scope="galaxy")
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
@@ -171,20 +238,20 @@ def test_integer_scores_and_empty_trees_are_refused():
         masks.top({"w": None}, count=1)
 
 
-def test_within_that_does_not_match_names_the_leaf():
-    with pytest.raises(ValueError, match="`within` has shape"):
-        masks.top({"w": np.ones(3, np.float32)}, count=1, within={"w": np.ones(4, bool)})
+def test_masks_that_do_not_match_name_the_leaf():
+    with pytest.raises(ValueError, match="`masks` has shape"):
+        masks.top({"w": np.ones(3, np.float32)}, count=1, masks={"w": np.ones(4, bool)})
 
 
 def test_more_than_is_alive_is_refused():
     with pytest.raises(ValueError, match="from 0 to 1, the weights alive, got 2"):
-        masks.top({"w": np.ones(2, np.float32)}, count=2, within={"w": np.array([True, False])})
+        masks.top({"w": np.ones(2, np.float32)}, count=2, masks={"w": np.array([True, False])})
 
 
 def test_apply_zeroes_pruned_weights_and_no_other_leaf():
     params = {"kernel": np.array([[1.0, np.nan], [3.0, -4.0]], np.float32), "bias": np.ones(2)}
     kept = {"kernel": np.array([[True, False], [False, True]]), "bias": None}
-    applied = masks.apply(kept, params)
+    applied = masks.apply(params, kept)
     np.testing.assert_array_equal(applied["kernel"], [[1, 0], [0, -4]])
     assert applied["bias"] is params["bias"]
     assert not np.signbit(applied["kernel"]).ravel()[:3].any()
@@ -194,10 +261,10 @@ def test_apply_works_on_an_nnx_state_and_names_a_leaf_that_does_not_match():
     state = nnx.state(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.Param)
     kept = masks.top({"k": jnp.abs(state.kernel[...])}, density=0.5)
     scores = jax.tree.map(lambda x: jnp.abs(x) if x.ndim == 2 else None, state)
-    applied = masks.apply(masks.top(scores, density=0.5), state)
+    applied = masks.apply(state, masks.top(scores, density=0.5))
     assert int(jnp.sum(applied.kernel[...] != 0)) == int(masks.count(kept)) == 6
     with pytest.raises(ValueError, match=r"shape \(2, 2\) at 'kernel'"):
-        masks.apply({"kernel": np.ones((2, 2), bool)}, {"kernel": np.ones((3, 4))})
+        masks.apply({"kernel": np.ones((3, 4))}, {"kernel": np.ones((2, 2), bool)})
 
 
 def test_combine_keeps_what_all_keep_or_what_any_keeps():
@@ -245,7 +312,7 @@ def test_pack_tells_every_mask_from_every_other():
 def test_scores_of_dead_weights_mean_nothing_and_may_be_nan():
     scores = {"w": np.array([1.0, np.nan, 3.0], np.float32)}
     alive = {"w": np.array([True, False, True])}
-    kept = masks.top(scores, count=1, within=alive)["w"]
+    kept = masks.top(scores, count=1, masks=alive)["w"]
     np.testing.assert_array_equal(kept, [False, False, True])
 
 
@@ -253,7 +320,7 @@ def test_scores_of_dead_weights_mean_nothing_and_may_be_nan():
 def test_a_layer_without_room_passes_its_share_on_and_the_count_stays(traced):
     scores = {"a": np.ones(4, np.float32), "b": np.ones(4, np.float32)}
     alive = {"a": np.array([True, False, False, False]), "b": np.ones(4, bool)}
-    choose = lambda k: masks.top(scores, count=k, within=alive, scope="layer")  # noqa: E731
+    choose = lambda k: masks.top(scores, count=k, masks=alive, scope="layer")  # noqa: E731
     kept = (jax.jit(choose) if traced else choose)(4)
     assert [int(layer.kept) for layer in masks.by_layer(kept).values()] == [1, 3]
 
@@ -262,18 +329,91 @@ def test_more_than_all_layers_hold_is_refused():
     scores = {"a": np.ones(2, np.float32), "b": np.ones(2, np.float32)}
     alive = {"a": np.array([True, False]), "b": np.ones(2, bool)}
     with pytest.raises(ValueError, match="`count` must be a whole number"):
-        masks.top(scores, count=4, within=alive, scope="layer")
+        masks.top(scores, count=4, masks=alive, scope="layer")
 
 
-def test_masks_that_are_not_bool_are_refused():
-    weights = {"w": np.ones(3, np.float32)}
-    with pytest.raises(ValueError, match="`masks` must be bool, got float32 at 'w'"):
-        masks.apply(weights, {"w": np.ones(3, bool)})
-    with pytest.raises(ValueError, match="`within` must be bool, got float32 at 'w'"):
-        masks.top(weights, count=1, within=weights)
+@pytest.mark.parametrize("dtype", [np.float32, np.int32, np.uint8])
+@pytest.mark.parametrize(
+    "use",
+    [
+        masks.count,
+        masks.density,
+        masks.by_layer,
+        masks.pack,
+        masks.emptied,
+        masks.combine,
+        lambda kept: masks.combine({"w": np.ones(3, bool)}, kept),
+        lambda kept: masks.shuffle(kept, key=jax.random.key(0)),
+        lambda kept: masks.apply({"w": np.ones(3, np.float32)}, kept),
+        lambda kept: masks.top({"w": np.ones(3, np.float32)}, count=1, masks=kept),
+    ],
+)
+def test_masks_that_are_not_bool_are_refused(use, dtype):
+    with pytest.raises(ValueError, match=f"`masks` must be bool, got {dtype.__name__} at 'w'"):
+        use({"w": np.ones(3, dtype)})
+
+
+def test_masks_before_params_are_refused_with_the_right_order():
+    kept, params = {"w": np.ones(3, bool), "b": None}, {"w": np.ones(3), "b": np.ones(2)}
+    with pytest.raises(ValueError, match=r"params first.* Write `masks\.apply\(params, masks\)`"):
+        masks.apply(kept, params)
+
+
+def test_two_leaves_at_one_path_are_refused():
+    twice = {"a/b": np.ones(2, bool), "a": {"b": np.ones(2, bool)}}
+    for use in (masks.by_layer, masks.count, lambda kept: masks.top(kept, count=1)):
+        with pytest.raises(ValueError, match="has two leaves at 'a/b'"):
+            use(twice)
+
+
+def test_masked_arrays_are_refused_and_do_not_lose_their_mask():
+    values = np.ma.masked_array(np.arange(3, dtype=np.float32), [False, False, True])
+    with pytest.raises(ValueError, match="`scores` has a masked array at 'w'"):
+        masks.top({"w": values}, count=1)
+    with pytest.raises(ValueError, match="`params` has a masked array at 'w'"):
+        masks.apply({"w": values}, {"w": np.ones(3, bool)})
+
+
+# --- Layers that lose everything ----------------------------------------------------------------
+
+STRONG = {"a": np.full(4, 9.0, np.float32), "b": np.ones(4, np.float32)}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"density": 0.5}, {"count": 3}, {"count": 1, "scope": "layer"}],
+    ids=str,
+)
+def test_a_layer_that_is_emptied_is_named_in_one_warning(options):
+    with pytest.warns(UserWarning, match="No weight is kept in 'b', which cuts") as caught:
+        masks.top(STRONG, **options)
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"count": 0},
+        {"density": 0.0},
+        {"count": {"a": 2, "b": 0}, "scope": "layer"},
+        {"density": [0.5, 0], "scope": "layer"},
+        {"count": 3, "masks": {"a": np.ones(4, bool), "b": np.zeros(4, bool)}},
+        {"count": 3, "warn": False},
+    ],
+    ids=str,
+)
+def test_no_warning_comes_of_what_was_asked_for_or_known(options):
+    masks.top(STRONG, **options)  # a warning would be an error
+
+
+def test_emptied_layers_are_flagged_under_a_trace():
+    flags = jax.jit(jax.vmap(lambda k: masks.emptied(masks.top(STRONG, count=k))))
+    found = flags(jnp.array([0, 3, 5]))
+    np.testing.assert_array_equal(found["a"], [True, False, False])
+    np.testing.assert_array_equal(found["b"], [True, True, False])
 
 
 def test_a_density_beyond_what_is_alive_says_so():
     alive = {"w": np.array([True, False, False, False])}
     with pytest.raises(ValueError, match=r"`density` 0\.5 of 4 weights must be .* to 1, .* got 2"):
-        masks.top({"w": np.ones(4, np.float32)}, density=0.5, within=alive)
+        masks.top({"w": np.ones(4, np.float32)}, density=0.5, masks=alive)

@@ -76,7 +76,7 @@ def test_top_ranks_doubles_under_vmap_of_scan_in_a_program_of_single_precision()
         return scanned_top(scores, k)
 
     def scanned_top(scores, k):
-        step = lambda kept, _: (masks.top({"w": scores}, count=k, within=kept), None)  # noqa: E731
+        step = lambda kept, _: (masks.top({"w": scores}, count=k, masks=kept), None)  # noqa: E731
         return jax.lax.scan(step, {"w": jnp.ones(8, bool)}, None, length=2)[0]["w"]
 
     kept = jax.jit(jax.vmap(choose))(jnp.array([1, 3]))

@@ -81,11 +81,11 @@ def test_each_round_scores_the_network_that_the_round_before_left(rng, getkey):
     score = criteria.synflow(forward, input_shape=(6,))
     plan = [200, 100, 50]
     prune = pruning.pruner(score, rounds=3)
-    together = prune(params, None, counts=np.array(plan), key=getkey())
+    together = prune(params, None, count=np.array(plan), key=getkey())
     kept = trees.full_masks(params)
     for count in plan:
-        scores = score(masks.apply(kept, params), None, key=None)
-        kept = masks.top(scores, count=count, within=kept)
+        scores = score(masks.apply(params, kept), None, key=None)
+        kept = masks.top(scores, count=count, masks=kept)
     jax.tree.map(np.testing.assert_array_equal, together, kept)
 
 
@@ -133,7 +133,7 @@ def test_one_compilation_serves_all_counts_and_networks(rng, getkey):
         traces.append(1)
         return criteria.magnitude()(params, batch, masks=masks, key=key)
 
-    prune = jax.jit(lambda params, k, key: pruning.pruner(counted)(params, None, counts=k, key=key))
+    prune = jax.jit(lambda params, k, key: pruning.pruner(counted)(params, None, count=k, key=key))
     for k in (3, 30, 100):
         assert int(masks.count(prune(net(rng), k, getkey()))) == k
     assert len(traces) <= 2  # one to see the shapes and one to run
@@ -156,7 +156,7 @@ def test_a_pruner_without_density_needs_counts_one_a_round(rng, getkey):
     with pytest.raises(ValueError, match="has no `density`"):
         pruning.pruner(criteria.magnitude())(net(rng), None, key=getkey())
     with pytest.raises(ValueError, match="one entry a round, 3, got 1"):
-        pruning.pruner(criteria.magnitude(), rounds=3)(net(rng), None, counts=5, key=getkey())
+        pruning.pruner(criteria.magnitude(), rounds=3)(net(rng), None, count=5, key=getkey())
 
 
 def test_nothing_prunable_is_refused(getkey):
@@ -169,10 +169,10 @@ def test_levels_give_the_masks_of_every_count_from_one_pruner(rng, getkey):
     prune = pruning.pruner(criteria.random())
     together = pruning.levels(prune, [5, 50])(params, None, key=key)
     for i, k in enumerate([5, 50]):
-        alone = prune(params, None, counts=k, key=key)
+        alone = prune(params, None, count=k, key=key)
         jax.tree.map(lambda a, b, i=i: np.testing.assert_array_equal(a[i], b), together, alone)
     with pytest.raises(ValueError, match="counts of `levels` are fixed"):
-        pruning.levels(prune, [5])(params, None, counts=3, key=key)
+        pruning.levels(prune, [5])(params, None, count=3, key=key)
 
 
 def test_level_counts_round_each_density_and_must_fall():
@@ -263,7 +263,7 @@ def test_levels_that_are_no_counts_are_refused_and_not_cut(counts, match, rng, g
 def test_counts_of_rounds_that_are_no_counts_are_refused(rng, getkey):
     prune = pruning.pruner(criteria.magnitude(), rounds=3)
     with pytest.raises(ValueError, match=r"must be whole numbers from 0 up, got 20\.7"):
-        prune(net(rng), None, counts=[100, 20.7, 10], key=getkey())
+        prune(net(rng), None, count=[100, 20.7, 10], key=getkey())
 
 
 def test_rounds_on_scores_that_are_not_finite_raise_outside_a_trace(rng, getkey):

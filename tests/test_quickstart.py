@@ -280,7 +280,7 @@ def test_imp_and_pruning_after_training_have_the_batches_of_the_dense_stage(sett
 
     prune = pruning.pruner(criteria.magnitude())
     expected = train(init(setting.keys[0]), None, None, key=quickstart._train_keys(setting)[0])
-    kept = prune(expected, None, counts=7, key=setting.keys[0])["w"]
+    kept = prune(expected, None, count=7, key=setting.keys[0])["w"]
     imp = algorithms.imp(prune, init=init, train=train, counts=[7])
     after = algorithms.after_training(
         pruning.pruner(criteria.magnitude(), density=7 / 20), init=init, train=train

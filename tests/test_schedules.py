@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nopr import schedules
 
@@ -10,8 +12,15 @@ ALL = [schedules.one_shot, schedules.linear, schedules.exponential, schedules.cu
 def test_schedules_start_at_the_initial_density_fall_and_end_at_the_target(make):
     at = make(density=0.05, steps=10, initial=0.8)
     values = [at(step) for step in range(13)]
-    np.testing.assert_allclose([values[0], *values[10:]], [0.8, 0.05, 0.05, 0.05], rtol=1e-12)
+    assert [values[0], *values[10:]] == [0.8, 0.05, 0.05, 0.05]
     assert np.all(np.diff(values) <= 0)
+
+
+@pytest.mark.parametrize("make", ALL)
+@given(ends=st.tuples(st.floats(0, 1), st.floats(0.01, 1)), steps=st.integers(1, 50))
+def test_every_schedule_ends_at_exactly_its_density(make, ends, steps):
+    density, initial = min(ends), max(ends)
+    assert make(density=density, steps=steps, initial=initial)(steps) == density
 
 
 def test_linear_falls_by_equal_differences_and_exponential_by_equal_ratios():
@@ -37,6 +46,7 @@ def test_one_shot_waits_for_its_last_step():
     ("options", "match"),
     [
         ({"density": 1.3, "steps": 2}, r"`density` must be in \[0, 1\], got 1.3"),
+        ({"density": "0.5", "steps": 2}, r"`density` must be in \[0, 1\], got '0.5'"),
         ({"density": 0.5, "steps": 0}, "`steps` must be at least 1, got 0"),
         ({"density": 0.5, "steps": 2, "initial": 0.3}, "at least `density`, got 0.3"),
     ],

@@ -142,7 +142,7 @@ def test_removal_leaves_the_outputs_of_the_masked_network(values, bias, some_zer
         params["Dense_1"]["bias"] = params["Dense_1"]["bias"] * jnp.array([0, 1, 0, 1])
         params["Dense_2"]["bias"] = params["Dense_2"]["bias"] * 0
     small, small_masks = surgery.remove(params, tree, LAYERS)
-    masked = apply(to_numpy(masks.apply(tree, params)), inputs, relu)
+    masked = apply(to_numpy(masks.apply(params, tree)), inputs, relu)
     np.testing.assert_allclose(apply(to_numpy(small), inputs, relu), masked, rtol=1e-5, atol=1e-5)
     trees.check_matches(small_masks, small)
     assert min(min(shape) for shape in trees.shapes(small)) > 0
@@ -163,7 +163,7 @@ def test_whole_units_go_and_the_shapes_say_so(rng):
     assert all(kernel.all() for kernel in kernels_of(small_masks))
     assert small["Dense_1"]["bias"].shape == (alive[0],)
     np.testing.assert_allclose(
-        apply(small, inputs), apply(masks.apply(kept, params), inputs), rtol=1e-5, atol=1e-6
+        apply(small, inputs), apply(masks.apply(params, kept), inputs), rtol=1e-5, atol=1e-6
     )
 
 
@@ -188,7 +188,7 @@ def test_constant_units_stay_and_silent_ones_stay_only_when_asked(rng):
     np.testing.assert_array_equal(small["Dense_1"]["bias"], [1.0, 2.0, 3.0])
     whole, _ = surgery.remove(params, tree, LAYERS, keep_constant=True)
     assert whole["Dense_1"]["bias"].shape == (4,)
-    masked = masks.apply(tree, params)
+    masked = masks.apply(params, tree)
     np.testing.assert_allclose(
         apply(whole, inputs, jax.nn.sigmoid), apply(masked, inputs, jax.nn.sigmoid), rtol=1e-5
     )

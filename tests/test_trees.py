@@ -1,6 +1,9 @@
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 from flax import nnx
 from hypothesis import given
@@ -114,14 +117,17 @@ def test_ravel_and_its_way_back_are_inverse():
     sizes=st.lists(st.integers(1, 40), min_size=4, max_size=4),
     share=st.floats(0, 1, allow_nan=False),
 )
-def test_largest_remainder_sums_exactly_and_moves_each_quota_by_less_than_one(sizes, share):
+def test_largest_remainder_is_exact(sizes, share):
     total = round(share * sum(sizes))
-    quotas = [total * size / sum(sizes) for size in sizes]
-    counts = trees.largest_remainder(quotas, total)
-    assert sum(counts) == total
-    assert all(abs(count - quota) < 1 for count, quota in zip(counts, quotas, strict=True))
+    quotas = [Fraction(total * size, sum(sizes)) for size in sizes]
+    assert list(trees.largest_remainder(quotas, total)) == oracles.shares(total, sizes)
 
 
-def test_largest_remainder_refuses_quotas_that_cannot_reach_the_total():
+def test_largest_remainder_gives_to_the_earlier_of_equals():
+    quotas = [Fraction(4 * size, 12) for size in (2, 5, 5)]  # 2/3, 5/3, 5/3: floats break the tie
+    assert trees.largest_remainder(quotas, 4) == (1, 2, 1)
+
+
+def test_largest_remainder_refuses_quotas_that_do_not_sum_to_the_total():
     with pytest.raises(ValueError, match=r"must sum to `total` = 9, got 2\.0"):
-        trees.largest_remainder([1.0, 1.0], 9)
+        trees.largest_remainder([1, 1], 9)

@@ -107,7 +107,7 @@ def imp(
 
         def level(masks: Masks, count: Array) -> tuple[Masks, tuple[Masks, Array]]:
             trained = _checked_params(train(start, masks, data, key=train_key), start)
-            kept = pruner(trained, batch(data), masks=masks, counts=count, key=prune_key)
+            kept = pruner(trained, batch(data), masks=masks, count=count, key=prune_key)
             return kept, (kept, _all_finite(trained))
 
         dense = keep_all(pruner, start, batch(data), count=plan[0], key=prune_key)
@@ -170,7 +170,7 @@ def keep_all(
     pruner: Pruner, params: Params, batch: Batch, *, count: Any, key: Key[Array, ""]
 ) -> Masks:
     """The masks of level 0, which keep all that the pruner can prune."""
-    like = jax.eval_shape(lambda: pruner(params, batch, counts=count, key=key))
+    like = jax.eval_shape(lambda: pruner(params, batch, count=count, key=key))
     return jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), like)
 
 

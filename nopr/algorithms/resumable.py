@@ -104,7 +104,7 @@ def resume_imp(
 
     def prune(trained: Params, masks: Masks, level: int) -> Masks:
         count = int(plan[level - 1])
-        return pruner(trained, batch(data), masks=masks, counts=count, key=prune_key)
+        return pruner(trained, batch(data), masks=masks, count=count, key=prune_key)
 
     return _iterate(run, prune)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -107,7 +108,7 @@ def holdout(labels: Labels, count: int, *, seed: int) -> Bool[np.ndarray, " n"]:
     if seed < 0:
         raise ValueError(f"`seed` must be a whole number from 0 up, got {seed}.")
     sizes = np.bincount(labels)
-    quotas = (sizes * count / len(labels)).tolist()
+    quotas = [Fraction(size * count, len(labels)) for size in sizes.tolist()]
     wanted = trees.largest_remainder(quotas, count)
     order = np.argsort(np.random.PCG64(seed).random_raw(len(labels)), kind="stable")
     chosen = np.zeros(len(labels), bool)
