@@ -39,25 +39,6 @@ def paths(tree: PyTree) -> tuple[str, ...]:
     return tuple(path_string(path) for path, _ in tree_flatten_with_path(tree)[0])
 
 
-def by_path(tree: PyTree, name: str) -> dict[str, Any]:
-    """The leaves of `tree` by their paths, in leaf order.
-
-    Args:
-      tree: Any pytree.
-      name: What the error calls the tree.
-
-    Raises:
-      ValueError: If two leaves have one path.
-    """
-    found = {}
-    for path, leaf in tree_flatten_with_path(tree)[0]:
-        where = path_string(path)
-        if where in found:
-            raise ValueError(f"`{name}` has two leaves at {where!r}. Rename one of them.")
-        found[where] = leaf
-    return found
-
-
 def shapes(tree: PyTree) -> Shapes:
     """The shape of every leaf of `tree`, in leaf order."""
     return tuple(tuple(leaf.shape) for leaf in jax.tree.leaves(tree))

@@ -75,7 +75,7 @@ def test_training_is_that_of_the_network_without_the_pruned_weights(name, rng):
     tx = TRANSFORMATIONS[name]
     params, masks, energy = _problem(rng)
     places = _kept_places(masks, params)
-    start = masks_.apply(masks, params)
+    start = masks_.apply(params, masks)
     kept = transforms.keep(tx, masks)
 
     @jax.jit
@@ -157,7 +157,7 @@ def test_lookahead_goes_around_it_and_is_refused_inside(rng):
     tx = lookahead(transforms.keep(optax.sgd(0.1), masks))
     pair = _steps(
         tx,
-        optax.LookaheadParams.init_synced(masks_.apply(masks, params)),
+        optax.LookaheadParams.init_synced(masks_.apply(params, masks)),
         lambda pair: jax.grad(lambda p: energy(_flat(p)))(pair.fast),
     )
     for values in map(_flat, pair):
@@ -308,6 +308,6 @@ def test_params_or_gradients_that_are_stacked_are_refused(rng):
     params, masks, _ = _problem(rng)
     stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), params)
     tx = transforms.keep(optax.sgd(0.1), masks)
-    for gradients, given, name in ((params, stacked, "params"), (stacked, stacked, "updates")):
+    for gradients, values, name in ((params, stacked, "params"), (stacked, stacked, "updates")):
         with pytest.raises(ValueError, match=rf"'first/kernel', where `{name}` has \(2, 3, 2\)"):
-            tx.update(gradients, tx.init(given), given)
+            tx.update(gradients, tx.init(values), values)
