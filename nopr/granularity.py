@@ -1,14 +1,15 @@
 """What is kept or removed as a whole: single weights, or whole filters and units.
 
-A `Granularity` pools the scores of weights to one score a granule, `masks.top` chooses among
+A `Granularity` pools the scores of weights into one score per granule, `masks.top` chooses among
 granules, and `expand` spreads the choice over the weights. Scores and masks are pooled alike:
-`pool(masks)` is the share of each granule that is alive.
+`pool(masks)` is the share of each granule that is alive. The outputs of a network are never cut.
 """
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,11 +25,11 @@ class Granularity(NamedTuple):
     """How weights are grouped into granules that live and die together.
 
     Attributes:
-      pool: `pool(scores) -> granule scores`: a tree like the scores with one number a granule,
+      pool: `pool(scores) -> granule scores`: a tree like the scores with one number per granule,
         None on leaves that have no granules to choose among.
       expand: `expand(granule_masks, like) -> masks` of the weights; `like` is the tree of scores,
-        which says the shapes.
-      name: For records.
+        which has the shapes.
+      name: The name that records use.
     """
 
     pool: Callable[[Scores], Scores]
@@ -46,31 +47,68 @@ def unstructured() -> Granularity:
     return Granularity(pool=lambda scores: scores, expand=expand, name="unstructured")
 
 
-def filters(where: Where | None = None) -> Granularity:
+def filters(*, outputs: Sequence[str] | None = None, where: Where | None = None) -> Granularity:
     """Whole filters: the weights that make one output of a kernel, which is its last axis.
 
     A granule's score is the mean of its weights' scores. What other layers read from a removed
-    filter stays in place; `units` removes that too.
+    filter stays in place; `units` removes that too. Kernels are [..., in, out], as in Flax and
+    Haiku; weights of Equinox or PyTorch, which are [out, in, ...], have to be transposed first.
 
     Args:
+      outputs: The paths of the kernels that make the network's outputs. They are kept whole: to
+        remove one of their filters would be to remove a class. An empty sequence if there are
+        none.
       where: `where(path, leaf)`, true for the leaves that are cut by filters; the other leaves
-        of the scores are kept whole. All of them by default.
+        of the scores are kept whole. By default all but the outputs are cut.
 
     Returns:
-      The granularity; pooled scores are [out] on each chosen leaf.
+      The granularity; pooled scores are [out] on each leaf that is cut. Its functions raise a
+      ValueError where the scores lack a path of `outputs`; the message has the nearest path.
+
+    Raises:
+      ValueError: If `outputs` is not given.
+
+    Example:
+      >>> import numpy as np
+      >>> from nopr import granularity
+      >>> scores = {"body": np.array([[1.0, 3.0], [1.0, 4.0]]), "head": np.ones((2, 10))}
+      >>> granularity.filters(outputs=["head"]).pool(scores)
+      {'body': Array([1. , 3.5], dtype=float32), 'head': None}
     """
+    if outputs is None:
+        raise ValueError(
+            "`outputs` must name the kernels that make the network's outputs, which are kept "
+            'whole, got None. Pass their paths, such as `outputs=["params/head/kernel"]`, or '
+            "`outputs=[]` if there are none."
+        )
+    whole = (outputs,) if isinstance(outputs, str) else tuple(outputs)
+
+    def cut(scores: Scores) -> dict[str, Any]:
+        """The leaves that are cut by filters."""
+        known = [
+            trees.path_string(path)
+            for path, _ in tree_flatten_with_path(scores, is_leaf=lambda leaf: leaf is None)[0]
+        ]
+        for path in whole:
+            _check_known(path, known, argument="outputs", name="scores")
+        return {
+            path: leaf
+            for path, leaf in trees.by_path(scores, "scores").items()
+            if path not in whole and (where is None or where(path, leaf))
+        }
 
     def pool(scores: Scores) -> Scores:
+        chosen = cut(scores)
         return tree_map_with_path(
-            lambda path, leaf: _pooled(leaf) if _chosen(where, path, leaf) else None, scores
+            lambda path, leaf: _pooled(leaf) if trees.path_string(path) in chosen else None, scores
         )
 
     def expand(granule_masks: Masks, like: Scores) -> Masks:
-        found = _by_path(granule_masks)
+        chosen, found = cut(like), trees.by_path(granule_masks, "granule_masks")
 
         def spread(path: Any, leaf: Any) -> Array:
             name = trees.path_string(path)
-            if not _chosen(where, path, leaf):
+            if name not in chosen:
                 return jnp.ones(leaf.shape, bool)
             return jnp.broadcast_to(_granules(found, name, leaf), leaf.shape)
 
@@ -83,19 +121,21 @@ def units(layers: Sequence[str]) -> Granularity:
     """Whole hidden units (channels): a filter together with what the next layer reads from it.
 
     A unit's score is the mean of its incoming weights' scores. The outputs of the last layer are
-    never removed, so the pooled scores have None there, and of its kernel only input rows go.
-    From a convolution to a dense layer the flatten is channels last, as Flax does it.
+    never removed, so the pooled scores have None there, and its kernel loses only input rows.
+    From a convolution to a dense layer the flatten is channels last, as in Flax. Kernels are
+    [in, out] or [height, width, in, out].
 
     Args:
       layers: The paths of all prunable kernels in the order in which they are applied, such as
-        `("layer_0/kernel", "layer_1/kernel")`. Kernels are [in, out] or [height, width, in, out].
+        `("layer_0/kernel", "layer_1/kernel")`.
 
     Returns:
-      The granularity. A kernel's mask is (input kept) x (output kept); calling its functions
-      raises a ValueError where the layers do not fit the scores, naming the leaf.
+      The granularity. A kernel's mask is (input kept) x (output kept). Its functions raise a
+      ValueError that names the leaf where the layers do not fit the scores. A path through the
+      network breaks only where a layer loses all its units; `masks.top` warns of that.
 
     Raises:
-      ValueError: If `layers` has fewer than two paths: then there is no hidden unit.
+      ValueError: If `layers` has fewer than two paths: there is no hidden unit then.
     """
     layers = tuple(layers)
     if len(layers) < 2:
@@ -110,7 +150,7 @@ def units(layers: Sequence[str]) -> Granularity:
 
     def expand(granule_masks: Masks, like: Scores) -> Masks:
         kernels = chain(like, layers, name="like")
-        found = _by_path(granule_masks)
+        found = trees.by_path(granule_masks, "granule_masks")
         masks, previous = {}, None
         for path, kernel in zip(layers, kernels, strict=True):
             last = path == layers[-1]
@@ -124,40 +164,34 @@ def units(layers: Sequence[str]) -> Granularity:
 
 
 def sizes(granularity: Granularity, like: PyTree) -> dict[str, int]:
-    """How many granules each leaf has, by its path, in leaf order.
+    """The number of granules of each leaf, by its path, in leaf order.
 
     Args:
-      granularity: What groups the weights.
+      granularity: The grouping of the weights.
       like: Scores or masks (arrays or their shapes); leaves without granules are left out.
     """
-    pooled = jax.eval_shape(granularity.pool, like)
-    return {
-        path: math.prod(shape)
-        for path, shape in zip(trees.paths(pooled), trees.shapes(pooled), strict=True)
-    }
+    pooled = trees.by_path(jax.eval_shape(granularity.pool, like), "like")
+    return {path: math.prod(leaf.shape) for path, leaf in pooled.items()}
 
 
 def chain(tree: PyTree, layers: Sequence[str], *, name: str = "masks") -> list[Any]:
-    """The kernels of a sequential network in the order of `layers`, after checking that they fit.
+    """The kernels of a sequential network in the order of `layers`, after a check that they fit.
 
     Args:
       tree: Scores, masks or shapes: a leaf on each prunable kernel, None elsewhere.
       layers: The path of every kernel, from the input to the output.
-      name: What errors call the tree.
+      name: The name of the tree in errors.
 
     Returns:
       The leaves, in the order of `layers`.
 
     Raises:
-      ValueError: If a path is not there or is there twice, a leaf is in no layer, or the shape of
-        a kernel does not fit the one before it.
+      ValueError: If a path is missing or occurs twice, a leaf is in no layer, or the shape of a
+        kernel does not fit the one before it.
     """
-    found = _by_path(tree)
+    found = trees.by_path(tree, name)
     for path in layers:
-        if path not in found:
-            raise ValueError(
-                f"`layers` names {path!r}, where `{name}` has no leaf; choose from {sorted(found)}."
-            )
+        _check_known(path, found, argument="layers", name=name)
     if len(set(layers)) < len(layers):
         raise ValueError(f"`layers` must name each kernel once, got {list(layers)}.")
     for path in found:
@@ -173,12 +207,12 @@ def chain(tree: PyTree, layers: Sequence[str], *, name: str = "masks") -> list[A
 
 
 def inputs_from(outs: Bool[Array, " out"] | None, shape: tuple[int, ...]) -> Bool[Array, " in"]:
-    """Which inputs of a kernel are there, given the outputs of the layer before it.
+    """The inputs of a kernel that are present, given the outputs of the layer before it.
 
     Args:
-      outs: The outputs that are there; None for the input of the network: all of them.
-      shape: The shape of the kernel. A dense one after a convolution has a multiple of its
-        channels as inputs, and in a channels-last flatten the channel is the fastest index.
+      outs: The outputs that are present; None for the input of the network, which is whole.
+      shape: The shape of the kernel. A dense kernel after a convolution has a multiple of its
+        channels as inputs, and the channel is the fastest index of a channels-last flatten.
     """
     if outs is None:
         return jnp.ones(shape[-2], bool)
@@ -189,19 +223,19 @@ def _pooled(scores: Array) -> Array:
     return jnp.mean(scores, axis=tuple(range(scores.ndim - 1)))
 
 
-def _chosen(where: Where | None, path: Any, leaf: Any) -> bool:
-    return where is None or where(trees.path_string(path), leaf)
-
-
-def _by_path(tree: PyTree) -> dict[str, Any]:
-    return {trees.path_string(path): leaf for path, leaf in tree_flatten_with_path(tree)[0]}
+def _check_known(path: str, known: Iterable[str], *, argument: str, name: str) -> None:
+    known = list(known)
+    if path not in known:
+        nearest = difflib.get_close_matches(path, known, n=1, cutoff=0)
+        hint = f"The nearest of its paths is {nearest[0]!r}." if nearest else "It has none at all."
+        raise ValueError(f"`{argument}` names {path!r}, where `{name}` has no leaf. {hint}")
 
 
 def _granules(found: dict[str, Any], path: str, leaf: Any) -> Array:
     if path not in found or found[path].shape != leaf.shape[-1:]:
         got = "none" if path not in found else f"shape {found[path].shape}"
         raise ValueError(
-            f"`granule_masks` must have shape {leaf.shape[-1:]} at {path!r}, one entry a filter, "
+            f"`granule_masks` must have shape {leaf.shape[-1:]} at {path!r}, one entry per filter, "
             f"got {got}."
         )
     return jnp.asarray(found[path])
@@ -209,7 +243,9 @@ def _granules(found: dict[str, Any], path: str, leaf: Any) -> Array:
 
 def _check_fits(path: str, shape: tuple[int, ...], before: tuple[int, ...] | None) -> None:
     if len(shape) < 2:
-        raise ValueError(f"A layer must be a kernel of two or more sides, got {shape} at {path!r}.")
+        raise ValueError(
+            f"A layer must be a kernel of two or more dimensions, got {shape} at {path!r}."
+        )
     if before is None or shape[-2] == before[-1]:
         return
     flattened = len(before) > 2 and len(shape) == 2

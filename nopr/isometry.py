@@ -91,7 +91,7 @@ def orthogonalize(
         )
     chosen = trees.select(params, where)
     found = _masks_by_path(params, masks)
-    _warn_if_widths_grow(masks, layers)
+    _warn_of_limits(masks, layers)
 
     def repair(path: Any, leaf: Any) -> Any:
         name = trees.path_string(path)
@@ -216,12 +216,13 @@ def _gain(gain: Any, path: str, leaf: Any) -> Any:
     return value
 
 
-def _warn_if_widths_grow(masks: Masks | None, layers: Sequence[str] | None) -> None:
+def _warn_of_limits(masks: Masks | None, layers: Sequence[str] | None) -> None:
+    """Warns of a broken path, or else of the first kernel whose width grows again."""
     if masks is None or any(isinstance(m, jax.core.Tracer) for m in jax.tree.leaves(masks)):
         return
     with jax.ensure_compile_time_eval():  # the masks may be constants inside a trace
         seen = masks if layers is None else surgery.live(masks, layers)
-    for path, mask in zip(trees.paths(seen), jax.tree.leaves(seen), strict=True):
+    for path, mask in trees.by_path(seen, "masks").items():
         flat = np.asarray(mask).reshape(-1, mask.shape[-1])
         ins, outs = int(flat.any(axis=1).sum()), int(flat.any(axis=0).sum())
         if ins < min(outs, flat.shape[0]):

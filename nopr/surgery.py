@@ -1,20 +1,22 @@
-"""Which kept weights matter, and taking out the units that do not.
+"""Which kept weights matter, and the removal of units that do not.
 
-A kept weight is *live* if it lies on a path of kept weights from an input to an output. The rest
-counts towards density but not towards what the network computes; the effective density leaves it
-out. Everything here takes the kernels as explicit ordered paths: the leaves of a dict sort
-Dense_10 before Dense_2.
+A kept weight is *live* if it lies on a path of kept weights from an input to an output. The others
+count towards the density but not towards what the network computes; the effective density leaves
+them out. Everything here takes the kernels as explicit ordered paths: the leaves of a dict sort
+Dense_10 before Dense_2. Concrete masks that leave no path at all are warned of; for traced ones
+there is `connected`.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import tree_flatten_with_path, tree_map_with_path
+from jax.tree_util import tree_map_with_path
 from jaxtyping import Array, Bool, Float, Int
 
 from nopr import trees
@@ -30,7 +32,7 @@ def live(masks: Masks, layers: Sequence[str]) -> Masks:
     reached by its bias alone is a constant. Works under jit and vmap.
 
     Args:
-      masks: Masks of a sequential network, [in, out] or [height, width, in, out] a kernel.
+      masks: Masks of a sequential network; each kernel is [in, out] or [height, width, in, out].
       layers: The path of every kernel, from the input to the output.
 
     Returns:
@@ -38,31 +40,39 @@ def live(masks: Masks, layers: Sequence[str]) -> Masks:
 
     Raises:
       ValueError: If `layers` does not fit the masks; the message names the leaf.
+
+    Warns:
+      UserWarning: If concrete masks leave no path; the message names the layer where it breaks.
     """
-    kernels = chain(masks, layers)
-    forward = _forward(kernels)
-    backward = _backward(kernels)
-    alive = {
-        path: jnp.asarray(kernel) & ins[:, None] & outs
-        for path, kernel, ins, outs in zip(layers, kernels, forward, backward, strict=True)
-    }
-    return tree_map_with_path(lambda path, _: alive[trees.path_string(path)], masks)
+    return _live(masks, layers)
+
+
+def connected(masks: Masks, layers: Sequence[str]) -> Bool[Array, ""]:
+    """Whether some path of kept weights leads from an input to an output.
+
+    Without one the outputs are constants. Works under jit and vmap.
+
+    Args:
+      masks: Masks of a sequential network, as in `live`.
+      layers: The path of every kernel, from the input to the output.
+
+    Raises:
+      ValueError: If `layers` does not fit the masks; the message names the leaf.
+    """
+    return _reached(chain(masks, layers))[-1]
 
 
 def effective_count(masks: Masks, layers: Sequence[str]) -> Int[Array, ""]:
-    """The number of live weights; see `live`."""
-    return sum(
-        (jnp.sum(leaf, dtype=jnp.int32) for leaf in jax.tree.leaves(live(masks, layers))),
-        jnp.int32(0),
-    )
+    """The number of live weights; it warns as `live` does."""
+    return _count(_live(masks, layers))
 
 
 def effective_density(masks: Masks, layers: Sequence[str]) -> Float[Array, ""]:
-    """Live over prunable weights, in [0, 1]; at most the density.
+    """Live over prunable weights, in [0, 1]; at most the density. It warns as `live` does.
 
     Source: Vysogorets & Kempe 2023, arXiv:2107.02306.
     """
-    return effective_count(masks, layers) / sum(leaf.size for leaf in jax.tree.leaves(masks))
+    return _count(_live(masks, layers)) / sum(leaf.size for leaf in jax.tree.leaves(masks))
 
 
 def remove(
@@ -72,11 +82,11 @@ def remove(
     *,
     keep_constant: bool = False,
 ) -> tuple[Params, Masks]:
-    """Takes the units that cannot matter out of a sequential dense network.
+    """Removes the units that cannot matter from a sequential dense network.
 
-    The masks are applied, and a hidden unit goes where nothing leads from it to an output, or
-    where its own value is always 0: no kept weight from a unit that is not itself 0, and a bias
-    that is absent or 0. A unit that is constant but not 0 stays. Inputs and outputs of the network
+    The masks are applied. A hidden unit is removed if nothing leads from it to an output, or if
+    its own value is always 0: no kept weight from a unit that is not itself 0, and a bias that is
+    absent or 0. A unit that is constant but not 0 stays. The inputs and outputs of the network
     stay; a layer that would lose every unit keeps its first one. With the same `apply`, if that
     takes any widths, the outputs are those of the masked network to rounding.
 
@@ -85,8 +95,8 @@ def remove(
         has "bias" where the kernel's has "kernel", and no other leaf.
       masks: Masks of `params`; concrete, since they decide the shapes.
       layers: The path of every kernel, from the input to the output.
-      keep_constant: Keeps units whose input is always 0 too, as activations need that are not 0
-        at 0 (sigmoid, softplus). Not needed for linear, ReLU, tanh, GELU.
+      keep_constant: Whether units whose input is always 0 stay too, as is needed for activations
+        that are not 0 at 0 (sigmoid, softplus) but not for linear, ReLU, tanh or GELU.
 
     Returns:
       The smaller params, masks applied, and the smaller masks.
@@ -94,10 +104,14 @@ def remove(
     Raises:
       ValueError: If the trees or `layers` do not match, a kernel is not dense, `params` has a
         leaf that belongs to no layer, or an array is traced; the message names the leaf.
+
+    Warns:
+      UserWarning: If the masks leave no path; the message names the layer where it breaks.
     """
     trees.check_matches(masks, params)
     kernels = [np.asarray(_concrete(leaf, path)) for path, leaf in _checked(masks, layers)]
-    found = {trees.path_string(path): leaf for path, leaf in tree_flatten_with_path(params)[0]}
+    _warn_if_broken(kernels, layers, stacklevel=3)
+    found = trees.by_path(params, "params")
     biases = [_bias(found, path, kernel) for path, kernel in zip(layers, kernels, strict=True)]
     _check_only(found, layers)
     outs = _kept_units(kernels, biases, keep_constant)
@@ -117,8 +131,47 @@ def remove(
     )
 
 
+def _live(masks: Masks, layers: Sequence[str], *, stacklevel: int = 4) -> Masks:
+    kernels = chain(masks, layers)
+    _warn_if_broken(kernels, layers, stacklevel=stacklevel)
+    forward, backward = _forward(kernels), _backward(kernels)
+    alive = {
+        path: jnp.asarray(kernel) & ins[:, None] & outs
+        for path, kernel, ins, outs in zip(layers, kernels, forward, backward, strict=True)
+    }
+    return tree_map_with_path(lambda path, _: alive[trees.path_string(path)], masks)
+
+
+def _count(masks: Masks) -> Int[Array, ""]:
+    return sum((jnp.sum(leaf, dtype=jnp.int32) for leaf in jax.tree.leaves(masks)), jnp.int32(0))
+
+
+def _warn_if_broken(kernels: Sequence[Any], layers: Sequence[str], *, stacklevel: int) -> None:
+    """Warns of the first layer that no input reaches, if the masks are concrete."""
+    if any(isinstance(kernel, jax.core.Tracer) for kernel in kernels):
+        return
+    with jax.ensure_compile_time_eval():  # the masks may be constants inside a trace
+        reached = [bool(flag) for flag in _reached(kernels)]
+    if not all(reached):
+        warnings.warn(
+            f"The masks leave no path from the inputs to the outputs: it breaks at "
+            f"{layers[reached.index(False)]!r}, and the outputs are constants. Keep more weights, "
+            'or choose them by layer (`scope="layer"`).',
+            UserWarning,
+            stacklevel=stacklevel,
+        )
+
+
+def _reached(kernels: Sequence[Any]) -> list[Bool[Array, ""]]:
+    """For each kernel, whether an input of the network reaches any of its outputs."""
+    return [
+        jnp.any(kernel & ins[:, None])
+        for kernel, ins in zip(kernels, _forward(kernels), strict=True)
+    ]
+
+
 def _forward(kernels: Sequence[Any]) -> list[Bool[Array, " in"]]:
-    """For each kernel, which of its inputs an input of the network reaches."""
+    """For each kernel, the inputs that an input of the network reaches."""
     reached, outs = [], None
     for kernel in kernels:
         reached.append(inputs_from(outs, kernel.shape))
@@ -127,7 +180,7 @@ def _forward(kernels: Sequence[Any]) -> list[Bool[Array, " in"]]:
 
 
 def _backward(kernels: Sequence[Any]) -> list[Bool[Array, " out"]]:
-    """For each kernel, from which of its outputs an output of the network is reached."""
+    """For each kernel, the outputs that reach an output of the network."""
     reaching = [jnp.ones(kernels[-1].shape[-1], bool)]
     for kernel, before in zip(kernels[:0:-1], kernels[-2::-1], strict=True):
         ins = jnp.any(kernel & reaching[-1], axis=(*range(kernel.ndim - 2), kernel.ndim - 1))
@@ -155,7 +208,7 @@ def _checked(masks: Masks, layers: Sequence[str]) -> list[tuple[str, Any]]:
     for path, kernel in zip(layers, kernels, strict=True):
         if kernel.ndim != 2:
             raise ValueError(
-                f"`remove` works on dense kernels [in, out] only, got shape {kernel.shape} at "
+                f"`remove` takes dense kernels [in, out] only, got shape {kernel.shape} at "
                 f"{path!r}. Masks of convolutions can be measured by `live`."
             )
     return list(zip(layers, kernels, strict=True))

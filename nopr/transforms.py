@@ -24,15 +24,22 @@ def keep(tx: Transformation, masks: Masks | None) -> optax.GradientTransformatio
 
     With mask :math:`m`, gradient :math:`g`, weight :math:`w` and :math:`u` the update of `tx` for
     the gradient :math:`m \odot g`, the update is :math:`u` where :math:`m` is true and :math:`-w`
-    elsewhere. So momentum, weight decay, Adam's moments and clipping by global norm see living
-    weights only, as if the others had been taken out of the network. That holds from the first step
-    for params that are 0 where pruned and a state made under these masks; where the masks change on
-    the way, make a new state, or what the old one holds of newly pruned weights still counts in
-    a norm over all of them.
+    elsewhere. The state is that of `tx`. It fits any optimizer loop: params, gradients and masks
+    are matched by their paths, so masks of an `nnx.state` serve the pure trees of an
+    `nnx.Optimizer`.
 
-    The masks are data: build the transformation inside the jitted function and one compilation
-    serves all masks. The state is that of `tx`. In an `optax.chain`, `keep` belongs around the
-    whole chain, or around its last link; a clip that comes before it sees the pruned gradients too.
+    To `tx` a pruned weight is a weight of 0 with a gradient of 0. That is as if it had been taken
+    out of the network wherever zeros change nothing: transformations of each weight by itself (SGD,
+    momentum, weight decay, Adam, Lion, RMSProp) and norms (clipping by global norm, LAMB). It is
+    not where `tx` takes means over a leaf or works on a whole matrix: in Adafactor's factored
+    moments, clipping by block RMS, centralized gradients or Muon, pruned weights count as zeros,
+    and noise that is added to gradients counts in a norm taken later. Equality holds from the first
+    step for params that are 0 where pruned and a state made under these masks. If the masks
+    change on the way, make a new state: the old one still has moments of the newly pruned weights.
+
+    The masks are data: build the transformation inside the jitted function, and one compilation
+    serves all masks. In an `optax.chain`, `keep` belongs around the whole chain or around its last
+    link; a clip that comes before it sees the pruned gradients too.
 
     Args:
       tx: Any optax transformation.
@@ -42,8 +49,9 @@ def keep(tx: Transformation, masks: Masks | None) -> optax.GradientTransformatio
       A transformation whose `update` needs the params; extra arguments go to `tx`.
 
     Raises:
-      ValueError: From `update`, if the params are missing or `masks` do not match the gradients;
-        the message names the leaf.
+      ValueError: From `update`, if the params are missing, or the gradients or the params do not
+        match `masks`; the message names the leaf. From `init`, if `tx` contains `optax.lookahead`,
+        whose params are pairs; put `keep` inside it.
 
     Example:
       >>> import jax.numpy as jnp
@@ -61,6 +69,15 @@ def keep(tx: Transformation, masks: Masks | None) -> optax.GradientTransformatio
         return tx
     masks_.check_bool(masks)
 
+    def init(params: Params) -> optax.OptState:
+        state = tx.init(params)
+        if any(map(_is_lookahead, jax.tree.leaves(state, is_leaf=_is_lookahead))):
+            raise ValueError(
+                "`tx` must not contain `optax.lookahead`, whose params are pairs. Put `keep` "
+                "inside: `optax.lookahead(transforms.keep(tx, masks), ...)`."
+            )
+        return state
+
     def update(
         updates: optax.Updates, state: optax.OptState, params: Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, optax.OptState]:
@@ -72,7 +89,7 @@ def keep(tx: Transformation, masks: Masks | None) -> optax.GradientTransformatio
         updates, state = tx.update(_overlay(_kept, updates, masks), state, params, **extra)
         return _overlay(_kept_or_removed, updates, masks, params), state
 
-    return optax.GradientTransformationExtraArgs(tx.init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _with_extra_arguments(tx: Transformation) -> optax.GradientTransformationExtraArgs:
@@ -89,26 +106,27 @@ def _kept_or_removed(update: Array, mask: Array, param: Array) -> Array:
     return jnp.where(mask, update, -jnp.asarray(param, update.dtype))
 
 
-def _overlay(f: Callable[..., Array], updates: PyTree, masks: Masks, *rest: PyTree) -> PyTree:
+def _overlay(f: Callable[..., Array], updates: PyTree, masks: Masks, *params: Params) -> PyTree:
     """Maps `f` over the leaves of `updates` that have a mask; the others stay as they are."""
-    masks = _within_sight(masks, updates)
+    masks = _visible(masks, updates)
     trees.check_matches(masks, updates, name="masks", other="updates")
-    columns = [_by_path(tree) for tree in (masks, *rest)]
-    leaves, treedef = tree_flatten_with_path(updates)
-    named = [(trees.path_string(path), leaf) for path, leaf in leaves]
-    return jax.tree.unflatten(
-        treedef,
-        [
-            f(leaf, *(column[path] for column in columns)) if path in columns[0] else leaf
-            for path, leaf in named
-        ],
-    )
+    for tree in params:
+        trees.check_matches(masks, tree)
+    columns = [trees.by_path(tree, "params") for tree in (masks, *params)]
+
+    def one(path: Any, leaf: Any) -> Any:
+        name = trees.path_string(path)
+        return f(leaf, *(column[name] for column in columns)) if name in columns[0] else leaf
+
+    return tree_map_with_path(one, updates)
 
 
-def _within_sight(masks: Masks, updates: PyTree) -> Masks:
+def _visible(masks: Masks, updates: PyTree) -> Masks:
     """Puts None where `optax.masked` or `multi_transform` has hidden a leaf or a whole subtree."""
     nodes, _ = tree_flatten_with_path(updates, is_leaf=_is_hidden)
-    hidden = tuple(trees.path_string(path) + "/" for path, node in nodes if _is_hidden(node))
+    hidden = tuple(
+        f"{trees.path_string(path)}/" if path else "" for path, node in nodes if _is_hidden(node)
+    )
     return tree_map_with_path(
         lambda path, mask: None if f"{trees.path_string(path)}/".startswith(hidden) else mask, masks
     )
@@ -118,5 +136,5 @@ def _is_hidden(node: Any) -> bool:
     return isinstance(node, optax.MaskedNode)
 
 
-def _by_path(tree: PyTree) -> dict[str, Any]:
-    return {trees.path_string(path): leaf for path, leaf in tree_flatten_with_path(tree)[0]}
+def _is_lookahead(node: Any) -> bool:
+    return isinstance(node, optax.LookaheadState)

@@ -17,15 +17,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import keystr, tree_flatten_with_path, tree_map_with_path
+from jax.tree_util import GetAttrKey, keystr, tree_flatten_with_path, tree_map_with_path
 from jaxtyping import Array, PyTree
 
 from nopr.typing import Counts, Masks, Params, Shapes, Where
 
 
 def path_string(path: Sequence[Any]) -> str:
-    """The key path of a leaf as text, such as `"params/Dense_0/kernel"`."""
-    return keystr(tuple(path), simple=True, separator="/")
+    """The key path of a leaf as text, such as `"params/Dense_0/kernel"`.
+
+    A last attribute `value` is left out: it is how `nnx.Variable` and `nn.Partitioned` box an
+    array, and the same leaf has one path in `nnx.state`, its pure form and `nnx.to_pure_dict`.
+    """
+    path = tuple(path)
+    boxed = len(path) > 1 and path[-1] == GetAttrKey("value")
+    return keystr(path[:-1] if boxed else path, simple=True, separator="/")
 
 
 def paths(tree: PyTree) -> tuple[str, ...]:

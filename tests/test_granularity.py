@@ -8,7 +8,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nopr import granularity, masks, trees
+from nopr import criteria, granularity, masks, pruning, trees
 
 LAYERS = ("conv/kernel", "dense_10/kernel", "dense_2/kernel")  # in order; leaves sort 10 before 2
 SHAPES = {"conv": (2, 2, 1, 3), "dense_10": (6, 5), "dense_2": (5, 4)}  # a flatten of 2 x 3
@@ -48,7 +48,7 @@ def test_unstructured_granules_are_the_weights_themselves(rng):
 
 def test_filter_scores_are_means_over_everything_but_the_output(rng):
     scores = scores_of(rng)
-    pooled = granularity.filters().pool(scores)
+    pooled = granularity.filters(outputs=[]).pool(scores)
     for name in SHAPES:
         kernel = np.asarray(scores[name]["kernel"])
         by_hand = [kernel[..., j].mean() for j in range(kernel.shape[-1])]
@@ -58,7 +58,7 @@ def test_filter_scores_are_means_over_everything_but_the_output(rng):
 
 def test_filters_are_kept_or_removed_whole_and_other_leaves_stay_whole(rng):
     scores = scores_of(rng)
-    grain = granularity.filters(lambda path, leaf: leaf.ndim == 4)
+    grain = granularity.filters(outputs=["dense_2/kernel"], where=lambda path, leaf: leaf.ndim == 4)
     pooled = grain.pool(scores)
     assert trees.paths(pooled) == ("conv/kernel",)
     kept = grain.expand(masks.top(pooled, count=2), scores)
@@ -66,6 +66,78 @@ def test_filters_are_kept_or_removed_whole_and_other_leaves_stay_whole(rng):
     np.testing.assert_array_equal(kept["conv"]["kernel"].all((0, 1, 2)), np.arange(3) != weakest)
     assert int(masks.count(kept)) == 8 + 30 + 20
     assert kept["dense_2"]["bias"] is None
+
+
+HEADS = {
+    "body": {"kernel": (5, 6), "bias": (6,)},
+    "heads": {"policy": {"kernel": (6, 3)}, "value": {"kernel": (6, 1)}},
+}
+POLICY, VALUE = "heads/policy/kernel", "heads/value/kernel"
+
+
+def two_heads(rng, scale=1.0):
+    """Params of a network with two outputs, whose own weights are the smallest of all."""
+    params = jax.tree.map(
+        lambda shape: rng.normal(size=shape), HEADS, is_leaf=lambda x: isinstance(x, tuple)
+    )
+    return {**params, "heads": jax.tree.map(lambda leaf: scale * leaf, params["heads"])}
+
+
+def test_filters_refuse_until_they_are_told_the_outputs():
+    with pytest.raises(ValueError, match=r"`outputs` must name .* got None. .*`outputs=\[\]`"):
+        granularity.filters()
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_the_outputs_that_are_named_stay_whole_whatever_their_scores(scope, rng, getkey):
+    params = two_heads(rng, scale=1e-6)
+    grain = granularity.filters(outputs=[POLICY, VALUE])
+    prune = pruning.pruner(criteria.magnitude(), density=0.5, scope=scope, granularity=grain)
+    kept = trees.by_path(prune(params, None, key=getkey()), "kept")
+    assert kept[POLICY].all()
+    assert kept[VALUE].all()
+    assert kept["body/kernel"].all(axis=0).sum() == 3
+    only = granularity.filters(outputs=POLICY)  # the other head is told to be no output
+    assert granularity.sizes(only, trees.select(params)) == {"body/kernel": 6, VALUE: 1}
+
+
+def test_an_output_that_is_not_there_is_refused_with_the_nearest_path(rng):
+    scores = trees.select(two_heads(rng))
+    for wrong in ("heads/polcy/kernel", "policy"):
+        with pytest.raises(ValueError, match=rf"names '{wrong}', .* nearest .* '{POLICY}'"):
+            granularity.filters(outputs=[VALUE, wrong]).pool(scores)
+    with pytest.raises(ValueError, match=f"nearest .* '{VALUE}'"):
+        granularity.filters(outputs=["value/kernel"]).expand(scores, scores)
+
+
+def test_an_output_that_is_not_prunable_anyway_may_be_named(rng):
+    scores = trees.select(two_heads(rng), lambda path, leaf: path == "body/kernel")
+    assert granularity.sizes(granularity.filters(outputs=[POLICY]), scores) == {"body/kernel": 6}
+
+
+def test_two_leaves_of_one_path_are_refused():
+    scores = {"a/b": jnp.ones((2, 3)), "a": {"b": jnp.ones((3, 2))}}
+    with pytest.raises(ValueError, match="two leaves at 'a/b'"):
+        granularity.filters(outputs=[]).pool(scores)
+    with pytest.raises(ValueError, match="two leaves at 'a/b'"):
+        granularity.units(("a/b", "c")).pool(scores)
+    with pytest.raises(ValueError, match="two leaves at 'a/b'"):
+        granularity.sizes(granularity.unstructured(), scores)
+
+
+def test_units_never_remove_an_output(rng, getkey):
+    params = network(rng)
+    params["dense_2"]["kernel"] = 1e-9 * params["dense_2"]["kernel"].at[:, 1:].set(0)
+    prune = pruning.pruner(
+        criteria.magnitude(),
+        density=0.4,
+        scope="layer",
+        granularity=granularity.units(LAYERS),
+    )
+    last = prune(params, None, key=getkey())["dense_2"]["kernel"]
+    hidden = np.asarray(last.any(axis=1))
+    assert hidden.sum() == 2
+    np.testing.assert_array_equal(last, np.stack([hidden] * 4, axis=1))
 
 
 def test_units_pool_the_incoming_weights_of_all_but_the_last_layer(rng):
@@ -110,7 +182,7 @@ def test_units_jit_and_vmap_like_a_loop(rng):
     stack = jax.tree.map(lambda leaf: jnp.stack([leaf, -leaf, leaf**2]), scores_of(rng))
 
     def prune(scores):
-        return grain.expand(masks.top(grain.pool(scores), count=4), scores)
+        return grain.expand(masks.top(grain.pool(scores), count=6), scores)
 
     together = jax.jit(jax.vmap(prune))(stack)
     for case in range(3):
@@ -123,7 +195,7 @@ def test_filters_and_units_take_an_nnx_state():
     state = nnx.state(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.Param)
     scores = jax.tree.map(jnp.abs, trees.select(state))
     (path,) = trees.paths(scores)
-    grain = granularity.filters()
+    grain = granularity.filters(outputs=[])
     kept = grain.expand(masks.top(grain.pool(scores), count=1), scores)
     assert jax.tree.structure(kept) == jax.tree.structure(scores)
     assert int(masks.count(kept)) == 3
@@ -144,7 +216,7 @@ def test_layers_that_do_not_fit_the_tree_are_named(rng):
 
     with pytest.raises(ValueError, match="must name at least two kernels, got"):
         pool("conv/kernel")
-    with pytest.raises(ValueError, match=r"names 'conv/kernal'.*choose from \['conv/kernel'"):
+    with pytest.raises(ValueError, match=r"names 'conv/kernal'.* nearest .* 'conv/kernel'"):
         pool("conv/kernal", "dense_10/kernel")
     with pytest.raises(ValueError, match="has a leaf at 'dense_2/kernel' that is not in `layers`"):
         pool("conv/kernel", "dense_10/kernel")
@@ -157,7 +229,7 @@ def test_layers_that_do_not_fit_the_tree_are_named(rng):
     dense = {"a": jnp.ones((2, 3)), "b": jnp.ones((6, 2))}
     with pytest.raises(ValueError, match="'b' has 6 inputs"):
         granularity.units(("a", "b")).pool(dense)  # only a convolution is flattened
-    with pytest.raises(ValueError, match=r"two or more sides, got \(3,\) at 'b'"):
+    with pytest.raises(ValueError, match=r"two or more dimensions, got \(3,\) at 'b'"):
         granularity.units(("a", "b")).pool({"a": jnp.ones((2, 3)), "b": jnp.ones(3)})
 
 
@@ -167,7 +239,7 @@ def test_granule_masks_of_another_shape_are_named(rng):
     wrong = jax.tree.map(lambda leaf: jnp.ones(2, bool), grain.pool(scores))
     with pytest.raises(ValueError, match=r"shape \(3,\) at 'conv/kernel', .* got shape \(2,\)"):
         grain.expand(wrong, scores)
-    with pytest.raises(ValueError, match=r"at 'dense_2/kernel', one entry a filter, got none"):
-        granularity.filters().expand(grain.pool(scores), scores)
+    with pytest.raises(ValueError, match=r"at 'dense_2/kernel', one entry per filter, got none"):
+        granularity.filters(outputs=[]).expand(grain.pool(scores), scores)
     with pytest.raises(ValueError, match="`granule_masks` has shape"):
         granularity.unstructured().expand(grain.pool(scores), scores)

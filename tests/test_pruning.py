@@ -238,7 +238,7 @@ def test_rounds_keep_the_exact_count_where_a_layers_share_would_rise(options, ge
     assert int(masks.count(prune(params, None, key=getkey()))) == round(density * 99)
 
 
-@pytest.mark.parametrize("grain", [granularity.unstructured(), granularity.filters()])
+@pytest.mark.parametrize("grain", [granularity.unstructured(), granularity.filters(outputs=[])])
 def test_no_weight_that_was_dead_comes_back_with_its_granule(grain, rng, getkey):
     params = net(rng)
     alive = jax.tree.map(lambda w: rng.random(w.shape) < 0.4, trees.select(params))

@@ -10,7 +10,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nopr import granularity, masks, surgery, trees
+from nopr import granularity, isometry, masks, surgery, trees
 
 LAYERS = ("Dense_1/kernel", "Dense_2/kernel", "Dense_10/kernel")  # leaves sort 1, 10, 2
 WIDTHS = (3, 4, 3, 2)
@@ -78,6 +78,7 @@ def test_live_weights_are_those_on_some_path(values):
         np.testing.assert_array_equal(mask, expected)
 
 
+@pytest.mark.filterwarnings("ignore:The masks leave no path")
 def test_live_is_idempotent_and_vmaps_like_a_loop(rng):
     cases = [dense_masks(rng.random(sum(SIZES)) < 0.4) for _ in range(5)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *cases)
@@ -93,6 +94,7 @@ def test_live_is_idempotent_and_vmaps_like_a_loop(rng):
         )
 
 
+@pytest.mark.filterwarnings("ignore:The masks leave no path")
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.booleans(), min_size=36, max_size=36))
 def test_live_paths_go_through_channels_and_a_channels_last_flatten(values):
@@ -118,8 +120,52 @@ def test_live_paths_go_through_channels_and_a_channels_last_flatten(values):
 def test_full_and_empty_masks_are_the_two_extremes():
     full = dense_masks(np.ones(sum(SIZES)))
     assert float(surgery.effective_density(full, LAYERS)) == 1
+    assert bool(surgery.connected(full, LAYERS))
     cut = dict(full, Dense_2={"bias": None, "kernel": jnp.zeros((4, 3), bool)})
-    assert int(surgery.effective_count(cut, LAYERS)) == 0
+    with pytest.warns(UserWarning, match="breaks at 'Dense_2/kernel'"):
+        assert int(surgery.effective_count(cut, LAYERS)) == 0
+
+
+def broken():
+    """Masks that keep weights in every layer, of which the last read only what is never made."""
+    tree = dense_masks(np.ones(sum(SIZES)))
+    tree["Dense_2"]["kernel"] = tree["Dense_2"]["kernel"].at[:, 1:].set(False)
+    tree["Dense_10"]["kernel"] = tree["Dense_10"]["kernel"].at[0].set(False)
+    return tree
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        surgery.live,
+        surgery.effective_count,
+        surgery.effective_density,
+        lambda tree, layers: surgery.remove(dense_params(np.random.default_rng(0)), tree, layers),
+    ],
+    ids=["live", "effective_count", "effective_density", "remove"],
+)
+def test_a_broken_path_warns_once_with_the_layer_where_it_breaks(use):
+    with pytest.warns(UserWarning, match="leave no path .* breaks at 'Dense_10/kernel'") as caught:
+        use(broken(), LAYERS)
+    assert len(caught) == 1
+
+
+def test_a_repair_of_a_broken_network_warns_once_where_the_layers_are_known(rng):
+    params, tree = dense_params(rng), dense_masks(np.zeros(sum(SIZES)))
+    with pytest.warns(UserWarning, match="leave no path .* breaks at 'Dense_1/kernel'") as caught:
+        isometry.orthogonalize(params, tree, layers=LAYERS)
+    assert len(caught) == 1
+
+
+@settings(max_examples=10, deadline=None)
+@given(bits)
+def test_connected_is_whether_anything_is_live_also_under_a_trace(values):
+    tree = dense_masks(values)
+    flag = jitted_connected(tree)
+    assert bool(flag) == any(leaf.any() for leaf in every_path(kernels_of(tree)))
+
+
+jitted_connected = jax.jit(lambda tree: surgery.connected(tree, LAYERS))
 
 
 inputs = np.random.default_rng(3).normal(size=(6, 3)).astype(np.float32)
@@ -133,6 +179,7 @@ def to_numpy(tree):
     return jax.tree.map(np.asarray, tree)  # every removal has shapes of its own to compile
 
 
+@pytest.mark.filterwarnings("ignore:The masks leave no path")
 @settings(max_examples=20, deadline=None)
 @given(bits, st.booleans(), st.booleans())
 def test_removal_leaves_the_outputs_of_the_masked_network(values, bias, some_zero):
@@ -197,7 +244,8 @@ def test_constant_units_stay_and_silent_ones_stay_only_when_asked(rng):
 
 def test_a_network_without_any_path_keeps_one_unit_a_layer_and_its_constant_output(rng):
     params = dense_params(rng)
-    small, _ = surgery.remove(params, dense_masks(np.zeros(sum(SIZES))), LAYERS)
+    with pytest.warns(UserWarning, match="breaks at 'Dense_1/kernel'"):
+        small, _ = surgery.remove(params, dense_masks(np.zeros(sum(SIZES))), LAYERS)
     assert [kernel.shape for kernel in kernels_of(small)] == [(3, 1), (1, 1), (1, 2)]
     np.testing.assert_allclose(
         apply(small, inputs), np.stack([params["Dense_10"]["bias"]] * 6), rtol=1e-6
@@ -220,7 +268,7 @@ def test_live_and_remove_take_an_nnx_state():
 
 def test_layers_that_do_not_fit_are_named(rng):
     tree = dense_masks(np.ones(sum(SIZES)))
-    with pytest.raises(ValueError, match=r"names 'Dense_3/kernel'.*choose from \['Dense_1/kernel'"):
+    with pytest.raises(ValueError, match=r"names 'Dense_3/kernel'.* nearest .* 'Dense_"):
         surgery.live(tree, ("Dense_1/kernel", "Dense_3/kernel"))
     with pytest.raises(ValueError, match="leaf at 'Dense_2/kernel' that is not in `layers`"):
         surgery.effective_count(tree, ("Dense_1/kernel", "Dense_10/kernel"))
