@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import jax
+import jaxtyping
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -50,6 +51,12 @@ def double():
 def strict_promotion():
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Leaves annotations unchecked, as outside the test suite, so that our own checks are met."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture(scope="session")

@@ -88,7 +88,7 @@ def choice_bits(size: int, kept: Any) -> float:
     .. math:: \log_2 \sum_{k \in \text{kept}} \binom{\text{size}}{k}
 
     Args:
-      size: Prunable weights.
+      size: Number of prunable weights.
       kept: The number kept, or all the numbers that may occur (repeats count once).
 
     Returns:
@@ -97,6 +97,8 @@ def choice_bits(size: int, kept: Any) -> float:
     Raises:
       ValueError: If a number is not a whole one in [0, size], or there is none.
     """
+    if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 0:
+        raise ValueError(f"`size` must be a whole number of at least 0, got {size!r}.")
     occurring = np.unique(np.asarray(kept))
     if not occurring.size or occurring.dtype.kind not in "iu":
         raise ValueError(f"`kept` must be whole numbers, at least one, got {kept!r}.")
@@ -111,7 +113,7 @@ def choice_bits(size: int, kept: Any) -> float:
 def dataset_groups(
     datasets: Any, cases: int
 ) -> tuple[Int64[np.ndarray, " distinct"], Int64[np.ndarray, " cases"]]:
-    """First index of each distinct data set, and which of them each case is; equal bit for bit."""
+    """First index of each distinct dataset, and which of them each case is; equal bit for bit."""
     rows = [np.zeros((cases, 1), np.uint8)]  # a row of no bytes at all can still be grouped
     for leaf in jax.tree.leaves(datasets):
         plain = jax.random.key_data(leaf) if is_key(leaf) else leaf

@@ -19,7 +19,7 @@ from nopr import processes
 from nopr.sweeps import memory, plans, programs, stored
 from nopr.sweeps.cases import Hosted, case_count, hosted
 from nopr.sweeps.plans import Plan
-from nopr.sweeps.programs import Program, Traced
+from nopr.sweeps.programs import Batching, Program, Traced
 from nopr.sweeps.stored import Store
 
 
@@ -98,7 +98,7 @@ def run(
     chunk: int | None = None,
     memory_bytes: int | None = None,
     mesh: Mesh | None = None,
-    batching: str = "vmap",
+    batching: Batching = "vmap",
     store: Store | None = None,
     progress: Progress | None = None,
     say: Callable[[str], Any] | None = None,
@@ -196,7 +196,7 @@ def _settle(
     *,
     sizes: tuple[int | None, int | None, int | None],
     mesh: Mesh,
-    batching: str,
+    batching: Batching,
     store: Store | None,
     say: Callable[[str], Any],
 ) -> _Sweep:

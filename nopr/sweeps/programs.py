@@ -6,7 +6,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import numpy as np
@@ -20,7 +20,8 @@ from nopr.sweeps import lanes
 from nopr.sweeps.cases import Hosted, is_key, rebuilt, shape_of_one
 
 RUNS = "runs"
-BATCHINGS = ("vmap", "lanes")
+Batching: TypeAlias = Literal["vmap", "lanes"]
+BATCHINGS = get_args(Batching)
 
 
 class Traced(NamedTuple):
@@ -99,7 +100,7 @@ class Program(NamedTuple):
 
 
 def compiled(
-    traced: Traced, cases: Hosted, shared: PyTree, *, block: int, mesh: Mesh, batching: str
+    traced: Traced, cases: Hosted, shared: PyTree, *, block: int, mesh: Mesh, batching: Batching
 ) -> Program:
     """The program for blocks of this size; compiled once for the same trace."""
     shapes = tuple((leaf.shape[1:], leaf.dtype) for leaf in cases.leaves)
@@ -129,7 +130,7 @@ def _compiled(
     shared: tuple[Any, ...],
     block: int,
     mesh: Mesh,
-    batching: str,
+    batching: Batching,
 ) -> Program:
     one = core.jaxpr_as_fun(_on_host(key.closed))
     like = Hosted([], generators, jax.tree.structure([0] * len(generators)))

@@ -13,6 +13,7 @@ import numpy as np
 from nopr.sweeps import lanes
 from nopr.sweeps.cases import Hosted
 from nopr.sweeps.plans import Plan
+from nopr.sweeps.programs import Batching
 
 PLAN = "plan"
 
@@ -30,7 +31,7 @@ class Store(Protocol):
         ...
 
 
-def seal(*, function: str, shared: Hosted, plan: Plan, batching: str) -> dict[str, str]:
+def seal(*, function: str, shared: Hosted, plan: Plan, batching: Batching) -> dict[str, str]:
     """What all chunks of a sweep were computed from, in words that can be compared."""
     return {
         "function": function,
