@@ -19,6 +19,7 @@ __all__ = [
     "granularity",
     "information",
     "isometry",
+    "jaxprs",
     "masks",
     "networks",
     "plots",

@@ -501,9 +501,7 @@ def test_an_algorithm_with_randomness_of_its_own_is_caught(wrap):
         return {"kernel": masks.top(scores_of(data, key=key)["kernel"] + generator.random((4, 3)),
                                     count=5)}  # fmt: skip
 
-    with pytest.raises(
-        ValueError, match=r"must be a function of \(data, key\), .* of 16 datasets"
-    ):
+    with pytest.raises(ValueError, match=r"must be a function of \(data, key\), .* of 16 datasets"):
         information.exact(impure, every_label(4), key=KEY)
     information.exact(impure, every_label(4), check=False, key=KEY)
 

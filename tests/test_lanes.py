@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 from jax.experimental import checkify
-from jax.extend import core
 from lanes_cases import FUNCTIONS, X, Y, tripled, twice
 
+from nopr import jaxprs
 from nopr.sweeps import lanes
 from nopr.sweeps.lanes import interpreter, sums
 
@@ -47,16 +47,13 @@ def test_it_gives_what_vmap_gives(function, in_axes, args):
 def test_every_rule_is_tried_above():
     tried = set()
 
-    def collect(jaxpr):
-        tried.update(eqn.primitive.name for eqn in jaxpr.eqns)
-        for inner in core.subjaxprs(jaxpr):
-            collect(inner)
-
     for function, in_axes, args in FUNCTIONS.values():
         axes = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(args)
         pairs = zip(args, axes, strict=True)
         one = [jax.tree.map(lambda x: x[0], arg) if axis == 0 else arg for arg, axis in pairs]
-        collect(jax.make_jaxpr(lambda *_, f=function, one=one: f(*one))().jaxpr)
+        program, _ = jaxprs.trace(lambda *_, f=function, one=one: f(*one))
+        tried.update(eqn.primitive.name for eqn in jaxprs.equations(program))
+        assert jaxprs.opaque(program) == []
     assert set(interpreter.RULES) | set(interpreter.CONTROL) <= tried
 
 

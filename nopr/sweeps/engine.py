@@ -15,11 +15,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from nopr import processes
+from nopr import jaxprs, processes
 from nopr.sweeps import memory, plans, programs, stored
 from nopr.sweeps.cases import Hosted, case_count, hosted
 from nopr.sweeps.plans import Plan
-from nopr.sweeps.programs import Batching, Program, Traced
+from nopr.sweeps.programs import Batching, Program
 from nopr.sweeps.stored import Store
 
 
@@ -81,7 +81,7 @@ class _Sweep(NamedTuple):
     """What is settled before the first block runs."""
 
     cases: Hosted
-    traced: Traced
+    traced: jaxprs.Traced
     program: Program
     shared: list[Any]
     plan: Plan
@@ -145,7 +145,8 @@ def run(
     Raises:
       ValueError: If there are no cases, their leading axes differ, a size is below 1, `batching`
         is unknown, `mesh` has no axis `runs`, an option is of another type, `function` returns
-        typed keys, not even one case fits in memory, or the processes sweep different cases.
+        typed keys, or calls Python code and there is a `store`, not even one case fits in
+          memory, or the processes sweep different cases.
       Exception: What the store raises where it cannot keep a chunk; those before are kept.
       processes.Lost: If another process did not answer.
 
@@ -203,11 +204,17 @@ def _settle(
     n = len(cases.leaves[0])
     traced = programs.trace(function, cases, shared)
     block, chunk, memory_bytes = sizes
+    calls = [] if store is None else jaxprs.opaque(traced.program)
+    if calls:
+        raise ValueError(
+            f"`function` calls Python code ({', '.join(calls)}), and nothing tells stored results "
+            "of this code from those of another. Sweep without `store`, or write it in JAX."
+        )
 
     def program(block: int) -> Program:
         return programs.compiled(traced, cases, shared, block=block, mesh=mesh, batching=batching)
 
-    function_digest = "" if store is None else programs.digest(traced)
+    function_digest = "" if store is None else jaxprs.digest(traced.program)
     before = None
     if store is not None and processes.index() == 0:
         before = stored.load_plan(store, function_digest, n)
@@ -241,11 +248,11 @@ def _settle(
     return _Sweep(cases, traced, ready, ready.place(shared), plan, seal, store)
 
 
-def _check_same(traced: Traced, cases: Hosted) -> None:
+def _check_same(traced: jaxprs.Traced, cases: Hosted) -> None:
     """Checks that all processes run the same sweep, for each has only a share of it to show."""
     if processes.count() == 1:
         return
-    here = programs.digest(traced) + stored.bytes_digest(cases, cases.leaves)
+    here = jaxprs.digest(traced.program) + stored.bytes_digest(cases, cases.leaves)
     there = processes.gather(here.encode())
     differ = [i for i, found in enumerate(there) if found != there[0]]
     if differ:

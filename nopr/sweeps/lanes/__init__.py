@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from nopr import trees
+from nopr import jaxprs, trees
 from nopr.sweeps.lanes import rules, sums
 from nopr.sweeps.lanes.interpreter import interpret
 
@@ -97,7 +97,7 @@ def vmap(function: Callable[..., PyTree], in_axes: Any = 0) -> Callable[..., PyT
             filled = [next(mine) if batched else leaf for leaf, batched in pairs]
             return function(*jax.tree.unflatten(treedef, filled))
 
-        program, shape = jax.make_jaxpr(one, return_shape=True)(*map(_one_case, given))
+        program, shape = jaxprs.trace(one, *map(_one_case, given))
         computed = cases if _calls_back(program) else cases + -cases % _MULTIPLE
 
         def every(*values: Array) -> list[Array]:
