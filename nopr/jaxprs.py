@@ -301,7 +301,7 @@ def _written(value: Any, known: dict[int, str]) -> str:
     if isinstance(value, tuple | list):
         return f"({', '.join(_written(item, known) for item in value)})"
     if isinstance(value, np.ndarray | np.generic | jax.Array):
-        if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+        if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
             return f"{value.dtype} {_written(jax.random.key_data(value), known)}"
         array = np.asarray(value)
         return f"{array.dtype}{array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"

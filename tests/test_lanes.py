@@ -223,10 +223,10 @@ def test_cases_lie_along_the_last_axis_in_loops():
         (None, (X,), "`in_axes` must have a 0 for some argument, got None"),
         ((None, None), (X, X), r"got \(None, None\)"),
         ((0, None), (X,), r"an entry for each argument, got \(0, None\) for 1"),
-        (0, ({"a": X, "b": X[:2]},), r"axis of 5, got shape \(2, 3, 4\) at 'b' of argument 0"),
-        (0, (X, X[:4]), r"axis of 5, got shape \(4, 3, 4\) for argument 1"),
-        (0, (X, 3.0), "axis of them, got a scalar for argument 1"),
-        (0, (None,), "a leading axis of cases, got no array"),
+        (0, ({"a": X, "b": X[:2]},), "`args` must share .*, got 2 cases at '0/b' and 5 at '0/a'"),
+        (0, (X, X[:4]), "got 4 cases at '1' and 5 at '0'"),
+        (0, (X, 3.0), r"a leading axis of at least one case, got shape \(\) at '1'"),
+        (0, (None,), "`args` must have at least one array, got none"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(in_axes, args, match):

@@ -228,11 +228,15 @@ def test_progress_counts_cases_and_failures():
 @pytest.mark.parametrize(
     ("cases", "block", "match"),
     [
-        ({}, None, "at least one case, got none"),
-        ({"x": np.zeros((0, 2))}, None, "at least one case, got none"),
-        ({"k": jax.random.key(0)}, None, "leading case axis, got a scalar at 'k': .* split a key"),
+        ({}, None, "`cases` must have at least one array, got none"),
+        ({"x": np.zeros((0, 2))}, None, r"at least one case, got shape \(0, 2\) at 'x'"),
+        ({"k": jax.random.key(0)}, None, r"leading axis .*, got shape \(\) at 'k'.* split a key"),
         ({"x": np.array(["a", "b"])}, None, "must hold numbers and keys, got <U1 at 'x'"),
-        ({"a": np.zeros(3), "b": np.zeros(4)}, None, r"axis of 3, got shape \(4,\) at 'b'"),
+        (
+            {"a": np.zeros(3), "b": np.zeros(4)},
+            None,
+            "got 4 cases at 'b' and 3 at 'a'",
+        ),
         (CASES, 0, "`block` must be at least 1, got 0"),
     ],
 )

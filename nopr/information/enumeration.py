@@ -51,7 +51,7 @@ def exact(
     The result is exact for the law that `datasets` and `weights` are. If they are a sample of a
     larger law, the bits are those of the sample: no more than log2 of its size, and just that once
     every dataset has a mask of its own (`Exact.saturated`). Then estimate instead, by
-    `grassberger(law(result.masks).counts)` and its kin, or choose a law that can be enumerated.
+    `grassberger(law(result.masks).counts)` and the like, or choose a law that can be enumerated.
 
     Args:
       algorithm: `algorithm(data, *, key) -> masks`, pure. It is compiled once for each algorithm
@@ -96,7 +96,7 @@ def exact(
 
     Source: Kumar, Luo and Sellke 2024, arXiv:2402.01089, appendix C.2, who sample it.
     """
-    cases = laws.leading_axis(datasets, name="datasets")
+    cases = sweeps.case_count(datasets, name="datasets")
     weights = laws.case_weights(weights, cases)
     datasets = jax.tree.map(lambda leaf: leaf if laws.is_key(leaf) else np.asarray(leaf), datasets)
     keys = _keys(key)
@@ -156,7 +156,7 @@ def _run(
     return masks, words
 
 
-@functools.lru_cache(maxsize=16)  # bounded, so that compiled programs are let go of
+@functools.lru_cache(maxsize=16)  # bounded, so that compiled programs are freed
 def _programs(algorithm: Callable[..., Masks], levels: bool) -> tuple[Any, Any]:
     """(data, key) -> masks; and the same with its error state and its words.
 
@@ -176,7 +176,7 @@ def _programs(algorithm: Callable[..., Masks], levels: bool) -> tuple[Any, Any]:
 
 
 def _messages(error: checkify.Error, size: int) -> dict[int, str]:
-    """What the first failed check of each failing case says; an Error is a pytree of cases."""
+    """The message of the first failed check of each failing case; an Error is a pytree of cases."""
     found = {i: jax.tree.map(lambda leaf, i=i: leaf[i], error).get() for i in range(size)}
     return {
         i: " ".join(message.removesuffix("(`check` failed)").split()).rstrip(".")
@@ -206,7 +206,7 @@ def _check_masks(masks: Masks, levels: bool) -> None:
         if leaf.dtype != np.dtype(bool):
             raise ValueError(f"`algorithm` must return bool masks, got {leaf.dtype} at {path!r}.")
     if levels:
-        laws.leading_axis(masks, name="masks with `levels=True`")
+        sweeps.case_count(masks, name="masks with `levels=True`")
 
 
 def _default_block(datasets: PyTree, masks: Masks, cases: int) -> int:

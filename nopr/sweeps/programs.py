@@ -70,7 +70,7 @@ class Program(NamedTuple):
     def memory_bytes(self) -> int:
         """What a call takes on each device: arguments, results and what is between."""
         found = self.compiled.memory_analysis()
-        if found is None:  # pragma: no cover - a backend that does not say
+        if found is None:  # pragma: no cover - a backend that does not know
             return 0
         return (
             found.argument_size_in_bytes
@@ -92,26 +92,12 @@ def compiled(
     """The program for blocks of this size; compiled once for the same trace."""
     shapes = tuple((leaf.shape[1:], leaf.dtype) for leaf in cases.leaves)
     like = tuple((leaf.shape, leaf.dtype) for leaf in map(jax.typeof, jax.tree.leaves(shared)))
-    key = _Key(traced.program)
-    return _compiled(key, cases.generators, shapes, like, block, mesh, batching)
+    return _compiled(traced.program, cases.generators, shapes, like, block, mesh, batching)
 
 
-class _Key:
-    """A traced program as a key: itself, for as long as the cache holds it."""
-
-    def __init__(self, program: jaxprs.Program):
-        self.program = program
-
-    def __hash__(self) -> int:
-        return id(self.program)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and other.program is self.program
-
-
-@functools.lru_cache(maxsize=32)  # bounded, so that compiled programs are let go of
+@functools.lru_cache(maxsize=32)  # bounded, so that compiled programs are freed
 def _compiled(
-    key: _Key,
+    program: jaxprs.Program,  # it is equal to itself alone
     generators: tuple[Any, ...],
     shapes: tuple[Any, ...],
     shared: tuple[Any, ...],
@@ -119,7 +105,7 @@ def _compiled(
     mesh: Mesh,
     batching: Batching,
 ) -> Program:
-    one = jaxprs.run(_on_host(key.program))
+    one = jaxprs.run(_on_host(program))
     like = Hosted([], generators, jax.tree.structure([0] * len(generators)))
     mapped = lanes.vmap if batching == "lanes" else jax.vmap
 

@@ -65,11 +65,13 @@ def _check_immutable(eqn: Any) -> None:
 
 def _interpret_as(program: Any, values: Any, batched: Any, wanted: Any, cases: int) -> list[Any]:
     """The results of `interpret`, with cases where they are `wanted`."""
-    results, have = interpret(program, values, batched)
-    return [
-        rules.spread(result, has or not want, cases)
-        for result, has, want in zip(results, have, wanted, strict=True)
-    ]
+    return _spread(*interpret(program, values, batched), wanted, cases)
+
+
+def _spread(values: Any, batched: Any, wanted: Any, cases: int) -> list[Any]:
+    """Values, with cases where they are `wanted`."""
+    triples = zip(values, batched, wanted, strict=True)
+    return [rules.spread(value, has or not want, cases) for value, has, want in triples]
 
 
 def flow(program: jaxprs.Program, batched: rules.Batched) -> list[bool]:
@@ -167,12 +169,7 @@ def _scan(eqn: Any, values: Any, batched: Any) -> list[Any]:
     carries = last - first
     inner = [*batched[:first], *have[:carries], *batched[last:]]
     cases = rules.cases_of(values, batched)
-    init = [
-        rules.spread(value, has or not will, cases)
-        for value, has, will in zip(
-            values[first:last], batched[first:last], have[:carries], strict=True
-        )
-    ]
+    init = _spread(values[first:last], batched[first:last], have[:carries], cases)
 
     def body(carry: Any, xs: Any) -> tuple[Any, Any]:
         given = [*values[:first], *carry, *xs]
@@ -187,12 +184,20 @@ def _scan(eqn: Any, values: Any, batched: Any) -> list[Any]:
 def _scan_flow(eqn: Any, batched: Any) -> list[bool]:
     first = eqn.params["num_consts"]
     last = first + eqn.params["num_carry"]
-    carry = list(batched[first:last])
+
+    def after(carry: list[bool]) -> list[bool]:
+        return flow(eqn.params["jaxpr"], [*batched[:first], *carry, *batched[last:]])
+
+    carry = _settled(list(batched[first:last]), after)
+    return [*carry, *after(carry)[len(carry) :]]
+
+
+def _settled(carry: list[bool], after: Callable[[list[bool]], list[bool]]) -> list[bool]:
+    """Which carries of a loop have cases in some round, by which have after another round."""
     while True:
-        have = flow(eqn.params["jaxpr"], [*batched[:first], *carry, *batched[last:]])
-        wider = [a or b for a, b in zip(carry, have[: len(carry)], strict=True)]
+        wider = [a or b for a, b in zip(carry, after(carry), strict=False)]
         if wider == carry:
-            return [*carry, *have[len(carry) :]]
+            return carry
         carry = wider
 
 
@@ -203,10 +208,7 @@ def _while(eqn: Any, values: Any, batched: Any) -> list[Any]:
     first = params["cond_nconsts"]
     last = first + params["body_nconsts"]
     cases = rules.cases_of(values, batched)
-    init = [
-        rules.spread(value, has or not will, cases)
-        for value, has, will in zip(values[last:], batched[last:], have, strict=True)
-    ]
+    init = _spread(values[last:], batched[last:], have, cases)
 
     def goes_on(carry: Any) -> Any:
         return interpret(
@@ -229,13 +231,10 @@ def _while_flow(eqn: Any, batched: Any) -> tuple[list[bool], bool]:
     params = eqn.params
     first = params["cond_nconsts"]
     last = first + params["body_nconsts"]
-    carry = list(batched[last:])
-    while True:
-        have = flow(params["body_jaxpr"], [*batched[first:last], *carry])
-        wider = [a or b for a, b in zip(carry, have, strict=True)]
-        if wider == carry:
-            break
-        carry = wider
+    consts = batched[first:last]
+    carry = _settled(
+        list(batched[last:]), lambda carry: flow(params["body_jaxpr"], [*consts, *carry])
+    )
     (differ,) = flow(params["cond_jaxpr"], [*batched[:first], *carry])
     return ([True] * len(carry) if differ else carry), differ
 
