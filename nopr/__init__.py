@@ -19,6 +19,7 @@ __all__ = [
     "granularity",
     "information",
     "isometry",
+    "jaxprs",
     "lab",
     "masks",
     "networks",

@@ -2,21 +2,22 @@
 
 `jax.enable_x64` is a context of tracing: what vmap, scan, checkify or the compiler later make of
 the traced program happens outside it, where their rules cut float64 to float32 or fail. `in_double`
-is a primitive of its own whose every rule enters the context again.
+is an operation of its own whose every rule enters the context again.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.extend import core
-from jax.interpreters import batching, mlir
 from jaxtyping import PyTree
+
+from nopr import jaxprs
+
+IN_DOUBLE = "in_double"
+"""The operation in a jaxpr; its parameter `jaxpr` is the program in double precision."""
 
 
 def in_double(function: Callable[..., PyTree], *args: PyTree) -> PyTree:
@@ -32,55 +33,30 @@ def in_double(function: Callable[..., PyTree], *args: PyTree) -> PyTree:
     """
     with jax.enable_x64(True):
         leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.asarray, args))
-        closed, shape = jax.make_jaxpr(
-            lambda *leaves: function(*jax.tree.unflatten(treedef, leaves)), return_shape=True
-        )(*leaves)
-        results = _bind(closed, leaves)
+        program, shape = jaxprs.trace(
+            lambda *leaves: function(*jax.tree.unflatten(treedef, leaves)), *leaves
+        )
+        # What is traced goes in as an argument; constants stay inside, as 64-bit as they are.
+        traced, program = jaxprs.hoisted(program, lambda const: isinstance(const, jax.core.Tracer))
+        results = _in_double(*traced, *leaves, jaxpr=program)
     return jax.tree.unflatten(jax.tree.structure(shape), results)
 
 
-def _bind(closed: Any, leaves: list[Any]) -> list[Any]:
-    # What is traced goes in as an argument; constants stay inside, as 64-bit as they are.
-    traced = tuple(isinstance(const, jax.core.Tracer) for const in closed.consts)
-    hoisted = [const for const, t in zip(closed.consts, traced, strict=True) if t]
-    constants = tuple(const for const, t in zip(closed.consts, traced, strict=True) if not t)
-    program = _Program(closed.jaxpr, traced, constants)
-    return _in_double.bind(*hoisted, *leaves, program=program)
+def _run(*args: Any, jaxpr: jaxprs.Program) -> list[Any]:
+    with jax.enable_x64(True):
+        return jaxprs.run(jaxpr)(*args)
 
 
-class _Program:
-    """A traced function; equal only to itself, as the parameter of a primitive."""
-
-    def __init__(self, jaxpr: Any, traced: tuple[bool, ...], constants: tuple[Any, ...]):
-        self.jaxpr, self.traced, self.constants = jaxpr, traced, constants
-
-    def __repr__(self) -> str:
-        """What it computes, so that the text of a jaxpr says it, too; no addresses."""
-        constants = [np.asarray(const) for const in self.constants]
-        digests = [hashlib.sha256(const.tobytes()).hexdigest() for const in constants]
-        return f"{self.jaxpr} {self.traced} {digests}"
-
-    def __call__(self, *args: Any) -> list[Any]:
-        given, fixed = iter(args), iter(self.constants)
-        consts = [next(given) if t else next(fixed) for t in self.traced]
-        with jax.enable_x64(True):
-            return core.jaxpr_as_fun(core.ClosedJaxpr(self.jaxpr, consts))(*given)
-
-
-def _batch(args: Any, dims: Any, *, program: _Program) -> tuple[list[Any], list[int]]:
+def _batch(args: Any, dims: Any, *, jaxpr: jaxprs.Program) -> tuple[list[Any], list[int]]:
     axes = tuple(dim if isinstance(dim, int) else None for dim in dims)
-    results = in_double(jax.vmap(program, in_axes=axes), *args)
+    results = in_double(jax.vmap(lambda *args: _run(*args, jaxpr=jaxpr), in_axes=axes), *args)
     return results, [0] * len(results)
 
 
-def _lower(ctx: Any, *args: Any, program: _Program) -> Any:
-    with jax.enable_x64(True):
-        return mlir.lower_fun(program, multiple_results=True)(ctx, *args)
-
-
-_in_double = core.Primitive("in_double")
-_in_double.multiple_results = True
-_in_double.def_impl(lambda *args, program: program(*args))
-_in_double.def_abstract_eval(lambda *args, program: [v.aval for v in program.jaxpr.outvars])
-batching.primitive_batchers[_in_double] = _batch
-mlir.register_lowering(_in_double, _lower)
+_in_double = jaxprs.primitive(
+    IN_DOUBLE,
+    _run,
+    shapes=lambda *args, jaxpr: list(jaxpr.out_avals),
+    batch=_batch,
+    context=lambda: jax.enable_x64(True),
+)

@@ -8,7 +8,7 @@ exactly, one Jacobian an example. Nothing is jitted: wrap what you call often in
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from nopr import jaxprs
 from nopr.typing import Apply, Params
 
 CHUNK_BYTES = 2**28
@@ -262,18 +263,10 @@ def _default_chunk(
     carried once a tangent or cotangent; the Jacobian itself is held with its decomposition.
     """
     stacked = jax.ShapeDtypeStruct((_MARK, *example.shape), example.dtype)
-    traced = jax.make_jaxpr(jax.vmap(one))(stacked)
-    sizes = [size // _MARK for size in _sizes(traced.jaxpr) if size % _MARK == 0]
+    program, _ = jaxprs.trace(jax.vmap(one), stacked)
+    computed = [var.aval for eqn in jaxprs.equations(program) for var in eqn.outvars]
+    every = [getattr(aval, "size", 0) for aval in computed]
+    sizes = [size // _MARK for size in every if size % _MARK == 0]
     largest = max([*sizes, math.prod(example.shape)])
     numbers = sum(sizes) + 3 * passes * largest + 3 * entries
     return max(1, CHUNK_BYTES // (numbers * max(4, example.dtype.itemsize)))
-
-
-def _sizes(jaxpr: Any) -> Iterator[int]:
-    """The size of every value computed in a jaxpr and in those inside it."""
-    for equation in jaxpr.eqns:
-        yield from (getattr(variable.aval, "size", 0) for variable in equation.outvars)
-        for value in equation.params.values():
-            for inner in value if isinstance(value, tuple | list) else (value,):
-                if hasattr(inner, "eqns"):
-                    yield from _sizes(inner)

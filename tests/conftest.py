@@ -61,6 +61,12 @@ def strict_promotion():
         yield
 
 
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Leaves annotations unchecked, as outside the test suite, so that our own checks are met."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
 @pytest.fixture(scope="session")
 def manual_dir():
     """The folder with the original MNIST and Fashion-MNIST files."""

@@ -204,6 +204,12 @@ def test_choice_bits_of_several_counts_are_of_all_their_masks_together():
         information.choice_bits(6, [])
 
 
+@pytest.mark.parametrize("size", [math.nan, 10.0, -1, True, "10"])
+def test_choice_bits_are_of_a_whole_number_of_weights(size, unchecked):
+    with pytest.raises(ValueError, match="`size` must be a whole number of at least 0, got"):
+        information.choice_bits(size, [0])
+
+
 # --- exact ---------------------------------------------------------------------------------------
 
 
@@ -264,6 +270,47 @@ def test_weights_give_the_entropy_of_the_weighted_law():
     assert result.bits == pytest.approx(information.entropy([0.625, 0.375]), rel=1e-14)
     assert result.dataset_entropy_bits == pytest.approx(0.5 + 0.75 * math.log2(8 / 3), rel=1e-14)
     np.testing.assert_allclose(result.probabilities, [0.625, 0.375])
+
+
+def copy_the_data(data, *, key):
+    del key
+    return jnp.isin(jnp.arange(64), jnp.sum(data * 2 ** jnp.arange(6)))
+
+
+def test_a_mask_of_its_own_for_every_dataset_is_said_and_is_no_more_than_the_sample_can_show():
+    sample = every_label(6)[:16]
+    found = information.exact(copy_the_data, sample, key=KEY)
+    assert found.saturated is True
+    assert (found.bits, found.dataset_entropy_bits, found.datasets) == (4.0, 4.0, 16)
+    assert repr(found) == (
+        "Exact(4 bits over the 16 datasets given, H(D) 4, choice ceiling 6; 16 distinct masks; "
+        "SATURATED: every dataset has a mask of its own, so bits = H(D); if the datasets are a "
+        "sample, that is all that 16 of them can show; checked)"
+    )
+    whole = information.exact(encode_three_bits, every_label(6), check=False, key=KEY)
+    assert whole.saturated is False
+    assert repr(whole) == (
+        "Exact(3 bits over the 64 datasets given, H(D) 6, choice ceiling 4.32193; 8 distinct "
+        "masks; not saturated; not checked)"
+    )
+
+
+def test_saturation_is_over_distinct_datasets_that_occur():
+    repeated = np.concatenate([every_label(2)] * 2)
+    assert information.exact(lambda data, *, key: data > 0, repeated, key=KEY).saturated
+    weights = [0.5, 0.5, 0.0, 0.0]  # the first bit is 0 wherever there is weight
+    last = information.exact(
+        lambda data, *, key: data[1:] > 0, every_label(2), weights=weights, key=KEY
+    )
+    assert (last.saturated, last.datasets, last.distinct) == (True, 2, 2)
+
+
+def test_a_result_is_a_pytree_whose_repr_survives_whatever_it_is_mapped_to():
+    result = information.exact(encode_three_bits, every_label(6), check=False, key=KEY)
+    mapped = jax.tree.map(lambda leaf: leaf, result)
+    assert isinstance(mapped, information.Exact)
+    assert repr(mapped) == repr(result)
+    assert "'bits'" in repr(jax.tree_util.tree_map_with_path(lambda path, _: str(path), result))
 
 
 def test_kept_counts_that_cannot_occur_are_outside_the_ceiling():
@@ -328,6 +375,9 @@ def test_every_level_of_a_trajectory_gets_its_own_numbers():
     np.testing.assert_allclose(result.choice_ceiling_bits, [np.log2(1 + 6 + 15 + 20 + 15 + 6 + 1),
                                                             np.log2(1 + 6)])  # fmt: skip
     assert result.outcomes.shape == result.kept.shape == (16, 2)
+    np.testing.assert_array_equal(result.saturated, [True, False])
+    assert repr(result).startswith("Exact(1 to 4 bits in 2 laws [2] over the 16 datasets given, ")
+    assert "SATURATED in 1 of 2" in repr(result)
     assert result.dataset_entropy_bits == 4.0
     for level in range(2):
         alone = information.exact(
@@ -392,6 +442,56 @@ def test_another_key_compiles_nothing_again():
     assert first.masks["kernel"].shape == second.masks["kernel"].shape
 
 
+def both_counts(data, *, key):
+    scores = jax.tree.map(jnp.abs, scores_of(data, key=key))
+    return jax.vmap(lambda count: masks.top(scores, count=count))(jnp.array([5, 3]))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "levels"), [(keep_the_largest, False), (both_counts, True)], ids=["one", "levels"]
+)
+def test_a_batch_of_keys_gives_each_key_the_bytes_of_a_call_of_its_own(algorithm, levels):
+    datasets, keys = every_label(5) + np.arange(5, dtype=np.float32), jax.random.split(KEY, 3)
+    options = {"levels": levels, "block": 20, "weights": np.arange(32) / sum(range(32))}
+    found = information.exact(algorithm, datasets, key=keys, **options)
+    assert found.bits.shape == ((3, 2) if levels else (3,))
+    assert found.masks["kernel"].shape == (3, 32, *((2,) if levels else ()), 5, 3)
+    assert "bits in " in repr(found)
+    for number, key in enumerate(keys):
+        alone = information.exact(algorithm, datasets, key=key, **options)
+        for name, mine in alone._asdict().items():
+            theirs = getattr(found, name)
+            if name in ("dataset_entropy_bits", "datasets", "checked"):
+                assert theirs == mine
+            elif name == "probabilities":  # those of other keys may be more
+                np.testing.assert_array_equal(theirs[number][..., : np.shape(mine)[-1]], mine)
+                np.testing.assert_array_equal(theirs[number].sum(-1), np.sum(mine, -1))
+            else:
+                jax.tree.map(
+                    np.testing.assert_array_equal,
+                    jax.tree.map(lambda leaf, number=number: leaf[number], theirs),
+                    mine,
+                )
+
+
+def test_a_batch_of_keys_is_traced_once_and_a_failure_names_its_key():
+    traces = []
+
+    def algorithm(data, *, key):
+        traces.append(1)
+        return keep_the_largest(data + jnp.log(jax.random.uniform(key) - 0.3), key=key)
+
+    keys = jax.vmap(jax.random.key)(jnp.arange(4))
+    finite = [bool(jax.random.uniform(key) > 0.3) for key in keys]
+    assert finite[0]
+    assert not all(finite)
+    with pytest.raises(ValueError, match=rf"on 16 of 16 .* with key {finite.index(False)}: "):
+        information.exact(algorithm, every_label(4), key=keys)
+    assert len(traces) == 2
+    with pytest.raises(ValueError, match=r"`key` must be one key, or a vector .* shape \(0,\)"):
+        information.exact(algorithm, every_label(4), key=keys[:0])
+
+
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["plain", "jitted"])
 def test_an_algorithm_with_randomness_of_its_own_is_caught(wrap):
     generator = np.random.default_rng(0)
@@ -401,9 +501,7 @@ def test_an_algorithm_with_randomness_of_its_own_is_caught(wrap):
         return {"kernel": masks.top(scores_of(data, key=key)["kernel"] + generator.random((4, 3)),
                                     count=5)}  # fmt: skip
 
-    with pytest.raises(
-        ValueError, match=r"must be a function of \(data, key\), .* of 16 data sets"
-    ):
+    with pytest.raises(ValueError, match=r"must be a function of \(data, key\), .* of 16 datasets"):
         information.exact(impure, every_label(4), key=KEY)
     information.exact(impure, every_label(4), check=False, key=KEY)
 
@@ -418,7 +516,7 @@ def test_equal_datasets_with_unequal_masks_are_caught():
             vmap_method="sequential",
         )  # fmt: skip
 
-    with pytest.raises(ValueError, match=r"another mask on 2 of 4 data sets, at indices \[1, 3\]"):
+    with pytest.raises(ValueError, match=r"another mask on 2 of 4 datasets, at indices \[1, 3\]"):
         information.exact(by_position, np.ones((4, 2), np.float32), check=False, key=KEY)
 
 
@@ -426,7 +524,7 @@ def test_equal_datasets_with_unequal_masks_are_caught():
 def test_datasets_whose_scores_are_not_finite_are_listed(block):
     datasets = every_label(4)
     datasets[6, 1], datasets[15, 3] = np.nan, np.inf
-    with pytest.raises(ValueError, match=r"on 2 of 16 data sets, at indices \[6, 15\]: .*kernel"):
+    with pytest.raises(ValueError, match=r"on 2 of 16 datasets, at indices \[6, 15\]: .*kernel"):
         information.exact(keep_the_largest, datasets, block=block, key=KEY)
 
 
@@ -441,7 +539,7 @@ def test_a_check_inside_a_training_loop_is_heard():
         return jax.lax.scan(step, data, None, length=6)[0] > 3
 
     datasets = np.array([[1.0], [4.0], [1.5]], np.float32)
-    with pytest.raises(ValueError, match=r"on 1 of 3 data sets, at index \[1\]: too large\. An"):
+    with pytest.raises(ValueError, match=r"on 1 of 3 datasets, at index \[1\]: too large\. An"):
         information.exact(diverge, datasets, key=KEY)
 
 

@@ -13,8 +13,8 @@ import nopr
 ROOT = Path(__file__).parents[1]
 SCIENCE = {"jax", "optax", "jaxtyping", "numpy", "scipy"}
 GROUPS = [
-    {"typing", "precision", "processes"},
-    {"trees"},
+    {"typing", "processes", "jaxprs"},
+    {"trees", "precision"},
     {"budgets", "ranking"},
     {"masks", "schedules", "densities", "sweeps"},
     {"spectra", "granularity", "information"},
@@ -74,6 +74,13 @@ def test_each_heavy_library_has_one_importer_and_experiments_none(module, path):
         package = name.split(".")[0]
         assert module in ONLY.get(package, {module}), f"{module} imports {package}"
         assert package not in {"experiments", "tests"}
+
+
+@pytest.mark.parametrize(("module", "path"), CASES)
+def test_the_inner_parts_of_jax_are_touched_in_one_place(module, path):
+    for name in imported(path):
+        inner = name.startswith(("jax.extend", "jax.interpreters", "jax.core", "jax._src"))
+        assert module == "jaxprs" or not inner, f"{path} imports {name}"
 
 
 def test_every_module_has_its_place():

@@ -60,7 +60,7 @@ def _jax_ways(datasets: Any, params: Any, *, steps: int, timed: int) -> dict[str
     def train(data: Any, params: Any) -> Any:
         return jax.lax.scan(lambda p, _: (step(p, data), None), params, length=steps)[0]
 
-    def sweep(batching: str) -> Callable[[], Layers]:
+    def sweep(batching: sweeps.Batching) -> Callable[[], Layers]:
         return lambda: _layers(sweeps.run(train, datasets, shared=params, batching=batching).values)
 
     jitted = jax.jit(train)

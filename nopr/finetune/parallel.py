@@ -16,9 +16,10 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.extend.core import jaxprs_in_params
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
+
+from nopr import jaxprs
 
 AXIS = "batch"
 """The axis of a mesh that the examples of a batch are split over."""
@@ -97,7 +98,7 @@ def split(batch: PyTree, mesh: Mesh | None, program: Program | None = None) -> P
     if mesh is None:
         return batch
     uneven = any(len(leaf) % mesh.shape[AXIS] for leaf in jax.tree.leaves(batch))
-    if program and uneven and _scatters_by_other_than_int32(jax.make_jaxpr(program)(batch).jaxpr):
+    if program and uneven and _scatters_by_other_than_int32(jaxprs.trace(program, batch).program):
         return whole(batch, mesh)
     return _constrain(batch, mesh, PartitionSpec(AXIS))
 
@@ -119,15 +120,12 @@ def _constrain(tree: PyTree, mesh: Mesh | None, spec: PartitionSpec) -> PyTree:
     return jax.lax.with_sharding_constraint(tree, spec if inside else NamedSharding(mesh, spec))
 
 
-def _scatters_by_other_than_int32(jaxpr: Any) -> bool:
-    for equation in jaxpr.eqns:
-        if equation.primitive.name.startswith("scatter"):
-            _, indices, *_ = equation.invars
-            if indices.aval.dtype != np.int32 and indices.aval.ndim > 1:  # more than one index
-                return True
-        if any(map(_scatters_by_other_than_int32, jaxprs_in_params(equation.params))):
-            return True
-    return False
+def _scatters_by_other_than_int32(program: jaxprs.Program) -> bool:
+    return any(
+        eqn.invars[1].aval.dtype != np.int32 and eqn.invars[1].aval.ndim > 1  # several indices
+        for eqn in jaxprs.equations(program)
+        if eqn.primitive.name.startswith("scatter")
+    )
 
 
 def _target(leaf: Any, mesh: Mesh) -> NamedSharding:

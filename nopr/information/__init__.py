@@ -1,13 +1,14 @@
 """What a mask knows about the data it was chosen on, in bits: exactly, or from samples.
 
-`exact` runs an algorithm on every data set of an enumerable law. `law` groups masks that were
+`exact` runs an algorithm on every dataset of an enumerable law. `law` groups masks that were
 drawn instead, and `plug_in`, `miller_madow`, `grassberger` and `chao_shen` estimate an entropy
 from such counts. Nothing here is ever clamped at 0.
 """
 
 from nopr.information.entropies import chao_shen, entropy, grassberger, miller_madow, plug_in
-from nopr.information.enumeration import Exact, exact
+from nopr.information.enumeration import exact
 from nopr.information.laws import Law, choice_bits, law
+from nopr.information.results import Exact
 
 __all__ = [
     "Exact",

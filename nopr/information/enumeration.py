@@ -1,65 +1,31 @@
-"""Exact mutual information of masks and data, by running the algorithm on every data set."""
+"""Exact mutual information of masks and data, by running the algorithm on every dataset."""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
-from jaxtyping import Array, Float64, Int64, Key, PyTree, UInt32
+from jaxtyping import Array, Int64, Key, PyTree, UInt32
 
 from nopr import masks as masks_
 from nopr import sweeps, trees
 from nopr.information import laws
-from nopr.information.entropies import Values, entropy_bits
+from nopr.information.entropies import Values
+from nopr.information.results import Exact, summarize
 from nopr.typing import Algorithm, Masks
 
-_BLOCK = 2048  # more data sets at once are slower on a CPU: tiny nets fall out of its cache
+_BLOCK = 2048  # more datasets at once are slower on a CPU: tiny nets fall out of its cache
 _BLOCK_ELEMENTS = 2**27  # numbers that one block may hold, by default
 _COPIES = 8  # of each weight while training: parameters, gradients, moments, scores
 
 # Tracing again under another value misses every cache of jax, down to functions jitted by a user.
 _tracing = jax.make_user_context(0)
-
-
-class Exact(NamedTuple):
-    """What a mask knows about its data, computed; nothing in it is an estimate.
-
-    With `levels`, everything but `dataset_entropy_bits` and `checked` has an axis of levels: a
-    value per level where there is one value, and the second axis after the cases.
-
-    Attributes:
-      bits: I(m; D | key) = H(m | key) - H(m | D, key).
-      entropy_bits: H(m | key).
-      conditional_entropy_bits: H(m | D, key): 0, for the algorithm is a function of both.
-      dataset_entropy_bits: H(D), a ceiling of `bits`; equal data sets are merged.
-      choice_ceiling_bits: log2 of the number of masks with the kept counts that occur, the other
-        ceiling: log2 C(n, k) when every mask keeps k.
-      distinct: Masks that occur with positive probability.
-      probabilities: Probability of each distinct mask, largest first; levels with fewer of them
-        end in zeros.
-      outcomes: For every data set, which of these masks it leads to.
-      kept: Weights kept on every data set.
-      masks: The mask of every data set.
-      checked: Whether a second pass confirmed that H(m | D, key) is 0.
-    """
-
-    bits: float | Float64[np.ndarray, " levels"]
-    entropy_bits: float | Float64[np.ndarray, " levels"]
-    conditional_entropy_bits: float | Float64[np.ndarray, " levels"]
-    dataset_entropy_bits: float
-    choice_ceiling_bits: float | Float64[np.ndarray, " levels"]
-    distinct: int | Int64[np.ndarray, " levels"]
-    probabilities: Float64[np.ndarray, "..."]
-    outcomes: Int64[np.ndarray, "..."]
-    kept: Int64[np.ndarray, "..."]
-    masks: Masks
-    checked: bool
 
 
 def exact(
@@ -68,26 +34,31 @@ def exact(
     *,
     weights: Values | None = None,
     block: int | None = None,
-    batching: str = "vmap",
+    batching: sweeps.Batching = "vmap",
     levels: bool = False,
     check: bool = True,
-    key: Key[Array, ""],
+    key: Key[Array, ""] | Key[Array, " keys"],
 ) -> Exact:
     r"""The mutual information of mask and data, I(m; D | key), by enumeration of the data.
 
-    The algorithm runs on every data set with the same key, so the law of the mask is known and
+    The algorithm runs on every dataset with the same key, so the law of the mask is known and
     :math:`I = H(m) - H(m \mid D)` is computed, not estimated. It conditions on the whole key:
-    this is I(m; D | init) when nothing but the initialisation is random.
+    this is I(m; D | init) when nothing but the initialization is random.
 
-    That H(m | D) is 0 is checked by a second pass, traced anew and with the data sets reversed,
-    which has to give every mask again. Equal data sets have to give equal masks, too.
+    That H(m | D) is 0 is checked by a second pass, traced anew and with the datasets reversed,
+    which has to give every mask again. Equal datasets have to give equal masks, too.
+
+    The result is exact for the law that `datasets` and `weights` are. If they are a sample of a
+    larger law, the bits are those of the sample: no more than log2 of its size, and just that once
+    every dataset has a mask of its own (`Exact.saturated`). Then estimate instead, by
+    `grassberger(law(result.masks).counts)` and the like, or choose a law that can be enumerated.
 
     Args:
       algorithm: `algorithm(data, *, key) -> masks`, pure. It is compiled once for each algorithm
         object, so pass the same object when you call again with another key.
-      datasets: Every data set there is: a pytree with a leading axis of data sets.
-      weights: Probability of each data set, summing to 1; uniform when None.
-      block: Data sets run at once under one vmap; a last partial block is filled up with repeats.
+      datasets: Every dataset there is: a pytree with a leading axis of datasets.
+      weights: Probability of each dataset, summing to 1; uniform when None.
+      block: Datasets run at once under one vmap; a last partial block is filled up with repeats.
         By default all at once when they are few and small. It bounds memory, and changing it may
         change a mask whose scores tie to within rounding. Blocks run on all devices and processes;
         see `sweeps.run`.
@@ -96,16 +67,18 @@ def exact(
       levels: Whether each leaf of the masks has a leading axis of levels, such as the rounds of an
         iterative method: then each level gets its own numbers from one run.
       check: Whether to make the second pass. Without it H(m | D) = 0 is taken on trust.
-      key: Typed key, the same for every data set.
+      key: Typed key, the same for every dataset; or a vector of keys. Then the law is computed for
+        each of them in turn by the same program, with the bytes of a call for that key alone, and
+        the numbers, the law and the masks have a leading axis of keys (before that of levels).
 
     Returns:
-      Bits, ceilings, law and masks, on the host.
+      Bits, ceilings, laws and masks, on the host.
 
     Raises:
       ValueError: If a check fails inside the algorithm, such as that of `masks.top` for scores
-        that are not finite (the data sets are listed); if the algorithm is not a function of
-        (data, key); if `datasets` have no common leading axis; if `weights` are not a law; if the
-        masks are not bool.
+        that are not finite (the datasets are listed); if the algorithm is not a function of
+        (data, key); if `datasets` have no common leading axis; if `weights` are not a law; if
+        `key` has more than one axis or no key; if the masks are not bool.
 
     Example:
       One gradient step and then the larger of two weights, on four datasets of one point:
@@ -118,67 +91,45 @@ def exact(
       ...     return masks.top({"w": jnp.abs(initial - data)}, count=1)
       >>> datasets = jnp.array([[2.0, 1.0], [-2.0, 1.0], [1.0, 2.0], [1.0, -2.0]])
       >>> result = information.exact(algorithm, datasets, key=jax.random.key(0))
-      >>> result.bits, result.dataset_entropy_bits
-      (1.0, 2.0)
+      >>> result.bits, result.dataset_entropy_bits, result.saturated
+      (1.0, 2.0, False)
 
     Source: Kumar, Luo and Sellke 2024, arXiv:2402.01089, appendix C.2, who sample it.
     """
-    cases = laws.leading_axis(datasets, name="datasets")
+    cases = sweeps.case_count(datasets, name="datasets")
     weights = laws.case_weights(weights, cases)
     datasets = jax.tree.map(lambda leaf: leaf if laws.is_key(leaf) else np.asarray(leaf), datasets)
+    keys = _keys(key)
     one, checked = _programs(_hashable(algorithm), levels)
-    masks = one.eval_shape(jax.tree.map(lambda leaf: leaf[0], datasets), key)
-    _check_masks(masks, levels)
-    block = _default_block(datasets, masks, cases) if block is None else _checked_block(block)
-    run = functools.partial(_run, checked, datasets, key, block, batching)
-
-    masks, words = run(np.arange(cases))
-    if check:
-        with _tracing(1):
-            _, again = run(np.arange(cases)[::-1])
-        _check_equal(words, again[::-1])
+    shapes = one.eval_shape(jax.tree.map(lambda leaf: leaf[0], datasets), keys[0])
+    _check_masks(shapes, levels)
+    block = _default_block(datasets, shapes, cases) if block is None else _checked_block(block)
     first, dataset = laws.dataset_groups(datasets, cases)
-    _check_equal(words, words[first][dataset])
-    dataset_bits = entropy_bits(np.bincount(dataset, weights) / weights.sum())
-    return _summarize(masks, words, weights, dataset_bits, levels=levels, checked=check)
-
-
-def _summarize(
-    masks: Masks,
-    words: UInt32[np.ndarray, "cases levels words"],
-    weights: Float64[np.ndarray, " cases"],
-    dataset_bits: float,
-    *,
-    levels: bool,
-    checked: bool,
-) -> Exact:
-    axes = 2 if levels else 1
-    size = sum(math.prod(leaf.shape[axes:]) for leaf in jax.tree.leaves(masks))
-    kept = np.bitwise_count(words).sum(-1, dtype=np.int64)
-    each = [laws.group_words(words[:, level], weights) for level in range(words.shape[1])]
-    entropies = np.array([entropy_bits(found.probabilities) for found in each])
-    conditional = np.zeros_like(entropies)
-    ceilings = np.array([laws.choice_bits(size, k) for k in kept[weights > 0].T])
-    most = max(len(found.probabilities) for found in each)
-    probabilities = [np.pad(p, (0, most - len(p))) for p in (law.probabilities for law in each)]
-    outcomes = np.stack([found.outcomes for found in each], axis=1)
-
-    def level(values: np.ndarray) -> Any:
-        return values if levels else values[0].item()
-
-    return Exact(
-        bits=level(entropies - conditional),
-        entropy_bits=level(entropies),
-        conditional_entropy_bits=level(conditional),
-        dataset_entropy_bits=dataset_bits,
-        choice_ceiling_bits=level(ceilings),
-        distinct=level(np.array([np.count_nonzero(law.probabilities) for law in each])),
-        probabilities=np.stack(probabilities) if levels else probabilities[0],
-        outcomes=outcomes if levels else outcomes[:, 0],
-        kept=kept if levels else kept[:, 0],
-        masks=masks,
-        checked=checked,
+    found = []
+    for number, each in enumerate(keys):
+        where = f" with key {number}" if key.ndim else ""
+        run = functools.partial(_run, checked, datasets, each, block, batching, where)
+        masks, words = run(np.arange(cases))
+        if check:
+            with _tracing(1):
+                _, again = run(np.arange(cases)[::-1])
+            _check_equal(words, again[::-1], where)
+        _check_equal(words, words[first][dataset], where)
+        found.append((masks, words))
+    masks, words = zip(*found, strict=True)
+    return summarize(
+        masks, words, weights, dataset, keys=key.ndim > 0, levels=levels, checked=check
     )
+
+
+def _keys(key: Key[Array, "*keys"]) -> list[Key[Array, ""]]:
+    """The keys one by one."""
+    if key.ndim > 1 or not key.size:
+        raise ValueError(
+            f"`key` must be one key, or a vector of at least one, got shape {key.shape}. Flatten "
+            "it, or split a key."
+        )
+    return [key[number] for number in range(len(key))] if key.ndim else [key]
 
 
 def _run(
@@ -186,25 +137,26 @@ def _run(
     datasets: PyTree,
     key: Key[Array, ""],
     block: int,
-    batching: str,
+    batching: sweeps.Batching,
+    where: str,
     order: Int64[np.ndarray, " cases"],
 ) -> tuple[Masks, UInt32[np.ndarray, "cases levels words"]]:
-    """The masks of the data sets in `order`, and the same packed, on the host."""
+    """The masks of the datasets in `order`, and the same packed, on the host."""
     data = jax.tree.map(lambda leaf: leaf[order], datasets)
     swept = sweeps.run(checked, data, shared=key, block=block, batching=batching)
     error, masks, words = swept.values
     if error.get() is not None:
         found = _messages(error, len(order))
         raise ValueError(
-            f"A check failed inside `algorithm` on {len(found)} of {len(order)} data sets, "
-            f"{_listing([int(order[case]) for case in found])}: {next(iter(found.values()))}. "
-            "An exact law needs every data set; make training stable, or leave those out and give "
-            "`weights` for the rest."
+            f"A check failed inside `algorithm` on {len(found)} of {len(order)} datasets, "
+            f"{_listing([int(order[case]) for case in found])}{where}: "
+            f"{next(iter(found.values()))}. An exact law needs every dataset; make training "
+            "stable, or leave those out and give `weights` for the rest."
         )
     return masks, words
 
 
-@functools.lru_cache(maxsize=16)  # bounded, so that compiled programs are let go of
+@functools.lru_cache(maxsize=16)  # bounded, so that compiled programs are freed
 def _programs(algorithm: Callable[..., Masks], levels: bool) -> tuple[Any, Any]:
     """(data, key) -> masks; and the same with its error state and its words.
 
@@ -224,7 +176,7 @@ def _programs(algorithm: Callable[..., Masks], levels: bool) -> tuple[Any, Any]:
 
 
 def _messages(error: checkify.Error, size: int) -> dict[int, str]:
-    """What the first failed check of each failing case says; an Error is a pytree of cases."""
+    """The message of the first failed check of each failing case; an Error is a pytree of cases."""
     found = {i: jax.tree.map(lambda leaf, i=i: leaf[i], error).get() for i in range(size)}
     return {
         i: " ".join(message.removesuffix("(`check` failed)").split()).rstrip(".")
@@ -233,18 +185,20 @@ def _messages(error: checkify.Error, size: int) -> dict[int, str]:
     }
 
 
-def _check_equal(words: UInt32[np.ndarray, "..."], again: UInt32[np.ndarray, "..."]) -> None:
+def _check_equal(
+    words: UInt32[np.ndarray, "..."], again: UInt32[np.ndarray, "..."], where: str
+) -> None:
     differ = np.flatnonzero(np.any(words != again, axis=(1, 2)))
     if differ.size:
         raise ValueError(
             "`algorithm` must be a function of (data, key), but run again it gave another mask on "
-            f"{len(differ)} of {len(words)} data sets, {_listing(differ.tolist())}. Take all "
+            f"{len(differ)} of {len(words)} datasets, {_listing(differ.tolist())}{where}. Take all "
             "randomness from `key`, and break ties by a fixed rule, as `masks.top` does."
         )
 
 
 def _check_masks(masks: Masks, levels: bool) -> None:
-    """Checks the shapes and dtypes of what `algorithm` returns for one data set."""
+    """Checks the shapes and dtypes of what `algorithm` returns for one dataset."""
     leaves = jax.tree.leaves(masks)
     if not any(leaf.size for leaf in leaves):
         raise ValueError("`algorithm` must return masks of at least one weight, got none.")
@@ -252,7 +206,7 @@ def _check_masks(masks: Masks, levels: bool) -> None:
         if leaf.dtype != np.dtype(bool):
             raise ValueError(f"`algorithm` must return bool masks, got {leaf.dtype} at {path!r}.")
     if levels:
-        laws.leading_axis(masks, name="masks with `levels=True`")
+        sweeps.case_count(masks, name="masks with `levels=True`")
 
 
 def _default_block(datasets: PyTree, masks: Masks, cases: int) -> int:

@@ -10,7 +10,7 @@ from jaxtyping import Float64, Int64, UInt8, UInt32
 from scipy.special import betaln
 
 from nopr import masks as masks_
-from nopr import trees
+from nopr import sweeps, trees
 from nopr.information.entropies import Values, distribution
 from nopr.typing import Masks
 
@@ -36,7 +36,7 @@ class Law(NamedTuple):
 def law(masks: Masks, *, weights: Values | None = None) -> Law:
     """Groups equal masks: the law of a mask over many cases, enumerated or sampled.
 
-    With samples, `plug_in(law(masks).counts)` and its kin estimate the entropy.
+    With samples, `plug_in(law(masks).counts)` and the like estimate the entropy.
 
     Args:
       masks: Masks of which every leaf has a leading axis of cases.
@@ -59,7 +59,7 @@ def law(masks: Masks, *, weights: Values | None = None) -> Law:
       >>> information.plug_in(found.counts)
       1.5
     """
-    cases = leading_axis(masks, name="masks")
+    cases = sweeps.case_count(masks, name="masks")
     for path, leaf in zip(trees.paths(masks), jax.tree.leaves(masks), strict=True):
         if leaf.dtype != bool:
             raise ValueError(f"`masks` must be bool, got {leaf.dtype} at {path!r}.")
@@ -88,7 +88,7 @@ def choice_bits(size: int, kept: Any) -> float:
     .. math:: \log_2 \sum_{k \in \text{kept}} \binom{\text{size}}{k}
 
     Args:
-      size: Prunable weights.
+      size: Number of prunable weights.
       kept: The number kept, or all the numbers that may occur (repeats count once).
 
     Returns:
@@ -97,6 +97,8 @@ def choice_bits(size: int, kept: Any) -> float:
     Raises:
       ValueError: If a number is not a whole one in [0, size], or there is none.
     """
+    if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 0:
+        raise ValueError(f"`size` must be a whole number of at least 0, got {size!r}.")
     occurring = np.unique(np.asarray(kept))
     if not occurring.size or occurring.dtype.kind not in "iu":
         raise ValueError(f"`kept` must be whole numbers, at least one, got {kept!r}.")
@@ -111,7 +113,7 @@ def choice_bits(size: int, kept: Any) -> float:
 def dataset_groups(
     datasets: Any, cases: int
 ) -> tuple[Int64[np.ndarray, " distinct"], Int64[np.ndarray, " cases"]]:
-    """First index of each distinct data set, and which of them each case is; equal bit for bit."""
+    """First index of each distinct dataset, and which of them each case is; equal bit for bit."""
     rows = [np.zeros((cases, 1), np.uint8)]  # a row of no bytes at all can still be grouped
     for leaf in jax.tree.leaves(datasets):
         plain = jax.random.key_data(leaf) if is_key(leaf) else leaf
@@ -138,29 +140,6 @@ def case_weights(weights: Values | None, cases: int) -> Float64[np.ndarray, " ca
     if len(found) != cases:
         raise ValueError(f"`weights` must have one entry a case, {cases}, got {len(found)}.")
     return found
-
-
-def leading_axis(tree: Any, *, name: str) -> int:
-    """The length of the leading axis that all leaves of `tree` share.
-
-    Raises:
-      ValueError: If `tree` has no leaves, or a leaf has no, an empty or another leading axis.
-    """
-    leaves = jax.tree.leaves(tree)
-    if not leaves:
-        raise ValueError(f"`{name}` must have at least one array, got none.")
-    for path, leaf in zip(trees.paths(tree), leaves, strict=True):
-        if not np.shape(leaf) or not np.shape(leaf)[0]:
-            raise ValueError(
-                f"`{name}` must have a leading axis of at least one case, got shape "
-                f"{np.shape(leaf)} at {path!r}."
-            )
-        if len(leaf) != len(leaves[0]):
-            raise ValueError(
-                f"`{name}` must share one leading axis, got {len(leaf)} cases at {path!r} and "
-                f"{len(leaves[0])} at {trees.paths(tree)[0]!r}."
-            )
-    return len(leaves[0])
 
 
 def _group(

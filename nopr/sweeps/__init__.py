@@ -9,6 +9,7 @@ processes each takes its share of the chunks, and all get all results.
 from nopr.sweeps.cases import case_count
 from nopr.sweeps.engine import Progress, Status, Swept, run
 from nopr.sweeps.lanes import vmap as vmap_lanes
+from nopr.sweeps.programs import Batching
 from nopr.sweeps.stored import Store
 
-__all__ = ["Progress", "Status", "Store", "Swept", "case_count", "run", "vmap_lanes"]
+__all__ = ["Batching", "Progress", "Status", "Store", "Swept", "case_count", "run", "vmap_lanes"]

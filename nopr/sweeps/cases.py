@@ -25,32 +25,31 @@ class Hosted(NamedTuple):
         return [leaf[index] for leaf in self.leaves]
 
 
-def case_count(cases: PyTree) -> int:
+def case_count(cases: PyTree, *, name: str = "cases") -> int:
     """The length of the leading axis that all leaves of `cases` share.
 
     Raises:
-      ValueError: If there is none, or a leaf has another; the message names it.
+      ValueError: If there is none, or a leaf has another; the message names the leaf, and calls
+        the cases `name`.
     """
     leaves = jax.tree.leaves(cases)
+    if not leaves:
+        raise ValueError(f"`{name}` must have at least one array, got none.")
     for path, leaf in zip(trees.paths(cases), leaves, strict=True):
-        if not is_key(leaf) and np.asarray(leaf).dtype.kind in "USOMm":
-            kind = np.asarray(leaf).dtype
-            raise ValueError(f"`cases` must hold numbers and keys, got {kind} at {path!r}.")
-        if jnp.ndim(leaf) == 0:
+        shape, dtype = np.shape(leaf), getattr(leaf, "dtype", np.asarray(0).dtype)
+        if not is_key(leaf) and dtype.kind in "USOMm":
+            raise ValueError(f"`{name}` must hold numbers and keys, got {dtype} at {path!r}.")
+        if not shape or not shape[0]:
             raise ValueError(
-                f"`cases` must have a leading case axis, got a scalar at {path!r}: stack the "
-                "cases, split a key."
+                f"`{name}` must have a leading axis of at least one case, got shape {shape} at "
+                f"{path!r}. Stack the cases; split a key."
             )
-    if not leaves or len(leaves[0]) == 0:
-        raise ValueError("`cases` must have a leading axis of at least one case, got none.")
-    n = len(leaves[0])
-    for path, leaf in zip(trees.paths(cases), leaves, strict=True):
-        if len(leaf) != n:
+        if shape[0] != len(leaves[0]):
             raise ValueError(
-                f"`cases` must share their leading axis of {n}, got shape {jnp.shape(leaf)} "
-                f"at {path!r}."
+                f"`{name}` must share one leading axis, got {shape[0]} cases at {path!r} and "
+                f"{len(leaves[0])} at {trees.paths(cases)[0]!r}."
             )
-    return n
+    return len(leaves[0])
 
 
 def hosted(tree: PyTree) -> Hosted:

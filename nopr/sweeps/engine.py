@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import io
+import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +16,16 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from nopr import processes
+from nopr import jaxprs, processes
 from nopr.sweeps import memory, plans, programs, stored
 from nopr.sweeps.cases import Hosted, case_count, hosted
 from nopr.sweeps.plans import Plan
-from nopr.sweeps.programs import Program, Traced
+from nopr.sweeps.programs import Batching, Program
 from nopr.sweeps.stored import Store
 
 
 class Status(NamedTuple):
-    """How far a sweep is; in the cases of this process."""
+    """How far a sweep is, in the cases of this process."""
 
     done: int
     """Cases finished, those from the store among them."""
@@ -49,13 +50,8 @@ class Status(NamedTuple):
         return (self.total - self.done) / rate if rate > 0 else float("inf")
 
 
-@runtime_checkable
-class Progress(Protocol):
-    """What is told after every block."""
-
-    def __call__(self, status: Status, /) -> Any:
-        """Takes how far the sweep is."""
-        ...
+Progress: TypeAlias = Callable[[Status], Any]
+"""What is called after every block."""
 
 
 class Swept(NamedTuple):
@@ -81,12 +77,22 @@ class _Sweep(NamedTuple):
     """What is settled before the first block runs."""
 
     cases: Hosted
-    traced: Traced
+    traced: jaxprs.Traced
     program: Program
     shared: list[Any]
     plan: Plan
     seal: dict[str, str]
     store: Store | None
+
+    def seal_of(self, chunk: range) -> dict[str, str]:
+        """What a chunk was computed from."""
+        rows = self.cases.rows(np.arange(chunk.start, chunk.stop))
+        return {**self.seal, "cases": stored.bytes_digest(self.cases, rows)}
+
+    def keep(self, store: Store, chunk: range, leaves: list[np.ndarray]) -> None:
+        """Stores the results of a chunk."""
+        arrays = {f"leaf_{i}": leaf for i, leaf in enumerate(leaves)}
+        store.put(stored.chunk_name(chunk), {**self.seal_of(chunk), **arrays})
 
 
 def run(
@@ -98,7 +104,7 @@ def run(
     chunk: int | None = None,
     memory_bytes: int | None = None,
     mesh: Mesh | None = None,
-    batching: str = "vmap",
+    batching: Batching = "vmap",
     store: Store | None = None,
     progress: Progress | None = None,
     say: Callable[[str], Any] | None = None,
@@ -109,7 +115,7 @@ def run(
     last case, whose results are dropped. For one `block`, one size of XLA's thread pool and one
     kind of device, the results have the same bits whatever the number of devices and processes,
     the chunk, the order of the cases and the interruptions; with another block they agree to
-    rounding, for XLA vectorises another batch in another way.
+    rounding, for XLA vectorizes another batch in another way.
 
     Under `nopr.processes` every process calls this with the same arguments, computes its share of
     the chunks and gets all results. A store that they share need not be: each looks for its own.
@@ -121,7 +127,7 @@ def run(
       cases: A pytree whose leaves share a leading case axis; typed keys are welcome. (Those of
         JAX's `rbg` generators draw other numbers in a batch than alone, so with them results do
         depend on the block and on the order of the cases.)
-      shared: Arrays that every case reads, such as a data set; on every device once.
+      shared: Arrays that every case reads, such as a dataset; on every device once.
       block: Cases per vmapped call on one device. By default as many as there are for a device (an
         eighth of them with a store, so that a kill cannot lose everything), and at most as many as
         fit in `memory_bytes`. With a store, the sizes of the run before hold when none is given.
@@ -145,7 +151,8 @@ def run(
     Raises:
       ValueError: If there are no cases, their leading axes differ, a size is below 1, `batching`
         is unknown, `mesh` has no axis `runs`, an option is of another type, `function` returns
-        typed keys, not even one case fits in memory, or the processes sweep different cases.
+        typed keys, or calls Python code and there is a `store`, not even one case fits in memory,
+        or the processes sweep different cases.
       Exception: What the store raises where it cannot keep a chunk; those before are kept.
       processes.Lost: If another process did not answer.
 
@@ -166,9 +173,8 @@ def run(
             "`store` must have `get` and `put`, as `records.Store` has, "
             f"got {type(store).__name__}."
         )
-    for name, size in (("block", block), ("chunk", chunk), ("memory_bytes", memory_bytes)):
-        plans.check_size(name, size)
-    n, say = case_count(cases), say or _to_stderr
+    plans.check_sizes(block=block, chunk=chunk, memory_bytes=memory_bytes)
+    n, say = case_count(cases), say or partial(print, file=sys.stderr, flush=True)
     sweep = _settle(
         function,
         hosted(cases),
@@ -182,8 +188,7 @@ def run(
     every = sweep.plan.chunks(n)
     mine = every[processes.index() :: processes.count()]
     found = _from_store(sweep, mine, say)
-    computed = _computed(sweep, [part for part in mine if part not in found])
-    parts = _collected(sweep, mine, found, computed, progress)
+    parts = _collected(sweep, mine, found, progress)
     leaves = _gathered(sweep, every, parts)
     values = jax.tree.unflatten(jax.tree.structure(sweep.traced.out_shape), leaves)
     return Swept(values, _finite(leaves, n))
@@ -196,21 +201,26 @@ def _settle(
     *,
     sizes: tuple[int | None, int | None, int | None],
     mesh: Mesh,
-    batching: str,
+    batching: Batching,
     store: Store | None,
     say: Callable[[str], Any],
 ) -> _Sweep:
     n = len(cases.leaves[0])
     traced = programs.trace(function, cases, shared)
     block, chunk, memory_bytes = sizes
+    calls = [] if store is None else jaxprs.opaque(traced.program)
+    if calls:
+        raise ValueError(
+            f"`function` calls Python code ({', '.join(calls)}), and nothing tells stored results "
+            "of this code from those of another. Sweep without `store`, or write it in JAX."
+        )
 
     def program(block: int) -> Program:
         return programs.compiled(traced, cases, shared, block=block, mesh=mesh, batching=batching)
 
-    function_digest = "" if store is None else programs.digest(traced)
-    before = None
-    if store is not None and processes.index() == 0:
-        before = stored.load_plan(store, function_digest, n)
+    function_digest = "" if store is None else jaxprs.digest(traced.program)
+    keeper = store if processes.index() == 0 else None  # of the sizes
+    before = None if keeper is None else stored.load_plan(keeper, function_digest, n)
     plan = None if block is None else plans.plan(n, block=block, chunk=chunk)
     if plan is None and memory_bytes is None and chunk is None:
         plan = before
@@ -225,27 +235,23 @@ def _settle(
         )
         plan = plans.plan(n, block=fitting, chunk=chunk)
         plan = _agreed(plan) or plan
-    if store is not None and processes.index() == 0 and plan != before:
+    if keeper is not None and plan != before:
         if before is not None:
             say(
                 f"The stored chunks are of blocks of {before.block} in chunks of {before.chunk}, "
                 f"not of {plan.block} in {plan.chunk}; computing again what is not there."
             )
-        stored.save_plan(store, function_digest, n, plan)
+        stored.save_plan(keeper, function_digest, n, plan)
+    seal = {} if store is None else stored.seal(function_digest, hosted(shared), plan, batching)
     ready = program(plan.block)
-    seal = {}
-    if store is not None:
-        seal = stored.seal(
-            function=function_digest, shared=hosted(shared), plan=plan, batching=batching
-        )
     return _Sweep(cases, traced, ready, ready.place(shared), plan, seal, store)
 
 
-def _check_same(traced: Traced, cases: Hosted) -> None:
+def _check_same(traced: jaxprs.Traced, cases: Hosted) -> None:
     """Checks that all processes run the same sweep, for each has only a share of it to show."""
     if processes.count() == 1:
         return
-    here = programs.digest(traced) + stored.bytes_digest(cases, cases.leaves)
+    here = jaxprs.digest(traced.program) + stored.bytes_digest(cases, cases.leaves)
     there = processes.gather(here.encode())
     differ = [i for i, found in enumerate(there) if found != there[0]]
     if differ:
@@ -265,19 +271,22 @@ def _agreed(plan: Plan | None) -> Plan | None:
 def _from_store(
     sweep: _Sweep, chunks: list[range], say: Callable[[str], Any]
 ) -> dict[range, list[np.ndarray]]:
-    """The chunks that are there and fit; says in one line for each reason what does not."""
+    """The chunks that are there and fit; one line for each reason why others do not."""
     found: dict[range, list[np.ndarray]] = {}
     faults: dict[str, list[str]] = {}
     shapes = jax.tree.leaves(sweep.traced.out_shape)
-    if sweep.store is None:
+    store = sweep.store
+    if store is None:
         return found
     for chunk in chunks:
-        name, seal = stored.chunk_name(chunk), partial(_seal_of, sweep, chunk)
-        leaves, fault = stored.load(sweep.store, name, seal, shapes, len(chunk))
-        if leaves is not None:
-            found[chunk] = leaves
-        elif fault:
-            faults.setdefault(fault, []).append(name)
+        name = stored.chunk_name(chunk)
+        there = store.get(name)
+        if there is None:
+            continue
+        try:
+            found[chunk] = stored.fitting(there, sweep.seal_of(chunk), shapes, len(chunk))
+        except stored.Misfit as fault:
+            faults.setdefault(str(fault), []).append(name)
     for fault, names in faults.items():
         more = f" and {len(names) - 1} more are" if len(names) > 1 else " is"
         say(f"The stored {names[0]}{more} {fault}; computing again.")
@@ -303,13 +312,15 @@ def _collected(
     sweep: _Sweep,
     chunks: list[range],
     found: dict[range, list[np.ndarray]],
-    computed: Iterator[tuple[range, list[np.ndarray]]],
     progress: Progress | None,
 ) -> dict[range, list[np.ndarray]]:
-    """All these chunks, each kept in the store as soon as it is whole."""
+    """All these chunks, each stored as soon as it is whole, while the next one is computed."""
     total, loaded = sum(map(len, chunks)), sum(map(len, found))
     failures = sum(int((~_finite(part, len(chunk))).sum()) for chunk, part in found.items())
     parts, done, started = dict(found), loaded, time.monotonic()
+    missing = {chunk.stop: chunk for chunk in chunks if chunk not in found}
+    pieces: list[list[np.ndarray]] = []
+    last: Future[None] | None = None
 
     def tell() -> None:
         if progress is not None:
@@ -317,50 +328,37 @@ def _collected(
 
     if loaded:
         tell()
-    with stored.Writer(sweep.store) as writer:
-        for chunk in (chunk for chunk in chunks if chunk not in found):
-            pieces: list[list[np.ndarray]] = []
-            for _ in sweep.plan.blocks(chunk):
-                if pieces:
-                    tell()
-                block, leaves = next(computed)
-                pieces.append(leaves)
-                done += len(block)
-                failures += int((~_finite(leaves, len(block))).sum())
-            parts[chunk] = [np.concatenate(leaf) for leaf in zip(*pieces, strict=True)]
-            writer.save(stored.chunk_name(chunk), partial(_seal_of, sweep, chunk), parts[chunk])
+    with ThreadPoolExecutor(1, "chunks") as thread:  # its end waits for the last chunk
+        for block, leaves in _computed(sweep, list(missing.values())):
+            pieces.append(leaves)
+            done += len(block)
+            failures += int((~_finite(leaves, len(block))).sum())
+            chunk = missing.get(block.stop)
+            if chunk is not None:
+                parts[chunk] = [np.concatenate(leaf) for leaf in zip(*pieces, strict=True)]
+                pieces.clear()
+                if last is not None:
+                    last.result()
+                if sweep.store is not None:
+                    last = thread.submit(sweep.keep, sweep.store, chunk, parts[chunk])
             tell()
+        if last is not None:
+            last.result()
     return parts
-
-
-def _seal_of(sweep: _Sweep, chunk: range) -> dict[str, str]:
-    rows = sweep.cases.rows(np.arange(chunk.start, chunk.stop))
-    return {**sweep.seal, "cases": stored.bytes_digest(sweep.cases, rows)}
 
 
 def _gathered(
     sweep: _Sweep, chunks: list[range], parts: dict[range, list[np.ndarray]]
 ) -> list[np.ndarray]:
     """The results of all processes in case order, one leaf after another."""
-    shapes = jax.tree.leaves(sweep.traced.out_shape)
     count = processes.count()
     for start in range(0, len(chunks), count) if count > 1 else ():
         turn = chunks[start : start + count]
-        mine = [chunk for chunk in turn if chunk in parts]
-        sent = processes.gather(b"".join(leaf.tobytes() for c in mine for leaf in parts[c]))
-        for chunk, data in zip(turn, sent, strict=False):
-            parts[chunk] = _unpacked(data, shapes, len(chunk))
-    ordered = [parts[chunk] for chunk in chunks]
-    return [np.concatenate([part[i] for part in ordered]) for i in range(len(shapes))]
-
-
-def _unpacked(data: bytes, shapes: list[Any], count: int) -> list[np.ndarray]:
-    stream, leaves = io.BytesIO(data), []
-    for like in shapes:
-        size = count * int(np.prod(like.shape, dtype=int)) * like.dtype.itemsize
-        leaf = np.frombuffer(bytearray(stream.read(size)), like.dtype)
-        leaves.append(leaf.reshape(count, *like.shape))
-    return leaves
+        mine = [parts.get(chunk) for chunk in turn[processes.index() :][:1]]
+        for chunk, data in zip(turn, processes.gather(pickle.dumps(mine)), strict=False):
+            (parts[chunk],) = pickle.loads(data)
+    leaves = range(len(jax.tree.leaves(sweep.traced.out_shape)))
+    return [np.concatenate([parts[chunk][i] for chunk in chunks]) for i in leaves]
 
 
 def _finite(leaves: list[np.ndarray], n: int) -> np.ndarray:
@@ -369,7 +367,3 @@ def _finite(leaves: list[np.ndarray], n: int) -> np.ndarray:
         if jnp.issubdtype(leaf.dtype, jnp.inexact):  # NumPy's own knows no bfloat16
             flags &= np.isfinite(leaf).reshape(n, -1).all(axis=1)
     return flags
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,28 +38,26 @@ def plan(cases: int, *, block: int, chunk: int | None) -> Plan:
       block: Cases in one vmapped call; more than there are is all of them.
       chunk: Cases stored together, rounded up to whole blocks; by default so many that there are
         at most 100 chunks.
-
-    Raises:
-      ValueError: If a size is below 1.
     """
-    for name, size in (("block", block), ("chunk", chunk)):
-        check_size(name, size)
-        if size is not None and size < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {size}.")
     block = min(block, cases)
     blocks = -(-cases // block)
     per_chunk = -(-blocks // _MOST_CHUNKS) if chunk is None else -(-chunk // block)
     return Plan(block, block * min(per_chunk, blocks))
 
 
-def check_size(name: str, size: object) -> None:
-    """Checks that an option is a whole number, or None.
+def check_sizes(**sizes: Any) -> None:
+    """Checks that each option is a whole number of at least 1, or None.
 
     Raises:
-      ValueError: If it is anything else; names it.
+      ValueError: If one is anything else; names it.
     """
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int | np.integer)):
-        raise ValueError(f"`{name}` must be a whole number, got {size!r}.")
+    for name, size in sizes.items():
+        if size is None:
+            continue
+        if isinstance(size, bool) or not isinstance(size, int | np.integer):
+            raise ValueError(f"`{name}` must be a whole number, got {size!r}.")
+        if size < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {size}.")
 
 
 def largest_block(cases: int, *, devices: int, stored: bool) -> int:

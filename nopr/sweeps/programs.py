@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import re
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import numpy as np
-from jax.extend import core
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
-from nopr import trees
+from nopr import jaxprs, trees
 from nopr.sweeps import lanes
 from nopr.sweeps.cases import Hosted, is_key, rebuilt, shape_of_one
 
 RUNS = "runs"
-BATCHINGS = ("vmap", "lanes")
+Batching: TypeAlias = Literal["vmap", "lanes"]
+BATCHINGS = get_args(Batching)
 
 
-class Traced(NamedTuple):
-    """The function of one case, as JAX sees it."""
-
-    closed: Any
-    """The jaxpr, from the leaves of a case and of `shared`."""
-    out_shape: PyTree
-
-
-def trace(function: Callable[..., PyTree], cases: Hosted, shared: PyTree) -> Traced:
+def trace(function: Callable[..., PyTree], cases: Hosted, shared: PyTree) -> jaxprs.Traced:
     """Traces `function` for one case; once for the same function object and the same shapes."""
     args = (shape_of_one(cases),) if shared is None else (shape_of_one(cases), shared)
     found = _jitted(function).trace(*args)
@@ -43,15 +33,7 @@ def trace(function: Callable[..., PyTree], cases: Hosted, shared: PyTree) -> Tra
                 f"`function` must return arrays, got typed keys at {path!r}. Return their "
                 "`jax.random.key_data`."
             )
-    return Traced(found.jaxpr, found.out_info)
-
-
-def digest(traced: Traced) -> str:
-    """The SHA-256 of what is computed for one case: operations, shapes and constants."""
-    total = hashlib.sha256()
-    for text in _texts(traced.closed):
-        total.update(text)
-    return total.hexdigest()
+    return jaxprs.Traced(found.jaxpr, found.out_info)
 
 
 def runs_mesh(mesh: Mesh | None) -> Mesh:
@@ -88,7 +70,7 @@ class Program(NamedTuple):
     def memory_bytes(self) -> int:
         """What a call takes on each device: arguments, results and what is between."""
         found = self.compiled.memory_analysis()
-        if found is None:  # pragma: no cover - a backend that does not say
+        if found is None:  # pragma: no cover - a backend that does not know
             return 0
         return (
             found.argument_size_in_bytes
@@ -99,39 +81,31 @@ class Program(NamedTuple):
 
 
 def compiled(
-    traced: Traced, cases: Hosted, shared: PyTree, *, block: int, mesh: Mesh, batching: str
+    traced: jaxprs.Traced,
+    cases: Hosted,
+    shared: PyTree,
+    *,
+    block: int,
+    mesh: Mesh,
+    batching: Batching,
 ) -> Program:
     """The program for blocks of this size; compiled once for the same trace."""
     shapes = tuple((leaf.shape[1:], leaf.dtype) for leaf in cases.leaves)
     like = tuple((leaf.shape, leaf.dtype) for leaf in map(jax.typeof, jax.tree.leaves(shared)))
-    key = _Key(traced.closed)
-    return _compiled(key, cases.generators, shapes, like, block, mesh, batching)
+    return _compiled(traced.program, cases.generators, shapes, like, block, mesh, batching)
 
 
-class _Key:
-    """A traced program as a key: itself, for as long as the cache holds it."""
-
-    def __init__(self, closed: Any):
-        self.closed = closed
-
-    def __hash__(self) -> int:
-        return id(self.closed)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and other.closed is self.closed
-
-
-@functools.lru_cache(maxsize=32)  # bounded, so that compiled programs are let go of
+@functools.lru_cache(maxsize=32)  # bounded, so that compiled programs are freed
 def _compiled(
-    key: _Key,
+    program: jaxprs.Program,  # it is equal to itself alone
     generators: tuple[Any, ...],
     shapes: tuple[Any, ...],
     shared: tuple[Any, ...],
     block: int,
     mesh: Mesh,
-    batching: str,
+    batching: Batching,
 ) -> Program:
-    one = core.jaxpr_as_fun(_on_host(key.closed))
+    one = jaxprs.run(_on_host(program))
     like = Hosted([], generators, jax.tree.structure([0] * len(generators)))
     mapped = lanes.vmap if batching == "lanes" else jax.vmap
 
@@ -157,31 +131,12 @@ def _jitted(function: Callable[..., PyTree]) -> Any:
     return jax.jit(function)
 
 
-def _on_host(closed: Any) -> Any:
+def _on_host(program: jaxprs.Program) -> jaxprs.Program:
     """The constants as NumPy arrays, for those on a device could not go to another."""
-    consts = [
-        np.asarray(const) if isinstance(const, jax.Array) and not is_key(const) else const
-        for const in closed.consts
-    ]
-    return core.ClosedJaxpr(closed.jaxpr, consts)
-
-
-def _texts(closed: Any) -> Iterator[bytes]:
-    """The text of a jaxpr, without addresses, and the bytes of every constant in it."""
-    yield re.sub(r"0x[0-9a-fA-FX]+", "0x", str(closed.jaxpr)).encode()
-    for inner in _closed_jaxprs(closed):
-        for const in inner.consts:
-            array = np.asarray(jax.random.key_data(const) if is_key(const) else const)
-            yield f"{array.dtype} {array.shape}".encode()
-            yield array.tobytes()
-
-
-def _closed_jaxprs(closed: Any) -> Iterator[Any]:
-    yield closed
-    for equation in closed.jaxpr.eqns:
-        for value in equation.params.values():
-            for item in value if isinstance(value, tuple | list) else (value,):
-                if isinstance(item, core.ClosedJaxpr):
-                    yield from _closed_jaxprs(item)
-                elif isinstance(item, core.Jaxpr):
-                    yield from _closed_jaxprs(core.ClosedJaxpr(item, ()))
+    return jaxprs.replace_constants(
+        program,
+        [
+            np.asarray(const) if isinstance(const, jax.Array) and not is_key(const) else const
+            for const in program.consts
+        ],
+    )

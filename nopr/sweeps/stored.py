@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -13,6 +12,7 @@ import numpy as np
 from nopr.sweeps import lanes
 from nopr.sweeps.cases import Hosted
 from nopr.sweeps.plans import Plan
+from nopr.sweeps.programs import Batching
 
 PLAN = "plan"
 
@@ -30,7 +30,11 @@ class Store(Protocol):
         ...
 
 
-def seal(*, function: str, shared: Hosted, plan: Plan, batching: str) -> dict[str, str]:
+class Misfit(Exception):
+    """A stored chunk is not of this sweep; the message says what it is of."""
+
+
+def seal(function: str, shared: Hosted, plan: Plan, batching: Batching) -> dict[str, str]:
     """What all chunks of a sweep were computed from, in words that can be compared."""
     return {
         "function": function,
@@ -54,72 +58,30 @@ def chunk_name(chunk: range) -> str:
     return f"chunk-{chunk.start:08d}-{chunk.stop:08d}"
 
 
-def load(
-    store: Store,
-    name: str,
-    seal: Callable[[], Mapping[str, str]],
+def fitting(
+    found: Mapping[str, Any],
+    seal: Mapping[str, str],
     shapes: list[jax.ShapeDtypeStruct],
     count: int,
-) -> tuple[list[np.ndarray] | None, str]:
-    """The chunk under `name`, or None and what is wrong with it (nothing, where there is none)."""
-    found = store.get(name)
-    if found is None:
-        return None, ""
-    expected = seal()
-    for key, value in expected.items():
-        if str(found.get(key)) != value:
-            return None, _difference(key, str(found.get(key)), value)
-    names = [f"leaf_{i}" for i in range(len(shapes))]
-    if set(found) != {*expected, *names}:
-        return None, "of other results"
-    leaves = [np.asarray(found[name]) for name in names]
-    for leaf, like in zip(leaves, shapes, strict=True):
-        if leaf.shape != (count, *like.shape) or leaf.dtype != like.dtype:
-            return None, "of other results"
-    return leaves, ""
+) -> list[np.ndarray]:
+    """The leaves of a stored chunk of `count` cases.
 
-
-class Writer:
-    """Keeps finished chunks while the next ones are computed, one at a time and in order.
-
-    The end of the `with` waits for the last chunk, however it comes, and raises what went wrong
-    with it unless something else is being raised.
+    Raises:
+      Misfit: If it has another seal, or other leaves.
     """
-
-    def __init__(self, store: Store | None):
-        self._store = store
-        self._thread = None if store is None else ThreadPoolExecutor(1, "chunks")
-        self._last: Future[Any] | None = None
-
-    def __enter__(self) -> Writer:
-        return self
-
-    def save(
-        self, name: str, seal: Callable[[], Mapping[str, str]], leaves: list[np.ndarray]
-    ) -> None:
-        """Keeps a chunk; waits for the one before, and raises what went wrong with it."""
-        if self._thread is not None:
-            self._wait()
-            self._last = self._thread.submit(self._put, name, seal, leaves)
-
-    def _put(
-        self, name: str, seal: Callable[[], Mapping[str, str]], leaves: list[np.ndarray]
-    ) -> None:
-        arrays = {f"leaf_{i}": leaf for i, leaf in enumerate(leaves)}
-        if self._store is not None:
-            self._store.put(name, {**seal(), **arrays})
-
-    def _wait(self) -> None:
-        last, self._last = self._last, None
-        if last is not None:
-            last.result()
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._thread is None:
-            return
-        self._thread.shutdown()
-        if kind is None:
-            self._wait()
+    for key, here in seal.items():
+        there = str(found.get(key))
+        if there == here:
+            continue
+        if key in ("block", "batching"):
+            raise Misfit(f"of another {key} ({there} there, {here} here)")
+        raise Misfit("of other cases" if key == "cases" else f"of another `{key}`")
+    names = [f"leaf_{i}" for i in range(len(shapes))]
+    expected = [((count, *like.shape), like.dtype) for like in shapes]
+    leaves = [np.asarray(found.get(name)) for name in names]
+    if set(found) != {*seal, *names} or [(x.shape, x.dtype) for x in leaves] != expected:
+        raise Misfit("of other results")
+    return leaves
 
 
 def load_plan(store: Store, function: str, cases: int) -> Plan | None:
@@ -135,11 +97,5 @@ def load_plan(store: Store, function: str, cases: int) -> Plan | None:
 
 
 def save_plan(store: Store, function: str, cases: int, plan: Plan) -> None:
-    """Keeps the sizes, so that a run that goes on has the same."""
+    """Keeps the sizes, so that a run that is resumed has the same."""
     store.put(PLAN, {"function": function, "cases": cases, **plan._asdict()})
-
-
-def _difference(key: str, there: str, here: str) -> str:
-    if key in ("block", "batching"):
-        return f"of another {key} ({there} there, {here} here)"
-    return "of other cases" if key == "cases" else f"of another `{key}`"

@@ -3,7 +3,7 @@
 `jax.vmap` puts the cases first, and a layer of 3 x 4 weights becomes thousands of matrix products
 of that size, each with the overhead of a large one. Here the same function of one case is traced,
 and every operation done with the cases along the last axis; small matrix products become
-multiply-adds of whole vectors of cases. 1,792 data sets x 500 gradient steps of a network of 21
+multiply-adds of whole vectors of cases. 1,792 datasets x 500 gradient steps of a network of 21
 weights take 0.014 s on two cores, 25 to 30 times less than under `jax.vmap`.
 """
 
@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from nopr import trees
+from nopr import jaxprs
+from nopr.sweeps.cases import case_count
 from nopr.sweeps.lanes import rules, sums
 from nopr.sweeps.lanes.interpreter import interpret
 
@@ -81,23 +82,16 @@ def vmap(function: Callable[..., PyTree], in_axes: Any = 0) -> Callable[..., PyT
             raise ValueError(
                 f"`in_axes` must have an entry for each argument, got {in_axes} for {len(args)}."
             )
-        cases = _case_count(args, each)
-        leaves, treedef = jax.tree.flatten(args)
-        has = [
-            axis == 0
-            for axis, arg in zip(each, args, strict=True)
-            for _ in range(len(jax.tree.leaves(arg)))
-        ]
-        given = [jnp.asarray(leaf) for leaf, batched in zip(leaves, has, strict=True) if batched]
+        given = tuple(arg if axis == 0 else None for arg, axis in zip(args, each, strict=True))
+        cases = case_count(given, name="args")
+        given = jax.tree.map(jnp.asarray, given)
 
-        def one(*values: Any) -> PyTree:
+        def one(given: tuple[PyTree, ...]) -> PyTree:
             """The function of one case; what all cases share is as it was given."""
-            mine = iter(values)
-            pairs = zip(leaves, has, strict=True)
-            filled = [next(mine) if batched else leaf for leaf, batched in pairs]
-            return function(*jax.tree.unflatten(treedef, filled))
+            every = zip(given, args, each, strict=True)
+            return function(*(mine if axis == 0 else arg for mine, arg, axis in every))
 
-        program, shape = jax.make_jaxpr(one, return_shape=True)(*map(_one_case, given))
+        program, shape = jaxprs.trace(one, jax.tree.map(_one_case, given))
         computed = cases if _calls_back(program) else cases + -cases % _MULTIPLE
 
         def every(*values: Array) -> list[Array]:
@@ -111,32 +105,9 @@ def vmap(function: Callable[..., PyTree], in_axes: Any = 0) -> Callable[..., PyT
             results = sums.own_call(every)(*(_to_lanes(value, computed) for value in given))
             return [jnp.moveaxis(result, -1, 0)[:cases] for result in results]
 
-        return jax.tree.unflatten(jax.tree.structure(shape), run(*given))
+        return jax.tree.unflatten(jax.tree.structure(shape), run(*jax.tree.leaves(given)))
 
     return mapped
-
-
-def _case_count(args: tuple[PyTree, ...], axes: tuple[int | None, ...]) -> int:
-    """The length of the leading axis of every leaf that has cases."""
-    count = None
-    for number, (arg, axis) in enumerate(zip(args, axes, strict=True)):
-        if axis is None:
-            continue
-        for path, leaf in zip(trees.paths(arg), jax.tree.leaves(arg), strict=True):
-            where = f"at {path!r} of argument {number}" if path else f"for argument {number}"
-            if jnp.ndim(leaf) == 0:
-                raise ValueError(
-                    f"Arguments with cases must have a leading axis of them, got a scalar {where}."
-                )
-            count = len(leaf) if count is None else count
-            if len(leaf) != count:
-                raise ValueError(
-                    f"Arguments with cases must share their leading axis of {count}, "
-                    f"got shape {jnp.shape(leaf)} {where}."
-                )
-    if count is None:
-        raise ValueError("Some argument must have a leading axis of cases, got no array with one.")
-    return count
 
 
 def _one_case(value: Array) -> jax.ShapeDtypeStruct:

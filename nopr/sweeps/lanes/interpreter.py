@@ -13,22 +13,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend import core
-from jax.extend.core import primitives
 
-from nopr import precision
+from nopr import jaxprs, precision
 from nopr.sweeps.lanes import lookups, rules, sums
 
 RULES = {**rules.RULES, **sums.RULES, **lookups.RULES}
 
 
 def interpret(
-    program: Any, values: rules.Values, batched: rules.Batched
+    program: jaxprs.Program, values: rules.Values, batched: rules.Batched
 ) -> tuple[list[Any], list[bool]]:
-    """Does a traced program on all cases.
+    """Evaluates a traced program on all cases.
 
     Args:
-      program: A closed jaxpr of one case.
+      program: Of one case.
       values: Its arguments, the cases along the last axis of those that have them.
       batched: Which ones do.
 
@@ -38,35 +36,22 @@ def interpret(
     Raises:
       NotImplementedError: If the program has mutable arrays.
     """
-    jaxpr = program.jaxpr
-    env = {var: (const, False) for var, const in zip(jaxpr.constvars, program.consts, strict=True)}
-    env |= _pairs(jaxpr.invars, values, batched)
 
-    def read(atoms: Any) -> tuple[list[Any], list[bool]]:
-        found = [
-            (atom.val, False) if isinstance(atom, core.Literal) else env[atom] for atom in atoms
-        ]
-        return [value for value, _ in found], [has for _, has in found]
-
-    for eqn in jaxpr.eqns:
+    def step(eqn: Any, operands: list[tuple[Any, bool]]) -> list[tuple[Any, bool]]:
         _check_immutable(eqn)
-        operands, have = read(eqn.invars)
-        with eqn.ctx.manager:
-            if not any(have):
-                results = rules.bind(eqn, *operands)
-                env |= _pairs(eqn.outvars, results, [False] * len(results))
-            elif eqn.primitive.name in CONTROL and not _is_left_to_jax(eqn, have):
-                results = CONTROL[eqn.primitive.name](eqn, operands, have)
-                env |= _pairs(eqn.outvars, results, _flow_of(eqn, have))
-            else:
-                rule = RULES.get(eqn.primitive.name, rules.generic)
-                results = rule(eqn, operands, have)
-                env |= _pairs(eqn.outvars, results, [True] * len(results))
-    return read(jaxpr.outvars)
+        values, have = [value for value, _ in operands], [has for _, has in operands]
+        flags = _flow_of(eqn, have)
+        if not any(have):
+            results = jaxprs.bind(eqn, *values)
+        elif eqn.primitive.name in CONTROL and not _is_left_to_jax(eqn, have):
+            results = CONTROL[eqn.primitive.name](eqn, values, have)
+        else:
+            results = RULES.get(eqn.primitive.name, rules.generic)(eqn, values, have)
+        return list(zip(results, flags, strict=True))
 
-
-def _pairs(variables: Any, values: Any, batched: Any) -> dict[Any, tuple[Any, bool]]:
-    return dict(zip(variables, zip(values, batched, strict=True), strict=True))
+    given = list(zip(values, batched, strict=True))
+    found = jaxprs.fold(program, given, step, constant=lambda value: (value, False))
+    return [value for value, _ in found], [has for _, has in found]
 
 
 def _check_immutable(eqn: Any) -> None:
@@ -80,71 +65,52 @@ def _check_immutable(eqn: Any) -> None:
 
 def _interpret_as(program: Any, values: Any, batched: Any, wanted: Any, cases: int) -> list[Any]:
     """The results of `interpret`, with cases where they are `wanted`."""
-    results, have = interpret(program, values, batched)
-    return [
-        rules.spread(result, has or not want, cases)
-        for result, has, want in zip(results, have, wanted, strict=True)
-    ]
+    return _spread(*interpret(program, values, batched), wanted, cases)
 
 
-def flow(program: Any, batched: rules.Batched) -> list[bool]:
+def _spread(values: Any, batched: Any, wanted: Any, cases: int) -> list[Any]:
+    """Values, with cases where they are `wanted`."""
+    triples = zip(values, batched, wanted, strict=True)
+    return [rules.spread(value, has or not want, cases) for value, has, want in triples]
+
+
+def flow(program: jaxprs.Program, batched: rules.Batched) -> list[bool]:
     """Which results of a traced program have cases, by which arguments have."""
-    jaxpr = program.jaxpr
-    env = dict(zip(jaxpr.invars, batched, strict=True))
-
-    def read(atoms: Any) -> list[bool]:
-        return [not isinstance(atom, core.Literal) and env.get(atom, False) for atom in atoms]
-
-    for eqn in jaxpr.eqns:
-        have = read(eqn.invars)
-        if any(have):
-            env |= dict(zip(eqn.outvars, _flow_of(eqn, have), strict=True))
-    return read(jaxpr.outvars)
+    return jaxprs.fold(program, batched, _flow_of, constant=lambda value: False)
 
 
 def _flow_of(eqn: Any, batched: rules.Batched) -> list[bool]:
-    if eqn.primitive.name in _FLOWS and not _is_left_to_jax(eqn, batched):
+    if any(batched) and eqn.primitive.name in _FLOWS and not _is_left_to_jax(eqn, batched):
         return _FLOWS[eqn.primitive.name](eqn, batched)
-    return [True] * len(eqn.outvars)
+    return [any(batched)] * len(eqn.outvars)
 
 
 def _is_left_to_jax(eqn: Any, batched: rules.Batched) -> bool:
     """Branches chosen by the platform; and what JAX refuses, or does, with effects in a choice."""
-    if eqn.primitive is primitives.cond_p:
+    if eqn.primitive.name == jaxprs.COND:
         effects = any(branch.effects for branch in eqn.params["branches"])
         return "branches_platforms" in eqn.params or (batched[0] and bool(effects))
-    return (
-        eqn.primitive is primitives.while_p and bool(eqn.effects) and _while_flow(eqn, batched)[1]
-    )
+    return eqn.primitive.name == jaxprs.WHILE and bool(eqn.effects) and _while_flow(eqn, batched)[1]
 
 
 def _call(eqn: Any, values: Any, batched: Any) -> list[Any]:
-    return interpret(_called(eqn), values, batched)[0]
+    return interpret(jaxprs.called(eqn), values, batched)[0]
 
 
 def _call_flow(eqn: Any, batched: Any) -> list[bool]:
-    return flow(_called(eqn), batched)
-
-
-def _called(eqn: Any) -> Any:
-    """The program that an operation calls; an open one has no constants."""
-    found = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-    return found if isinstance(found, core.ClosedJaxpr) else core.ClosedJaxpr(found, ())
+    return flow(jaxprs.called(eqn), batched)
 
 
 def _remat(eqn: Any, values: Any, batched: Any) -> list[Any]:
-    called = jax.make_jaxpr(lambda *values: interpret(_called(eqn), values, batched)[0])(*values)
-    jaxpr = called.jaxpr
-    opened = jaxpr.replace(constvars=(), invars=(*jaxpr.constvars, *jaxpr.invars))
-    return rules.bind(eqn, *called.consts, *values, jaxpr=opened)
+    program, _ = jaxprs.trace(lambda *values: _call(eqn, values, batched), *values)
+    constants, opened = jaxprs.hoisted(program)
+    return jaxprs.bind(eqn, *constants, *values, jaxpr=opened.jaxpr)
 
 
 def _in_double(eqn: Any, values: Any, batched: Any) -> list[Any]:
-    with jax.enable_x64(True):
-        program = jax.make_jaxpr(eqn.params["program"])(*_one_case(values, batched))
     wanted, cases = [True] * len(eqn.outvars), rules.cases_of(values, batched)
     return precision.in_double(
-        lambda *values: _interpret_as(program, values, batched, wanted, cases), *values
+        lambda *values: _interpret_as(eqn.params["jaxpr"], values, batched, wanted, cases), *values
     )
 
 
@@ -155,7 +121,7 @@ def _custom_jvp(eqn: Any, values: Any, batched: Any) -> list[Any]:
 
     @jax.custom_jvp
     def run(*values: Any) -> list[Any]:
-        return _interpret_as(_called(eqn), values, batched, wanted, cases)
+        return _interpret_as(jaxprs.called(eqn), values, batched, wanted, cases)
 
     @run.defjvp
     def _(primals: Any, tangents: Any) -> tuple[Any, Any]:
@@ -169,11 +135,11 @@ def _custom_jvp(eqn: Any, values: Any, batched: Any) -> list[Any]:
                 next(given) if move else np.zeros(np.shape(value), jax.dtypes.float0)
                 for value, move in zip(values[:count], moves, strict=True)
             )
-            results, out = jax.jvp(lambda *v: rules.bind(eqn, *v), values[:count], tangents)
+            results, out = jax.jvp(lambda *v: jaxprs.bind(eqn, *v), values[:count], tangents)
             return results, [t for r, t in zip(results, out, strict=True) if _is_inexact(r)]
 
         every, flags = (*primals, *moving), (*batched, *has)
-        program = jax.make_jaxpr(push)(*_one_case(every, flags))
+        program, _ = jaxprs.trace(push, *_one_case(every, flags))
         everything = [True] * len(program.out_avals)
         found = _interpret_as(program, every, flags, everything, cases)
         results, pushed = found[: len(wanted)], iter(found[len(wanted) :])
@@ -203,12 +169,7 @@ def _scan(eqn: Any, values: Any, batched: Any) -> list[Any]:
     carries = last - first
     inner = [*batched[:first], *have[:carries], *batched[last:]]
     cases = rules.cases_of(values, batched)
-    init = [
-        rules.spread(value, has or not will, cases)
-        for value, has, will in zip(
-            values[first:last], batched[first:last], have[:carries], strict=True
-        )
-    ]
+    init = _spread(values[first:last], batched[first:last], have[:carries], cases)
 
     def body(carry: Any, xs: Any) -> tuple[Any, Any]:
         given = [*values[:first], *carry, *xs]
@@ -223,12 +184,20 @@ def _scan(eqn: Any, values: Any, batched: Any) -> list[Any]:
 def _scan_flow(eqn: Any, batched: Any) -> list[bool]:
     first = eqn.params["num_consts"]
     last = first + eqn.params["num_carry"]
-    carry = list(batched[first:last])
+
+    def after(carry: list[bool]) -> list[bool]:
+        return flow(eqn.params["jaxpr"], [*batched[:first], *carry, *batched[last:]])
+
+    carry = _settled(list(batched[first:last]), after)
+    return [*carry, *after(carry)[len(carry) :]]
+
+
+def _settled(carry: list[bool], after: Callable[[list[bool]], list[bool]]) -> list[bool]:
+    """Which carries of a loop have cases in some round, by which have after another round."""
     while True:
-        have = flow(eqn.params["jaxpr"], [*batched[:first], *carry, *batched[last:]])
-        wider = [a or b for a, b in zip(carry, have[: len(carry)], strict=True)]
+        wider = [a or b for a, b in zip(carry, after(carry), strict=False)]
         if wider == carry:
-            return [*carry, *have[len(carry) :]]
+            return carry
         carry = wider
 
 
@@ -239,10 +208,7 @@ def _while(eqn: Any, values: Any, batched: Any) -> list[Any]:
     first = params["cond_nconsts"]
     last = first + params["body_nconsts"]
     cases = rules.cases_of(values, batched)
-    init = [
-        rules.spread(value, has or not will, cases)
-        for value, has, will in zip(values[last:], batched[last:], have, strict=True)
-    ]
+    init = _spread(values[last:], batched[last:], have, cases)
 
     def goes_on(carry: Any) -> Any:
         return interpret(
@@ -265,13 +231,10 @@ def _while_flow(eqn: Any, batched: Any) -> tuple[list[bool], bool]:
     params = eqn.params
     first = params["cond_nconsts"]
     last = first + params["body_nconsts"]
-    carry = list(batched[last:])
-    while True:
-        have = flow(params["body_jaxpr"], [*batched[first:last], *carry])
-        wider = [a or b for a, b in zip(carry, have, strict=True)]
-        if wider == carry:
-            break
-        carry = wider
+    consts = batched[first:last]
+    carry = _settled(
+        list(batched[last:]), lambda carry: flow(params["body_jaxpr"], [*consts, *carry])
+    )
     (differ,) = flow(params["cond_jaxpr"], [*batched[:first], *carry])
     return ([True] * len(carry) if differ else carry), differ
 
@@ -307,19 +270,19 @@ def _cond_flow(eqn: Any, batched: Any) -> list[bool]:
 
 
 CONTROL: dict[str, Callable[..., list[Any]]] = {
-    "in_double": _in_double,
-    primitives.cond_p.name: _cond,
-    primitives.custom_jvp_call_p.name: _custom_jvp,
-    primitives.jit_p.name: _call,
-    primitives.remat_p.name: _remat,
-    primitives.scan_p.name: _scan,
-    primitives.while_p.name: _while,
+    precision.IN_DOUBLE: _in_double,
+    jaxprs.COND: _cond,
+    jaxprs.CUSTOM_JVP: _custom_jvp,
+    jaxprs.JIT: _call,
+    jaxprs.REMAT: _remat,
+    jaxprs.SCAN: _scan,
+    jaxprs.WHILE: _while,
 }
 
 _FLOWS: dict[str, Callable[..., list[bool]]] = {
-    primitives.cond_p.name: _cond_flow,
-    primitives.jit_p.name: _call_flow,
-    primitives.remat_p.name: _call_flow,
-    primitives.scan_p.name: _scan_flow,
-    primitives.while_p.name: lambda eqn, batched: _while_flow(eqn, batched)[0],
+    jaxprs.COND: _cond_flow,
+    jaxprs.JIT: _call_flow,
+    jaxprs.REMAT: _call_flow,
+    jaxprs.SCAN: _scan_flow,
+    jaxprs.WHILE: lambda eqn, batched: _while_flow(eqn, batched)[0],
 }

@@ -14,6 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
+from nopr.jaxprs import bind
 from nopr.sweeps.lanes import rules, sums
 
 ENTRIES = 64
@@ -24,7 +25,7 @@ def _gather(eqn: Any, values: rules.Values, batched: rules.Batched) -> list[Any]
     numbers = eqn.params["dimension_numbers"]
     if not batched[1]:
         offsets = (*numbers.offset_dims, len(eqn.outvars[0].aval.shape))
-        return rules.bind(
+        return bind(
             eqn,
             *values,
             dimension_numbers=numbers._replace(offset_dims=offsets),
@@ -77,7 +78,7 @@ def _scatter(eqn: Any, values: rules.Values, batched: rules.Batched) -> list[Any
         array, updates = rules.spread_all(values[::2], batched[::2])
         window = (*numbers.update_window_dims, updates.ndim - 1)
         numbers = numbers._replace(update_window_dims=window)
-        return rules.bind(eqn, array, values[1], updates, dimension_numbers=numbers)
+        return bind(eqn, array, values[1], updates, dimension_numbers=numbers)
     places, shape = numbers.scatter_indices_batching_dims, eqn.invars[2].aval.shape
     few = _is_along_one_axis(
         eqn,

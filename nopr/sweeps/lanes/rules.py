@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from nopr.jaxprs import bind
+
 Values: TypeAlias = Sequence[Any]
 """Operands or results of one operation."""
 
@@ -24,13 +26,6 @@ Batched: TypeAlias = Sequence[bool]
 
 Rule: TypeAlias = Callable[[Any, Values, Batched], list[Any]]
 """See above."""
-
-
-def bind(eqn: Any, *values: Any, **changed: Any) -> list[Any]:
-    """Does the operation of `eqn` on these operands, with some of its parameters changed."""
-    params = eqn.primitive.get_bind_params({**eqn.params, **changed})
-    results = eqn.primitive.bind(*values, **params)
-    return list(results) if eqn.primitive.multiple_results else [results]
 
 
 def generic(eqn: Any, values: Values, batched: Batched) -> list[Any]:

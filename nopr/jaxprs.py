@@ -1,0 +1,326 @@
+"""Programs as JAX traces them: read, evaluated in another way, or digested.
+
+A program is a closed jaxpr: a list of equations, each of which applies one operation to variables
+and literals. Some hold programs of their own: calls, loops, branches, derivatives given by hand.
+This is the one module that touches the parts of JAX where these live, so that a release of JAX
+that moves them changes nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+import jax
+import numpy as np
+from jax.extend import core
+from jax.extend.core import primitives
+from jax.interpreters import batching, mlir
+from jaxtyping import PyTree
+
+T = TypeVar("T")
+
+Program: TypeAlias = Any
+"""A closed jaxpr. `program.jaxpr` has its variables, `program.consts` its constants."""
+
+Equation: TypeAlias = Any
+"""One operation: `primitive`, `params`, `invars` and `outvars`, each with its `aval`."""
+
+COND = primitives.cond_p.name
+CUSTOM_JVP = primitives.custom_jvp_call_p.name
+JIT = primitives.jit_p.name
+REMAT = primitives.remat_p.name
+SCAN = primitives.scan_p.name
+WHILE = primitives.while_p.name
+
+_CALLS = {
+    *(CUSTOM_JVP, JIT, REMAT, primitives.custom_vjp_call_p.name),
+    *(primitives.call_p.name, primitives.closed_call_p.name),
+}
+_ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
+# Python code that a program holds for derivatives and printing, or beside a jaxpr of the same.
+_IGNORED = {
+    *("bwd", "computation", "fwd_jaxpr_thunk", "jvp_jaxpr_fun", "jvp_jaxpr_thunk", "out_trees"),
+    "policy",
+}
+_UNHEARD = {"debug_callback", "debug_print"}  # results do not depend on what these call
+
+
+class Traced(NamedTuple):
+    """A function as JAX sees it."""
+
+    program: Program
+    """From the flattened arguments to the flattened results."""
+    out_shape: PyTree
+    """Shapes and dtypes of the results, as the function returns them."""
+
+
+def trace(function: Callable[..., PyTree], *args: PyTree) -> Traced:
+    """Traces a function.
+
+    Args:
+      function: Pure; it may close over arrays and traced values, which become constants.
+      *args: Pytrees of arrays, or of their shapes and dtypes.
+
+    Returns:
+      The program, and the shapes of its results.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from nopr import jaxprs
+      >>> program, _ = jaxprs.trace(lambda x: jnp.tanh(x) + 1, 0.0)
+      >>> [eqn.primitive.name for eqn in jaxprs.equations(program)]
+      ['tanh', 'add']
+      >>> jaxprs.evaluate(program, [0.0])
+      [Array(1., dtype=float32, weak_type=True)]
+    """
+    return Traced(*jax.make_jaxpr(function, return_shape=True)(*args))
+
+
+def called(eqn: Equation) -> Program | None:
+    """The program that a call runs on its own operands; None for other operations.
+
+    Calls are those of `jax.jit`, `jax.checkpoint` and functions with derivatives given by hand.
+    """
+    if eqn.primitive.name not in _CALLS:
+        return None
+    return _closed(eqn.params.get("jaxpr", eqn.params.get("call_jaxpr")))
+
+
+def inner(eqn: Equation) -> Iterator[Program]:
+    """Every program that an operation holds: what it calls, and its loops' bodies and branches."""
+    for value in eqn.params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if _is_program(item):
+                yield _closed(item)
+
+
+def equations(program: Program) -> Iterator[Equation]:
+    """Every equation, each followed by those of the programs within it."""
+    for eqn in program.jaxpr.eqns:
+        yield eqn
+        for held in inner(eqn):
+            yield from equations(held)
+
+
+def fold(
+    program: Program,
+    values: Sequence[T],
+    step: Callable[[Equation, list[T]], Sequence[T]],
+    *,
+    constant: Callable[[Any], T],
+) -> list[T]:
+    """Carries a value for every variable through a program, from its arguments to its results.
+
+    Args:
+      program: Its own equations are visited, in order; for those within them, `step` may fold
+        again.
+      values: One for each argument.
+      step: The values of the results of an equation, from those of its operands. It runs in the
+        context that the equation was traced in.
+      constant: The value of a literal or constant.
+
+    Returns:
+      The values of the results.
+    """
+    jaxpr = program.jaxpr
+    known = dict(zip(jaxpr.constvars, map(constant, program.consts), strict=True))
+    known |= zip(jaxpr.invars, values, strict=True)
+
+    def read(atoms: Sequence[Any]) -> list[T]:
+        return [
+            constant(atom.val) if isinstance(atom, core.Literal) else known[atom] for atom in atoms
+        ]
+
+    for eqn in jaxpr.eqns:
+        with eqn.ctx.manager:
+            known |= zip(eqn.outvars, step(eqn, read(eqn.invars)), strict=True)
+    return read(jaxpr.outvars)
+
+
+def evaluate(
+    program: Program,
+    values: Sequence[Any],
+    rules: Mapping[str, Callable[[Equation, list[Any]], Sequence[Any]]] | None = None,
+) -> list[Any]:
+    """Runs a program, with some of its operations done in another way.
+
+    Args:
+      program: Calls within it are run through, too, unless there is a rule for them; this drops
+        derivatives given by hand. Without rules nothing is dropped.
+      values: The arguments.
+      rules: By the name of an operation, `rule(eqn, operands) -> results`. Loops and branches are
+        bound as they are, so that rules do not reach inside; a rule for them may.
+
+    Returns:
+      The results.
+    """
+
+    def step(eqn: Equation, operands: list[Any]) -> Sequence[Any]:
+        if rules and eqn.primitive.name in rules:
+            return rules[eqn.primitive.name](eqn, operands)
+        call = called(eqn) if rules else None
+        return bind(eqn, *operands) if call is None else evaluate(call, operands, rules)
+
+    return fold(program, values, step, constant=lambda value: value)
+
+
+def bind(eqn: Equation, *values: Any, **changed: Any) -> list[Any]:
+    """Does the operation of `eqn` on these operands, with some of its parameters changed."""
+    params = eqn.primitive.get_bind_params({**eqn.params, **changed})
+    results = eqn.primitive.bind(*values, **params)
+    return list(results) if eqn.primitive.multiple_results else [results]
+
+
+def run(program: Program) -> Callable[..., list[Any]]:
+    """The program as a function of its flattened arguments."""
+    return core.jaxpr_as_fun(program)
+
+
+def replace_constants(program: Program, constants: Sequence[Any]) -> Program:
+    """The program with other constants in the place of its own."""
+    return core.ClosedJaxpr(program.jaxpr, list(constants))
+
+
+def hoisted(
+    program: Program, which: Callable[[Any], bool] = lambda constant: True
+) -> tuple[list[Any], Program]:
+    """Constants, all or those that `which` picks, and the program with them as first arguments."""
+    jaxpr = program.jaxpr
+    picked = [which(const) for const in program.consts]
+    pairs = list(zip(jaxpr.constvars, program.consts, picked, strict=True))
+    arguments = [var for var, _, pick in pairs if pick]
+    kept = [var for var, _, pick in pairs if not pick]
+    opened = jaxpr.replace(constvars=kept, invars=[*arguments, *jaxpr.invars])
+    constants = [const for _, const, pick in pairs if not pick]
+    return [const for _, const, pick in pairs if pick], core.ClosedJaxpr(opened, constants)
+
+
+def primitive(
+    name: str,
+    function: Callable[..., list[Any]],
+    *,
+    shapes: Callable[..., list[Any]],
+    batch: Callable[..., tuple[list[Any], list[int]]],
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Callable[..., list[Any]]:
+    """An operation of our own, for what a function cannot do because JAX would look inside.
+
+    It has no derivative.
+
+    Args:
+      name: What jaxprs call it.
+      function: `function(*arrays, **params) -> results`: what it computes.
+      shapes: The abstract values of the results, from those of the operands.
+      batch: `batch(arrays, axes, **params)`: results and their axes under `vmap`.
+      context: Entered while `function` is lowered.
+
+    Returns:
+      A function that binds it.
+    """
+
+    def lower(ctx: Any, *args: Any, **params: Any) -> Any:
+        with context():
+            return mlir.lower_fun(function, multiple_results=True)(ctx, *args, **params)
+
+    made = core.Primitive(name)
+    made.multiple_results = True
+    made.def_impl(function)
+    made.def_abstract_eval(shapes)
+    batching.primitive_batchers[made] = batch
+    mlir.register_lowering(made, lower)
+    return made.bind
+
+
+def digest(program: Program) -> str:
+    """The SHA-256 of what a program computes: operations, shapes, parameters and constants.
+
+    The same in every process. Python code that a program calls back has no such text, and stands
+    in it as a type alone: see `opaque`.
+    """
+    return _digest(program, {})
+
+
+def opaque(program: Program) -> list[str]:
+    """The operations whose results depend on Python code, which a digest cannot tell apart.
+
+    Those of `jax.debug` and the derivatives of a function are not among them.
+
+    Returns:
+      Their names, sorted.
+    """
+    return sorted(
+        {
+            eqn.primitive.name
+            for eqn in equations(program)
+            for name, value in eqn.params.items()
+            if eqn.primitive.name not in _UNHEARD and name not in _IGNORED and _is_opaque(value)
+        }
+    )
+
+
+def _digest(program: Program, known: dict[int, str]) -> str:
+    total = hashlib.sha256()
+    names: dict[Any, str] = {}
+
+    def say(*words: str) -> None:
+        total.update(" ".join((*words, "\n")).encode())
+
+    def named(atoms: Sequence[Any]) -> list[str]:
+        return [
+            _written(atom.val, known)
+            if isinstance(atom, core.Literal)
+            else f"{names.setdefault(atom, str(len(names)))}:{atom.aval}"
+            for atom in atoms
+        ]
+
+    jaxpr = program.jaxpr
+    say("constants", *named(jaxpr.constvars), *(_written(const, known) for const in program.consts))
+    say("arguments", *named(jaxpr.invars))
+    for eqn in jaxpr.eqns:
+        params = [
+            f"{name}={_written(value, known)}"
+            for name, value in sorted(eqn.params.items())
+            if name not in _IGNORED
+        ]
+        inputs, context = named(eqn.invars), _written(eqn.ctx, known)
+        say(eqn.primitive.name, *inputs, "->", *named(eqn.outvars), *params, context)
+    say("results", *named(jaxpr.outvars))
+    return total.hexdigest()
+
+
+def _written(value: Any, known: dict[int, str]) -> str:
+    """A parameter or constant as text: the same in every process, other for another value."""
+    if _is_program(value):  # each once, however often it is called
+        if id(value) not in known:
+            known[id(value)] = _digest(_closed(value), known)
+        return known[id(value)]
+    if isinstance(value, tuple | list):
+        return f"({', '.join(_written(item, known) for item in value)})"
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+            return f"{value.dtype} {_written(jax.random.key_data(value), known)}"
+        array = np.asarray(value)
+        return f"{array.dtype}{array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
+    return _ADDRESS.sub("", str(value))
+
+
+def _is_opaque(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return any(map(_is_opaque, value))
+    if _is_program(value) or isinstance(value, type | jax.sharding.Mesh | jax.tree_util.PyTreeDef):
+        return False
+    arrays = np.ndarray | np.generic | jax.Array
+    return callable(value) or not (isinstance(value, arrays) or not _ADDRESS.search(str(value)))
+
+
+def _is_program(value: Any) -> bool:
+    return isinstance(value, core.ClosedJaxpr | core.Jaxpr)
+
+
+def _closed(program: Any) -> Program:
+    """A jaxpr of either kind as a closed one; an open one has no constants."""
+    return program if isinstance(program, core.ClosedJaxpr) else core.ClosedJaxpr(program, ())
