@@ -5,6 +5,7 @@ import pytest
 from flax import linen as nn
 
 from nopr import networks
+from nopr.networks.layers import max_pool
 
 
 def _convolved(images, kernel):
@@ -132,16 +133,16 @@ def test_a_linear_lenet5_is_linear_between_the_switches_of_its_pooling(getkey):
 def test_max_pooling_and_its_gradient_agree_with_xla_on_ties(rng):
     values = jnp.asarray(rng.integers(-1, 2, (4, 6, 8, 3)), jnp.float32)
     weights = jnp.asarray(rng.normal(size=(4, 3, 4, 3)), jnp.float32)
-    ours = lambda v: jnp.sum(weights * networks._max_pool(v))  # noqa: E731
+    ours = lambda v: jnp.sum(weights * max_pool(v))  # noqa: E731
     theirs = lambda v: jnp.sum(weights * nn.max_pool(v, (2, 2), (2, 2)))  # noqa: E731
-    np.testing.assert_array_equal(networks._max_pool(values), nn.max_pool(values, (2, 2), (2, 2)))
+    np.testing.assert_array_equal(max_pool(values), nn.max_pool(values, (2, 2), (2, 2)))
     np.testing.assert_array_equal(jax.grad(ours)(values), jax.grad(theirs)(values))
 
 
 def test_max_pooling_does_not_hide_a_nan():
     for place in range(4):
         window = jnp.zeros(4).at[place].set(jnp.nan).reshape(1, 2, 2, 1)
-        assert jnp.isnan(networks._max_pool(window)).all()
+        assert jnp.isnan(max_pool(window)).all()
 
 
 def test_init_and_apply_vmap_over_seeds(getkey):
