@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Num
@@ -126,7 +128,7 @@ class ViTBlock(nn.Module):
             kernel_init=nn.initializers.xavier_uniform(),
             name="attention",
         )
-        tokens = tokens + attention(_norm("norm_1")(tokens))
+        tokens = tokens + cast(Array, attention(_norm("norm_1")(tokens)))
         values = nn.gelu(_dense(self.hidden, "dense_1")(_norm("norm_2")(tokens)))
         return tokens + _dense(tokens.shape[-1], "dense_2")(values)
 
