@@ -1,10 +1,17 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.datasets import load_digits
 
-from nopr import networks
+from nopr import criteria, finetune, granularity, networks, trees
+from nopr.networks.layers import max_pool
 
 
 def _convolved(images, kernel):
@@ -95,17 +102,39 @@ def test_a_convolution_agrees_with_the_slow_loop(implementation, getkey, x64):
     np.testing.assert_allclose(outputs, expected, rtol=tolerance, atol=tolerance)
 
 
-def test_the_two_implementations_agree_in_value_and_gradient(getkey):
-    images = jax.random.normal(getkey(), (3, 7, 6, 2))
-    params = networks.Conv(4, (3, 2)).init(getkey(), images)
-    results = []
-    for implementation in ("patches", "xla"):
-        layer = networks.Conv(4, (3, 2), implementation=implementation)
-        energy = lambda *args, f=layer.apply: jnp.sum(jnp.tanh(f(*args)) ** 2)  # noqa: E731
-        results.append(jax.jit(jax.value_and_grad(energy, argnums=(0, 1)))(params, images))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), results[0], results[1]
-    )
+@settings(max_examples=10, derandomize=True)
+@given(
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 3)),
+    strides=st.tuples(st.integers(1, 3), st.integers(1, 2)),
+    padding=st.sampled_from(["VALID", "SAME", 1, ((0, 2), (1, 0))]),
+    groups=st.sampled_from([1, 2, 4]),
+)
+def test_convolutions_agree_with_flax_in_value_and_gradient(kernel, strides, padding, groups):
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.key(0), 3)
+        images = jax.random.normal(keys[0], (2, 7, 6, 4))
+        options = {"strides": strides, "padding": padding}
+        theirs = nn.Conv(8, kernel, feature_group_count=groups, param_dtype=float, **options)
+        params = theirs.init(keys[1], images)
+        weights = jax.random.normal(keys[2], theirs.apply(params, images).shape)
+        layers = [theirs]
+        for implementation in ("patches", "xla"):
+            layers.append(
+                networks.Conv(
+                    8, kernel, "he", implementation=implementation, groups=groups, **options
+                )
+            )
+            ours = layers[-1].init(keys[1], images)
+            assert jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, params)
+
+        @jax.jit
+        def pulled(params, images):
+            results = [jax.vjp(layer.apply, params, images) for layer in layers]
+            return [(outputs, back(weights)) for outputs, back in results]
+
+        expected, *rest = pulled(params, images)
+        for found in rest:
+            jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-11), found, expected)
 
 
 def test_lenet5_has_its_published_size_and_reads_flat_images_too(getkey):
@@ -132,16 +161,16 @@ def test_a_linear_lenet5_is_linear_between_the_switches_of_its_pooling(getkey):
 def test_max_pooling_and_its_gradient_agree_with_xla_on_ties(rng):
     values = jnp.asarray(rng.integers(-1, 2, (4, 6, 8, 3)), jnp.float32)
     weights = jnp.asarray(rng.normal(size=(4, 3, 4, 3)), jnp.float32)
-    ours = lambda v: jnp.sum(weights * networks._max_pool(v))  # noqa: E731
+    ours = lambda v: jnp.sum(weights * max_pool(v))  # noqa: E731
     theirs = lambda v: jnp.sum(weights * nn.max_pool(v, (2, 2), (2, 2)))  # noqa: E731
-    np.testing.assert_array_equal(networks._max_pool(values), nn.max_pool(values, (2, 2), (2, 2)))
+    np.testing.assert_array_equal(max_pool(values), nn.max_pool(values, (2, 2), (2, 2)))
     np.testing.assert_array_equal(jax.grad(ours)(values), jax.grad(theirs)(values))
 
 
 def test_max_pooling_does_not_hide_a_nan():
     for place in range(4):
         window = jnp.zeros(4).at[place].set(jnp.nan).reshape(1, 2, 2, 1)
-        assert jnp.isnan(networks._max_pool(window)).all()
+        assert jnp.isnan(max_pool(window)).all()
 
 
 def test_init_and_apply_vmap_over_seeds(getkey):
@@ -154,6 +183,157 @@ def test_init_and_apply_vmap_over_seeds(getkey):
         alone = network.init(key)
         np.testing.assert_allclose(params["layer_0"]["kernel"][index], alone["layer_0"]["kernel"])
         np.testing.assert_allclose(outputs[index], network.apply(alone, inputs), rtol=1e-5)
+
+
+SIZES = {
+    "ResNet-20": (networks.resnet(20), 269_722),
+    "ResNet-20 B": (networks.resnet(20, shortcut="B"), 272_474),
+    "ResNet-32": (networks.resnet(32), 464_154),
+    "ResNet-56": (networks.resnet(56), 853_018),
+    "ResNet-110": (networks.resnet(110), 1_727_962),
+    "VGG-16": (networks.vgg(16), 14_724_042),
+    "VGG-19": (networks.vgg(19), 20_035_018),
+    "ViT": (networks.vit(), 2_693_194),
+    "LeNet-300-100": (networks.lenet_300_100(), 266_610),
+}
+
+
+@pytest.mark.parametrize(("network", "size"), SIZES.values(), ids=SIZES)
+def test_networks_have_their_published_sizes_and_name_their_kernels(network, size):
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == size
+    assert {path for path in trees.paths(params) if path.endswith("kernel")} == set(network.kernels)
+    kernels = dict(zip(trees.paths(params), trees.shapes(params), strict=True))
+    assert kernels[network.outputs[0]][-1] == 10
+    assert network.layers == (network.kernels if network.chain else ())
+    if network.chain:
+        granularity.chain(trees.select(params), network.layers)
+
+
+def _digits(network, count=40):
+    images, labels = load_digits(return_X_y=True)
+    images = jnp.asarray(images[:count].reshape(-1, 8, 8, 1) / 16, jnp.float32)
+    factor = network.input_shape[0] // 8
+    return images.repeat(factor, 1).repeat(factor, 2), jnp.asarray(labels[:count])
+
+
+GRAY = (8, 8, 1)
+NARROW = {
+    "ResNet-8": networks.resnet(8, width=1 / 4, input_shape=GRAY),
+    "ResNet-8 B": networks.resnet(8, width=1 / 4, input_shape=GRAY, shortcut="B"),
+    "VGG-11": networks.vgg(11, width=1 / 16, input_shape=(32, 32, 1)),
+    "ViT": networks.vit(patch=2, dim=8, depth=2, heads=2, hidden=16, input_shape=GRAY),
+}
+
+
+@pytest.mark.parametrize("network", NARROW.values(), ids=NARROW)
+def test_ten_steps_of_training_on_digits_lower_the_loss_and_move_every_leaf(network, getkey):
+    images, labels = _digits(network)
+    params, state = network.init(getkey()), network.init_state()
+    train = finetune.trainer(
+        network.step_loss(finetune.cross_entropy),
+        optax.adam(3e-3),
+        epochs=10,
+        batch_size=None,
+        stateful=True,
+        state=state,
+    )
+    fitted = train(params, None, (images, labels), key=getkey())
+    assert fitted.history.loss[-1] < 0.9 * fitted.history.loss[0]
+    assert bool(fitted.state) == network.stateful
+    moved = lambda a, b: bool(jnp.any(a != b)) and bool(jnp.isfinite(b).all())  # noqa: E731
+    before, after = (params, state), (fitted.params, fitted.state)
+    assert jax.tree.all(jax.tree.map(moved, before, after))
+    outputs = network.bind(fitted.state)(fitted.params, images)
+    assert outputs.shape == (len(labels), 10)
+    assert bool(jnp.isfinite(outputs).all())
+
+
+@pytest.fixture(scope="module")
+def residual():
+    """A narrow residual network, its state after one batch, and that batch."""
+    network = NARROW["ResNet-8"]
+    images = _digits(network)[0]
+    params = network.init(jax.random.key(1))
+    outputs, state = jax.jit(network.train)(params, network.init_state(), images)
+    return network, params, images, outputs, state
+
+
+def test_training_moves_the_running_statistics_a_tenth_of_the_way(residual):
+    _, params, images, _, state = residual
+    first = networks.Conv(4, (3, 3), use_bias=False, padding=1)
+    values = first.apply({"params": params["conv"]}, images)
+    mean, variance = (np.asarray(f(values, axis=(0, 1, 2))) for f in (jnp.mean, jnp.var))
+    np.testing.assert_allclose(state["norm"]["mean"], 0.1 * mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(state["norm"]["var"], 0.9 + 0.1 * variance, rtol=1e-4)
+
+
+def test_inference_uses_the_running_statistics_and_training_those_of_the_batch(residual):
+    network, params, images, outputs, state = residual
+    measured = network.bind(state)
+    alone = measured(params, images[:1])
+    np.testing.assert_allclose(measured(params, images)[:1], alone, rtol=1e-4, atol=1e-6)
+    assert np.abs(network.bind(network.init_state())(params, images[:1]) - alone).max() > 1e-3
+    assert np.abs(network.train(params, state, images[:1])[0] - outputs[:1]).max() > 1e-3
+
+
+def test_statistics_in_double_precision_stay_double(double):
+    network = networks.resnet(8, width=1 / 16, input_shape=GRAY)
+    arrays = jax.eval_shape(
+        network.train,
+        jax.eval_shape(network.init, jax.random.key(0)),
+        jax.eval_shape(network.init_state),
+        jax.ShapeDtypeStruct((2, *GRAY), float),
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves(arrays)} == {np.dtype("float64")}
+
+
+def test_a_network_without_state_passes_any_state_through(getkey):
+    network = networks.mlp((2,), inputs=4)
+    params, batch = network.init(getkey()), (jnp.ones((3, 4)), jnp.zeros(3, int))
+    loss = finetune.cross_entropy(network.apply)(params, batch)
+    assert network.init_state() == {}
+    found = network.step_loss(finetune.cross_entropy)(params, None, batch, getkey())
+    assert found == (loss, None)
+
+
+def test_apply_without_the_state_it_needs_is_refused(residual):
+    network, params, images, _, _ = residual
+    with pytest.raises(ValueError, match=r"`apply` lacks the state.*`net\.bind\(state\)`"):
+        network.apply(params, images)
+
+
+def test_the_two_shortcuts_are_the_identity_but_where_channels_double(getkey):
+    for shortcut, added in (("A", []), ("B", ["shortcut_conv", "shortcut_norm"])):
+        network = networks.resnet(14, width=1 / 8, input_shape=GRAY, shortcut=shortcut)
+        params = jax.eval_shape(network.init, getkey())
+        for stage in (1, 2, 3):
+            first, second = (params[f"stage_{stage}_block_{block}"] for block in (1, 2))
+            expected = ["conv_1", "conv_2", "norm_1", "norm_2", *(added if stage > 1 else [])]
+            assert (sorted(first), sorted(second)) == (expected, expected[:4])
+    block = networks.ResNetBlock(3, stride=2, shortcut="A")
+    images = jnp.abs(jax.random.normal(getkey(), (2, 5, 4, 2)))
+    variables = jax.tree.map(jnp.zeros_like, block.init(getkey(), images))
+    skipped = block.apply(variables, images)
+    np.testing.assert_array_equal(skipped[..., :2], images[:, ::2, ::2])
+    np.testing.assert_array_equal(skipped[..., 2], 0)
+
+
+def test_synaptic_flow_is_finite_on_110_layers_whose_flow_passes_single_precision(getkey):
+    network = networks.resnet(110, width=1 / 8, input_shape=(4, 4, 1))
+    params, apply = network.init(getkey()), network.bind(network.init_state())
+    positive = jax.tree.map(jnp.abs, params)
+    assert not jnp.isfinite(apply(positive, jnp.ones((1, 4, 4, 1)))).any()
+    scores = criteria.synflow(apply, input_shape=network.input_shape)(params, None, key=None)
+    for score in jax.tree.leaves(scores):
+        assert np.isfinite(score).all()
+        assert (np.asarray(score) > 0).any()
+
+
+def test_the_position_embedding_is_not_prunable_by_default():
+    params = jax.eval_shape(NARROW["ViT"].init, jax.random.key(0))
+    assert params["position_embedding"].shape == (16, 8)
+    assert trees.select(params)["position_embedding"] is None
 
 
 def test_the_modules_work_inside_a_larger_linen_model(getkey):
@@ -193,6 +373,19 @@ def test_the_modules_work_inside_a_larger_linen_model(getkey):
             lambda: networks.lenet5(implementation="fft"),
             "`implementation` must be one of 'patches', 'xla', got 'fft'",
         ),
+        (lambda: networks.resnet(18), r"`depth` must be 6 n \+ 2 .* got 18"),
+        (lambda: networks.resnet(20, shortcut="C"), "`shortcut` must be one of 'A', 'B', got 'C'"),
+        (lambda: networks.resnet(20, width=0), "`width` must be a positive number, got 0"),
+        (lambda: networks.resnet(20, implementation="fft"), "`implementation` must be one of"),
+        (lambda: networks.vgg(17), "`depth` must be one of 11, 13, 16, 19, got 17"),
+        (lambda: networks.vgg(16, input_shape=(28, 28, 1)), r"multiples of 32.*got \(28, 28, 1\)"),
+        (
+            lambda: networks.vgg(16, input_shape=(32, 32)),
+            r"`input_shape` must be .* got \(32, 32\)",
+        ),
+        (lambda: networks.vit(heads=5), "`heads` must divide `dim` = 192, got 5"),
+        (lambda: networks.vit(patch=5), "`patch` must divide .* got 5"),
+        (lambda: networks.vit(depth=0), "`depth` must be at least 1, got 0"),
     ],
 )
 def test_wrong_options_are_refused_with_the_choices(make, message):
@@ -215,3 +408,7 @@ def test_a_module_built_by_hand_checks_its_names(getkey):
         networks.Dense(2, initialization="x").init(getkey(), jnp.zeros((1, 3)))
     with pytest.raises(ValueError, match="`implementation` must be one of"):
         networks.Conv(2, implementation="x").init(getkey(), jnp.zeros((1, 5, 5, 1)))
+    with pytest.raises(ValueError, match="`padding` must be 'SAME', 'VALID' or numbers, got 'x'"):
+        networks.Conv(2, padding="x").init(getkey(), jnp.zeros((1, 5, 5, 1)))
+    with pytest.raises(ValueError, match="`groups` must divide the 3 input channels and the 2"):
+        networks.Conv(2, groups=2).init(getkey(), jnp.zeros((1, 5, 5, 3)))
