@@ -63,7 +63,7 @@ def code_of(config: Path, module: types.ModuleType) -> Code:
     run = config if hasattr(module, "run") else config.with_name("run.py")
     if not run.is_file():
         raise ValueError(
-            f"{str(config)!r} has no function `run`, and there is no {str(run)!r}. Write one of them."
+            f"{str(config)!r} has no function `run`, and there is no {str(run)!r}. Write one."
         )
     page = run.with_name("page.py")
     return Code(run, page if run != config and page.is_file() else None)

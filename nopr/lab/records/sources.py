@@ -94,8 +94,8 @@ def _followed(name: str, places: tuple[Path, ...], top: bool) -> Iterator[Path]:
     parts = name.split(".")
     if top:
         places = (*places, *_homes(parts[0]))
-    for folder in dict.fromkeys(places):
-        whole = None
+    for place in dict.fromkeys(places):
+        folder, whole = place, None
         for part in parts:
             module, package = folder / f"{part}.py", folder / part / "__init__.py"
             if part == "*" or not (module.is_file() or package.parent.is_dir()):
