@@ -1,4 +1,4 @@
-"""Runs every example in the docstrings of the package and in the README."""
+"""Runs every example in the docstrings of the package, in the README and in the guides."""
 
 import doctest
 import importlib
@@ -12,7 +12,6 @@ import nopr
 
 ROOT = Path(__file__).parents[1]
 FLAGS = doctest.NORMALIZE_WHITESPACE
-README = ROOT / "README.md"
 
 
 def examples():
@@ -32,6 +31,11 @@ def run(test):
 
 
 EXAMPLES = list(examples())
+PAGES = [
+    page
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    if ">>> " in page.read_text()
+]
 
 
 @pytest.mark.parametrize("test", EXAMPLES, ids=lambda test: test.name)
@@ -55,22 +59,24 @@ def test_the_functions_that_one_starts_with_have_an_example(name):
     assert name in {test.name for test in EXAMPLES}
 
 
-def test_the_python_of_the_readme_runs_from_top_to_bottom():
-    blocks = python_blocks(README.read_text())
-    assert blocks, "README.md has no python block"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_python_of_the_page_runs_from_top_to_bottom(page):
     namespace = {}
-    for line, source in blocks:
+    for line, source in python_blocks(page.read_text()):
         if ">>>" in source:
-            parsed = doctest.DocTestParser().get_doctest(
-                source, namespace, "README.md", str(README), line
-            )
+            name = page.name
+            parsed = doctest.DocTestParser().get_doctest(source, namespace, name, str(page), line)
             parsed.globs = namespace  # shared, where a doctest takes a copy
             report = []
             runner = doctest.DocTestRunner(optionflags=FLAGS)
             results = runner.run(parsed, out=report.append, clear_globs=False)
             assert results.failed == 0, "".join(report)
         else:
-            exec(compile("\n" * line + source, str(README), "exec"), namespace)
+            exec(compile("\n" * line + source, str(page), "exec"), namespace)
+
+
+def test_the_readme_and_the_guides_have_examples():
+    assert {"README.md", "scaling.md", "your_own_model.md"} <= {page.name for page in PAGES}
 
 
 def test_blocks_are_found_with_their_lines_and_other_languages_left_out():
