@@ -72,8 +72,8 @@ def is_prunable(path: str, leaf: Any) -> bool:
     last, then the one that holds it, indices and a trailing `/value` aside. So `multiscale/kernel`
     and `offset_net/w` are prunable, while `qkv_b` and `norm1/weight` are not.
 
-    No path can tell that `self.a = LayerNorm((8, 8))` is a norm, or that `b` is a matrix: look at
-    `describe`, and pass a `where` of your own where it is wrong.
+    No path can tell that `self.a = LayerNorm((8, 8))` is a norm, or that `layer/b` is a matrix and
+    no bias: look at `describe`, and pass a `where` of your own where this one is wrong.
     """
     return not _why_not(path, leaf)
 
@@ -291,6 +291,8 @@ def _why_not(path: str, leaf: Any) -> str:
     if "batch_stats" in parts:
         return "running statistics"
     owner, name = ([], [], *map(_words, parts))[-2:]
+    if path == "b":  # beside `a`, not the bias of a layer
+        return ""
     return _by_name(name) or _by_owner(owner)
 
 
