@@ -154,11 +154,12 @@ def levels(pruner: Pruner, counts: Any) -> Pruner:
         check_at_most(plan, masks_.size(like))
         many = jax.vmap(lambda k: pruner(params, batch, masks=masks, count=k, key=key))
         kept = many(jnp.asarray(plan, jnp.int32))
-        some = plan.reshape(len(plan), -1).any(axis=1)  # the levels that are to keep any
-        in_all = jax.tree.map(
-            lambda leaf: leaf[some].any(axis=tuple(range(1, leaf.ndim))).all(), kept
-        )
-        masks_.warn_emptied(in_all, before=masks)
+        if not any(map(_traced, jax.tree.leaves(kept))):
+            some = plan.reshape(len(plan), -1).any(axis=1)  # the levels that are to keep any
+            in_all = jax.tree.map(
+                lambda leaf: leaf[some].any(axis=tuple(range(1, leaf.ndim))).all(), kept
+            )
+            masks_.warn_emptied(in_all, before=masks)
         return kept
 
     return prune

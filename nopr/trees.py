@@ -229,19 +229,19 @@ def check_same(tree: PyTree, like: PyTree, *, name: str, other: str) -> None:
 
 
 def ravel(tree: PyTree) -> tuple[Array, Callable[[Any], PyTree]]:
-    """Joins the leaves of `tree` into one vector, in leaf order, and gives the way back.
+    """Joins the leaves of `tree` into one vector, in leaf order, and returns the way back.
 
     Unlike `jax.flatten_util.ravel_pytree` it works on bool leaves with None between, and the way
     back keeps whatever dtype the vector has.
     """
     leaves, treedef = jax.tree.flatten(tree)
-    sides = [leaf.shape for leaf in leaves]
-    ends = np.cumsum([math.prod(side) for side in sides])[:-1]
+    shapes = [leaf.shape for leaf in leaves]
+    ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
 
     def unravel(vector: Any) -> PyTree:
         pieces = jnp.split(vector, ends)
         return jax.tree.unflatten(
-            treedef, [piece.reshape(side) for piece, side in zip(pieces, sides, strict=True)]
+            treedef, [piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)]
         )
 
     return jnp.concatenate([leaf.reshape(-1) for leaf in leaves]), unravel
@@ -297,7 +297,7 @@ def _why_not(path: str, leaf: Any) -> str:
 
 
 def _by_name(words: Sequence[str]) -> str:
-    """What the last component says."""
+    """The reason in the last component, if there is one."""
     if not words:
         return ""
     if _is_norm(words):
@@ -314,7 +314,7 @@ def _by_name(words: Sequence[str]) -> str:
 
 
 def _by_owner(words: Sequence[str]) -> str:
-    """What the component that holds the last one says."""
+    """The reason in the component that holds the last one, if there is one."""
     if _is_norm(words):
         return "norm"
     positions = _POSITIONS.intersection(words) and _EMBEDDINGS.intersection(words)
