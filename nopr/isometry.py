@@ -74,8 +74,8 @@ def orthogonalize(
         the above. Under a trace such masks, and such weights, give NaN instead.
 
     Warns:
-      UserWarning: If concrete masks leave a kernel fewer inputs than outputs by removing inputs, or,
-        given `layers`, leave no path from the inputs to the outputs.
+      UserWarning: If concrete masks leave a kernel fewer inputs than outputs by removing inputs,
+        or, given `layers`, leave no path from the inputs to the outputs.
 
     Example:
       >>> import jax
