@@ -206,10 +206,11 @@ def warn_emptied(
       before: Masks from which these were chosen; what was empty in them is not reported again.
       expected: Paths of layers that were meant to be emptied.
     """
-    lost = emptied(masks)
-    known = {} if before is None else emptied(before)
-    if any(map(_traced, (*lost.values(), *known.values()))):
+    if any(map(_traced, jax.tree.leaves((masks, before)))):
         return
+    with jax.ensure_compile_time_eval():  # the masks may be constants inside a trace
+        lost = emptied(masks)
+        known = {} if before is None else emptied(before)
     names = [
         repr(path)
         for path, flag in lost.items()

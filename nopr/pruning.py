@@ -135,8 +135,8 @@ def levels(pruner: Pruner, counts: Any) -> Pruner:
         in a call of `pruner`.
 
     Returns:
-      A Pruner whose masks have a leading level axis. It does not warn of layers that lose all
-      their weights: `jax.vmap(masks.emptied)` tells it of each level.
+      A Pruner whose masks have a leading level axis. One warning names the layers that lose all
+      their weights at a level that keeps any; `jax.vmap(masks.emptied)` tells which level.
     """
     plan = whole_counts(counts)
 
@@ -155,7 +155,14 @@ def levels(pruner: Pruner, counts: Any) -> Pruner:
         )
         check_at_most(plan, masks_.size(like))
         many = jax.vmap(lambda k: pruner(params, batch, masks=masks, count=k, key=key))
-        return many(jnp.asarray(plan, jnp.int32))
+        kept = many(jnp.asarray(plan, jnp.int32))
+        if not any(map(_traced, jax.tree.leaves(kept))):
+            some = plan.reshape(len(plan), -1).any(axis=1)  # the levels that are to keep any
+            in_all = jax.tree.map(
+                lambda leaf: leaf[some].any(axis=tuple(range(1, leaf.ndim))).all(), kept
+            )
+            masks_.warn_emptied(in_all, before=masks)
+        return kept
 
     return prune
 

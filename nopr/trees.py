@@ -78,8 +78,8 @@ def is_prunable(path: str, leaf: Any) -> bool:
     last, then the one that holds it, indices and a trailing `/value` aside. So `multiscale/kernel`
     and `offset_net/w` are prunable, while `qkv_b` and `norm1/weight` are not.
 
-    No path can tell that `self.a = LayerNorm((8, 8))` is a norm, or that `b` is a matrix: look at
-    `describe`, and pass a `where` of your own where it is wrong.
+    No path can tell that `self.a = LayerNorm((8, 8))` is a norm, or that `layer/b` is a matrix and
+    no bias: look at `describe`, and pass a `where` of your own where this one is wrong.
     """
     return not _why_not(path, leaf)
 
@@ -235,19 +235,19 @@ def check_same(tree: PyTree, like: PyTree, *, name: str, other: str) -> None:
 
 
 def ravel(tree: PyTree) -> tuple[Array, Callable[[Any], PyTree]]:
-    """Joins the leaves of `tree` into one vector, in leaf order, and gives the way back.
+    """Joins the leaves of `tree` into one vector, in leaf order, and returns the way back.
 
     Unlike `jax.flatten_util.ravel_pytree` it works on bool leaves with None between, and the way
     back keeps whatever dtype the vector has.
     """
     leaves, treedef = jax.tree.flatten(tree)
-    sides = [leaf.shape for leaf in leaves]
-    ends = np.cumsum([math.prod(side) for side in sides])[:-1]
+    shapes = [leaf.shape for leaf in leaves]
+    ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
 
     def unravel(vector: Any) -> PyTree:
         pieces = jnp.split(vector, ends)
         return jax.tree.unflatten(
-            treedef, [piece.reshape(side) for piece, side in zip(pieces, sides, strict=True)]
+            treedef, [piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)]
         )
 
     return jnp.concatenate([leaf.reshape(-1) for leaf in leaves]), unravel
@@ -297,11 +297,13 @@ def _why_not(path: str, leaf: Any) -> str:
     if "batch_stats" in parts:
         return "running statistics"
     owner, name = ([], [], *map(_words, parts))[-2:]
+    if path == "b":  # beside `a`, not the bias of a layer
+        return ""
     return _by_name(name) or _by_owner(owner)
 
 
 def _by_name(words: Sequence[str]) -> str:
-    """What the last component says."""
+    """The reason in the last component, if there is one."""
     if not words:
         return ""
     if _is_norm(words):
@@ -318,7 +320,7 @@ def _by_name(words: Sequence[str]) -> str:
 
 
 def _by_owner(words: Sequence[str]) -> str:
-    """What the component that holds the last one says."""
+    """The reason in the component that holds the last one, if there is one."""
     if _is_norm(words):
         return "norm"
     positions = _POSITIONS.intersection(words) and _EMBEDDINGS.intersection(words)

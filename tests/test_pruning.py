@@ -145,9 +145,11 @@ def test_one_compilation_serves_all_counts_and_networks(rng, getkey):
         ({"density": 1.3}, r"`density` must be in \[0, 1\], got 1.3"),
         ({"density": 0.1, "rounds": 0}, "`rounds` must be at least 1, got 0"),
         ({"density": 0.1, "scope": "all"}, "`scope` must be one of 'global', 'layer', got 'all'"),
+        ({"density": [0.1, 7]}, r"`density` must be in \[0, 1\], got 7"),
+        ({"density": [0.1], "distribution": densities.erk}, "must be one number with a"),
     ],
 )
-def test_bad_options_are_refused_when_the_pruner_is_made(options, match):
+def test_bad_options_are_refused_when_the_pruner_is_made(options, match, untyped):
     with pytest.raises(ValueError, match=match):
         pruning.pruner(criteria.magnitude(), **options)
 
@@ -167,8 +169,8 @@ def test_nothing_prunable_is_refused(getkey):
 def test_levels_give_the_masks_of_every_count_from_one_pruner(rng, getkey):
     params, key = net(rng), getkey()
     prune = pruning.pruner(criteria.random())
-    together = pruning.levels(prune, [5, 50])(params, None, key=key)
-    for i, k in enumerate([5, 50]):
+    together = pruning.levels(prune, [90, 200])(params, None, key=key)
+    for i, k in enumerate([90, 200]):
         alone = prune(params, None, count=k, key=key)
         jax.tree.map(lambda a, b, i=i: np.testing.assert_array_equal(a[i], b), together, alone)
     with pytest.raises(ValueError, match="counts of `levels` are fixed"):
@@ -177,10 +179,54 @@ def test_levels_give_the_masks_of_every_count_from_one_pruner(rng, getkey):
 
 def test_level_counts_round_each_density_and_must_fall():
     np.testing.assert_array_equal(pruning.level_counts(21, [1.0, 0.5, 0.1]), [21, 10, 2])
+    np.testing.assert_array_equal(pruning.level_counts(3_000_000_000, [0.9]), [2_700_000_000])
     with pytest.raises(ValueError, match="must fall"):
         pruning.level_counts(21, [0.1, 0.5])
-    with pytest.raises(ValueError, match=r"must be in \[0, 1\]"):
-        pruning.level_counts(21, [1.5])
+    for bad in (1.5, np.nan, "0.5", True):
+        with pytest.raises(ValueError, match=r"`densities` must be in \[0, 1\], got"):
+            pruning.level_counts(21, [bad])
+
+
+def test_a_count_or_density_may_be_given_to_each_layer_by_path(rng, getkey):
+    params, key = net(rng), getkey()
+    sizes = (120, 200, 40)
+    by_count = pruning.pruner(criteria.magnitude())
+    wanted = dict(zip(reversed(LAYERS), (3, 20, 7), strict=True))
+    kept = by_count(params, None, count=wanted, key=key)
+    assert counts(kept) == [7, 20, 3]
+    by_density = pruning.pruner(
+        criteria.magnitude(),
+        density=dict(zip(LAYERS, (0.5, 0.1, 0.25), strict=True)),
+        schedule=schedules.linear,
+        rounds=2,
+    )
+    kept = by_density(params, None, key=key)
+    assert counts(kept) == [round(d * n) for d, n in zip((0.5, 0.1, 0.25), sizes, strict=True)]
+
+
+def test_a_layer_that_loses_everything_is_named_once_and_a_level_too(rng, getkey):
+    params, key = net(rng), getkey()
+    params["layer_2"]["kernel"] *= 1e-6
+    for options in ({"density": 0.5}, {"density": 0.5, "rounds": 3, "schedule": schedules.linear}):
+        with pytest.warns(UserWarning, match="No weight is kept in 'layer_2/kernel', ") as caught:
+            pruning.pruner(criteria.magnitude(), **options)(params, None, key=key)
+        assert len(caught) == 1
+    many = pruning.levels(pruning.pruner(criteria.magnitude()), [350, 100, 0])
+    with pytest.warns(UserWarning, match="No weight is kept in 'layer_2/kernel', ") as caught:
+        many(params, None, key=key)
+    assert len(caught) == 1
+
+
+def test_counts_past_what_is_there_are_refused_and_do_not_wrap(rng, getkey):
+    params, key = net(rng), getkey()
+    one, three = (pruning.pruner(criteria.magnitude(), rounds=rounds) for rounds in (1, 3))
+    for big in (361, 2**32 + 5, 2**40):
+        with pytest.raises(ValueError, match=f"got {big}"):
+            one(params, None, count=big, key=key)
+        with pytest.raises(ValueError, match=f"`count` must be at most .* got {big}"):
+            three(params, None, count=[big, 5, 1], key=key)
+        with pytest.raises(ValueError, match=f"got {big}"):
+            pruning.levels(one, [big, 5])(params, None, key=key)
 
 
 def residual(params, inputs):
@@ -189,7 +235,7 @@ def residual(params, inputs):
     values, _ = jax.lax.scan(
         lambda h, w: (h + jax.nn.relu(h @ w[0]) @ w[1], None),
         values,
-        (params["blocks"]["a"], params["blocks"]["b"]),
+        (params["blocks"]["v"], params["blocks"]["w"]),
     )
     return values @ params["last"]["kernel"]
 
@@ -199,7 +245,7 @@ def test_synflow_prunes_a_110_layer_residual_network_as_float64_does(rng, getkey
     width, blocks = 24, 54
     params = {
         "first": {"kernel": rng.normal(size=(8, width))},
-        "blocks": {name: rng.normal(size=(blocks, width, width)) for name in "ab"},
+        "blocks": {name: rng.normal(size=(blocks, width, width)) for name in "vw"},
         "last": {"kernel": rng.normal(size=(width, 5))},
     }
     params = jax.tree.map(lambda leaf: leaf.astype(np.float32), params)

@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental import checkify
 from jaxtyping import Array, Bool, Key
 
+from nopr import masks as masks_
 from nopr import pruning
 from nopr.typing import Algorithm, Batch, Masks, Params, Pruner, Train
 
@@ -117,6 +118,7 @@ def imp(
                 f"Training gave NaN or infinite params at level {int(finite.argmin()) + 1} of "
                 f"{len(plan)}. Lower the learning rate or look at the data."
             )
+        masks_.warn_emptied(last)
         return path if levels else last
 
     return algorithm
