@@ -1,26 +1,28 @@
 """Repairing dynamical isometry: weights that keep the lengths of signals after pruning.
 
-Pruning a trained network lets the singular values of its Jacobian collapse. `orthogonalize` puts
-in the place of every kernel a semi-orthogonal one in the span of its weights, so that each layer
-for itself is an isometry on its smaller side.
+Pruning a trained network lets the singular values of its Jacobian collapse. `orthogonalize`
+replaces every kernel by a semi-orthogonal one in the span of its weights, so that each layer by
+itself is an isometry on the smaller of its two dimensions.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import tree_flatten_with_path, tree_map_with_path
+from jax.tree_util import tree_map_with_path
 from jaxtyping import Array, Float
 
+from nopr import masks as masks_
 from nopr import surgery, trees
 from nopr.typing import Masks, Params, Where
 
-_METHODS = ("polar", "qr")
+Method: TypeAlias = Literal["polar", "qr"]
+"""How a kernel is made semi-orthogonal."""
 
 
 def orthogonalize(
@@ -28,7 +30,7 @@ def orthogonalize(
     masks: Masks | None = None,
     *,
     gain: Any = 1.0,
-    method: str = "qr",
+    method: Method = "qr",
     where: Where = trees.is_prunable,
     layers: Sequence[str] | None = None,
 ) -> Params:
@@ -39,7 +41,7 @@ def orthogonalize(
 
     .. math:: \mathrm{gain} \cdot Q \, \mathrm{sign}(\mathrm{diag} R), \qquad \mathrm{sign}(0) = 1,
 
-    turned back: Gram-Schmidt of the filters in their order, all with their old orientation. The
+    transposed back: Gram-Schmidt of the filters in their order, each with its old orientation. The
     smaller of :math:`K^T K` and :math:`K K^T` of the new kernel :math:`K` is
     :math:`\mathrm{gain}^2 I`. Biases and other leaves stay as they are.
 
@@ -47,9 +49,9 @@ def orthogonalize(
     kept block alone, as if the rest had been physically removed, and the rest becomes 0. This
     holds for traced masks too, so it jits and vmaps over params and masks.
 
-    Each layer is an isometry then. A linear network is one only while its widths do not grow
-    again: where masks leave a kernel fewer inputs than outputs, the network behind it has singular
-    values of 0, or others than 1, and a warning says so.
+    Each layer is then an isometry. A linear network is one only while its widths do not grow
+    again: where masks leave a kernel fewer inputs than outputs, the network has singular values of
+    0, or others than 1, which a warning reports.
 
     Args:
       params: The parameters.
@@ -60,7 +62,7 @@ def orthogonalize(
         :math:`A = U S V^T`, the orthogonal matrix that is nearest to :math:`A`. Where the kept
         block lacks rank, both fill up with directions that are orthogonal but arbitrary.
       where: `where(path, leaf)`, true for the kernels that are replaced.
-      layers: The paths of all kernels from input to output. With them the warning also sees
+      layers: The paths of all kernels from input to output. With them the warnings also cover
         inputs that nothing leads to (see `surgery.live`); results do not depend on it.
 
     Returns:
@@ -68,11 +70,12 @@ def orthogonalize(
 
     Raises:
       ValueError: If a mask is not a block of whole inputs and outputs, a weight is NaN or
-        infinite, the trees do not match (each with the leaf's path), or an option is none of the
-        above. Under a trace such masks, and such weights, give NaN instead.
+        infinite, or the trees do not match (the message names the leaf), or if an option is none of
+        the above. Under a trace such masks, and such weights, give NaN instead.
 
     Warns:
-      UserWarning: If concrete masks leave a kernel fewer inputs than outputs by removing inputs.
+      UserWarning: If concrete masks leave a kernel fewer inputs than outputs by removing inputs,
+        or, given `layers`, leave no path from the inputs to the outputs.
 
     Example:
       >>> import jax
@@ -85,10 +88,9 @@ def orthogonalize(
 
     Source: Wang et al. 2021, arXiv:2105.05916.
     """
-    if method not in _METHODS:
-        raise ValueError(
-            f"`method` must be one of {', '.join(map(repr, _METHODS))}, got {method!r}."
-        )
+    if method not in get_args(Method):
+        known = ", ".join(map(repr, get_args(Method)))
+        raise ValueError(f"`method` must be one of {known}, got {method!r}.")
     chosen = trees.select(params, where)
     found = _masks_by_path(params, masks)
     _warn_of_limits(masks, layers)
@@ -104,7 +106,7 @@ def orthogonalize(
 
 
 def _replace_block(
-    matrix: Float[Array, "rest out"], mask: Any, method: str, path: str
+    matrix: Float[Array, "rest out"], mask: Any, method: Method, path: str
 ) -> Float[Array, "rest out"]:
     """The matrix with its kept block made semi-orthogonal and zeros elsewhere."""
     matrix = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
@@ -114,7 +116,7 @@ def _replace_block(
         mask = mask.reshape(matrix.shape)
         if isinstance(mask, jax.core.Tracer):
             return _replace_traced_block(matrix, mask, method)
-        block = np.ix_(*_kept_sides(np.asarray(mask), path))
+        block = np.ix_(*_kept_indices(np.asarray(mask), path))
         kept = matrix[block]
         if kept.size == 0:
             return jnp.zeros_like(matrix)
@@ -122,9 +124,9 @@ def _replace_block(
 
 
 def _replace_traced_block(
-    matrix: Float[Array, "rest out"], mask: Array, method: str
+    matrix: Float[Array, "rest out"], mask: Array, method: Method
 ) -> Float[Array, "rest out"]:
-    """As the concrete block, with static shapes: the kept rows and columns are moved to the front.
+    """Like the concrete block with static shapes: kept rows and columns are moved to the front.
 
     A factor of the leading block padded with zeros is the factor of the block, padded.
     """
@@ -140,12 +142,12 @@ def _replace_traced_block(
 
 
 def _semi_orthogonal(
-    matrix: Float[Array, "rest out"], block: tuple[Any, ...], method: str
+    matrix: Float[Array, "rest out"], block: tuple[Any, ...], method: Method
 ) -> Float[Array, "rest out"]:
     """The semi-orthogonal factor of the leading block of [rows, columns]; the rest must be 0.
 
-    The longer side is orthogonalized along the shorter one; of [out, rest], a square counts as
-    tall. Traced sides need both ways, of which the right one is selected.
+    The longer dimension is orthogonalized along the shorter one; of [out, rest], a square counts
+    as tall. With traced dimensions both ways are computed and the right one is selected.
     """
     rows, columns = block
     if isinstance(rows, int):
@@ -160,11 +162,11 @@ def _semi_orthogonal(
 
 
 def _orthonormal_columns(
-    matrix: Float[Array, "long short"], count: Any, method: str
+    matrix: Float[Array, "long short"], count: Any, method: Method
 ) -> Float[Array, "long short"]:
-    """Makes the first `count` columns orthonormal; the other ones have no meaning.
+    """Makes the first `count` columns orthonormal; the others have no meaning.
 
-    No more columns are kept than rows, so none of them lies past the matrix' number of rows.
+    No more columns are kept than rows, so none of them lies beyond the number of rows.
     """
     width = min(matrix.shape)
     q, r = jnp.linalg.qr(matrix[:, :width])
@@ -179,8 +181,8 @@ def _orthonormal_columns(
     return jnp.pad(q, ((0, 0), (0, matrix.shape[1] - width)))
 
 
-def _kept_sides(mask: np.ndarray, path: str) -> tuple[np.ndarray, np.ndarray]:
-    """The kept rows and columns of a concrete mask, which must be all of their crossings."""
+def _kept_indices(mask: np.ndarray, path: str) -> tuple[np.ndarray, np.ndarray]:
+    """The kept rows and columns of a concrete mask, which must be all at their crossings."""
     rows, columns = mask.any(axis=1), mask.any(axis=0)
     if not np.array_equal(mask, np.logical_and.outer(rows, columns)):
         raise ValueError(
@@ -195,16 +197,15 @@ def _masks_by_path(params: Params, masks: Masks | None) -> dict[str, Any]:
     if masks is None:
         return {}
     trees.check_matches(masks, params)
-    found = {trees.path_string(path): leaf for path, leaf in tree_flatten_with_path(masks)[0]}
-    for path, mask in found.items():
-        if mask.dtype != bool:
-            raise ValueError(f"`masks` must be bool, got {mask.dtype} at {path!r}.")
-    return found
+    masks_.check_bool(masks)
+    return trees.by_path(masks, "masks")
 
 
 def _check_kernel(path: str, leaf: Any) -> None:
     if leaf.ndim < 2:
-        raise ValueError(f"A kernel must have two or more sides, got {leaf.shape} at {path!r}.")
+        raise ValueError(
+            f"A kernel must have two or more dimensions, got {leaf.shape} at {path!r}."
+        )
     if not isinstance(leaf, jax.core.Tracer) and not np.all(np.isfinite(leaf)):
         raise ValueError(f"`params` has NaN or infinite values at {path!r}.")
 

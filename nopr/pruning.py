@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from nopr import budgets, precision, schedules, trees
+from nopr import budgets, criteria, precision, schedules, trees
 from nopr import granularity as granularities
 from nopr import masks as masks_
 from nopr.typing import Batch, Counts, Criterion, Masks, Params, Pruner, Scope, Scores, Shapes
@@ -53,9 +53,11 @@ def pruner(
       warns of layers that lose all their weights, as `masks.top` does.
 
     Raises:
-      ValueError: If `density`, `rounds` or `scope` is out of range (here), or nothing tells how
-        many to keep, or a count is too large (when called).
+      ValueError: If `density`, `rounds` or `scope` is out of range or `criterion` is a constructor
+        that was not called (here), or nothing tells how many to keep or a count is too large
+        (when called).
     """
+    criteria.check(criterion)
     if rounds < 1:
         raise ValueError(f"`rounds` must be at least 1, got {rounds}.")
     single = not isinstance(density, Mapping) and np.ndim(density) == 0

@@ -2,14 +2,14 @@
 
 Dynamical isometry asks whether the singular values of the Jacobian d outputs / d inputs lie near
 1, so that signals and gradients pass without being blown up or lost. Here they are computed
-exactly, one Jacobian an example. Nothing is jitted: wrap what you call often in `jax.jit`.
+exactly, one Jacobian per example. Nothing is jitted: wrap what you call often in `jax.jit`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,16 @@ from jaxtyping import Array, Bool, Float
 from nopr import jaxprs
 from nopr.typing import Apply, Params
 
-CHUNK_BYTES = 2**28
-"""Estimated working memory, in bytes, to which the default `chunk` keeps one chunk of examples."""
+BLOCK_BYTES = 2**28
+"""Estimated working memory, in bytes, to which the default `block` keeps the examples at once."""
+
+Mode: TypeAlias = Literal["auto", "forward", "reverse"]
+"""How a Jacobian is accumulated."""
+
+Method: TypeAlias = Literal["gram", "svd"]
+"""How singular values are computed."""
 
 _MARK = 7919  # a prime that no layer has, as a batch size: it marks what grows with the batch
-_MODES = ("auto", "forward", "reverse")
-_METHODS = ("gram", "svd")
 
 
 class Summary(NamedTuple):
@@ -53,35 +57,35 @@ def jacobian(
     params: Params,
     inputs: Any,
     *,
-    mode: str = "auto",
-    chunk: int | None = None,
+    mode: Mode = "auto",
+    block: int | None = None,
 ) -> Float[Array, "batch out in"]:
     r"""The Jacobian :math:`J = \partial f(x) / \partial x` of every example.
 
-    Both sides are raveled, so inputs and outputs may have any shape. Each example goes through
-    `apply` by itself, as a batch of one: normalisation layers must be in inference mode. Matrix
-    products run at the highest precision. Works under jit, and under vmap over `params`.
+    Inputs and outputs are raveled, so they may have any shape. Each example goes through `apply`
+    by itself, as a batch of one: normalization layers must be in inference mode. Matrix products
+    run at the highest precision. Works under jit, and under vmap over `params`.
 
     Args:
       apply: `apply(params, inputs) -> outputs`, both with a leading example axis.
       params: Any pytree that `apply` takes.
       inputs: Floating, [batch, ...].
-      mode: `"forward"` pushes one tangent an input (`jax.jacfwd`), `"reverse"` pulls one
-        cotangent an output (`jax.jacrev`); `"auto"` takes the smaller side: forward for tall or
-        square Jacobians, reverse for wide ones. They agree to rounding.
-      chunk: Examples differentiated at once; the chunks run one after the other. By default as
-        many as an estimate from the sizes of the activations puts within `CHUNK_BYTES`, at least
+      mode: `"forward"` pushes one tangent per input (`jax.jacfwd`), `"reverse"` pulls one
+        cotangent per output (`jax.jacrev`); `"auto"` takes the smaller number of passes: forward
+        for tall or square Jacobians, reverse for wide ones. They agree to rounding.
+      block: Examples differentiated at once; the blocks run one after the other. By default as
+        many as an estimate from the sizes of the activations puts within `BLOCK_BYTES`, at least
         one. The result itself comes on top, and vmap multiplies it.
 
     Returns:
       [batch, out, in], in the dtype of the outputs.
 
     Raises:
-      ValueError: If `mode` or `chunk` is none of the above, the inputs are not floating, or a
+      ValueError: If `mode` or `block` is none of the above, the inputs are not floating, or a
         Jacobian has a NaN or infinite entry (the message has the first such example). Under a
         trace the NaN is passed on instead.
     """
-    values, finite = _map(apply, params, inputs, mode=mode, chunk=chunk, then=lambda j: j)
+    values, finite = _map(apply, params, inputs, mode=mode, block=block, then=lambda j: j)
     _check_finite(finite)
     return values
 
@@ -91,22 +95,22 @@ def singular_values(
     params: Params,
     inputs: Any,
     *,
-    mode: str = "auto",
-    chunk: int | None = None,
-    method: str = "svd",
+    mode: Mode = "auto",
+    block: int | None = None,
+    method: Method = "svd",
 ) -> Float[Array, "batch least"]:
     r"""All singular values of the Jacobian of every example, in descending order.
 
-    The Jacobians live for one chunk only. See `jacobian` for what is differentiated.
+    The Jacobians exist for one block only. See `jacobian` for what is differentiated.
 
     Args:
       apply: `apply(params, inputs) -> outputs`, both with a leading example axis.
       params: Any pytree that `apply` takes.
       inputs: Floating, [batch, ...].
       mode: `"auto"`, `"forward"` or `"reverse"`.
-      chunk: Examples differentiated at once; by default within `CHUNK_BYTES`.
+      block: Examples differentiated at once; by default within `BLOCK_BYTES`.
       method: `"svd"`, good to a few units of rounding of the *largest* value; or `"gram"`, the
-        square roots of the eigenvalues of the smaller of :math:`J J^T` and :math:`J^T J`, some
+        square roots of the eigenvalues of the smaller of :math:`J J^T` and :math:`J^T J`, several
         times as fast. Squaring costs half of the digits: with :math:`\epsilon` the
         rounding unit, a value :math:`s` is wrong by about :math:`\epsilon s_{max}^2 / s`, and
         nothing below :math:`\sqrt{\epsilon} s_{max}` (3e-4 of the largest in float32, 1.5e-8 in
@@ -130,12 +134,9 @@ def singular_values(
       >>> float(spectra.summarize(values).mean)
       2.5
     """
-    if method not in _METHODS:
-        raise ValueError(
-            f"`method` must be one of {', '.join(map(repr, _METHODS))}, got {method!r}."
-        )
+    _check_choice(method, Method, name="method")
     decompose = _by_svd if method == "svd" else _by_gram
-    values, finite = _map(apply, params, inputs, mode=mode, chunk=chunk, then=decompose)
+    values, finite = _map(apply, params, inputs, mode=mode, block=block, then=decompose)
     _check_finite(finite)
     return jnp.where(finite[:, None], values, jnp.nan)
 
@@ -173,8 +174,8 @@ def _map(
     params: Params,
     inputs: Any,
     *,
-    mode: str,
-    chunk: int | None,
+    mode: Mode,
+    block: int | None,
     then: Callable[[Array], Array],
 ) -> tuple[Array, Bool[Array, " batch"]]:
     """`then` of the Jacobian of every example, and whether that Jacobian is finite."""
@@ -193,14 +194,14 @@ def _map(
         return then(matrix), jnp.all(jnp.isfinite(matrix))
 
     with jax.default_matmul_precision("highest"):
-        if chunk is None:
+        if block is None:
             passes = ins if mode == "forward" else outs
-            chunk = _default_chunk(one, example, passes=passes, entries=outs * ins)
-        if chunk < 1:
-            raise ValueError(f"`chunk` must be at least 1, got {chunk}.")
-        if chunk >= len(inputs):
+            block = _default_block(one, example, passes=passes, entries=outs * ins)
+        if block < 1:
+            raise ValueError(f"`block` must be at least 1, got {block}.")
+        if block >= len(inputs):
             return jax.vmap(measure)(inputs)
-        return jax.lax.map(measure, inputs, batch_size=chunk)
+        return jax.lax.map(measure, inputs, batch_size=block)
 
 
 def _valid(values: np.ndarray) -> bool:
@@ -216,12 +217,17 @@ def _checked_inputs(inputs: Any) -> Array:
     return inputs
 
 
-def _resolve(mode: str, outs: int, ins: int) -> str:
-    if mode not in _MODES:
-        raise ValueError(f"`mode` must be one of {', '.join(map(repr, _MODES))}, got {mode!r}.")
+def _resolve(mode: Mode, outs: int, ins: int) -> Mode:
+    _check_choice(mode, Mode, name="mode")
     if mode == "auto":
         return "forward" if ins <= outs else "reverse"
     return mode
+
+
+def _check_choice(value: Any, choices: Any, *, name: str) -> None:
+    if value not in get_args(choices):
+        known = ", ".join(map(repr, get_args(choices)))
+        raise ValueError(f"`{name}` must be one of {known}, got {value!r}.")
 
 
 def _check_finite(finite: Bool[Array, " batch"]) -> None:
@@ -250,17 +256,17 @@ def _at_least_single(matrix: Array) -> Array:
     return matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
 
 
-def _default_chunk(
+def _default_block(
     one: Callable[[Array], Array],
     example: jax.ShapeDtypeStruct,
     *,
     passes: int,
     entries: int,
 ) -> int:
-    """Examples within `CHUNK_BYTES`, from the activations of one example.
+    """Examples within `BLOCK_BYTES`, from the activations of one example.
 
     All of them are held once for the way back, and about three of the largest at a time are
-    carried once a tangent or cotangent; the Jacobian itself is held with its decomposition.
+    held once per tangent or cotangent; the Jacobian itself is held with its decomposition.
     """
     stacked = jax.ShapeDtypeStruct((_MARK, *example.shape), example.dtype)
     program, _ = jaxprs.trace(jax.vmap(one), stacked)
@@ -269,4 +275,4 @@ def _default_chunk(
     sizes = [size // _MARK for size in every if size % _MARK == 0]
     largest = max([*sizes, math.prod(example.shape)])
     numbers = sum(sizes) + 3 * passes * largest + 3 * entries
-    return max(1, CHUNK_BYTES // (numbers * max(4, example.dtype.itemsize)))
+    return max(1, BLOCK_BYTES // (numbers * max(4, example.dtype.itemsize)))

@@ -1,3 +1,5 @@
+"""Each criterion against finite differences or a closed form; see also the contract."""
+
 import itertools
 
 import jax
@@ -129,22 +131,6 @@ def test_masks_that_are_not_bool_are_refused(criterion, dtype, problem, getkey):
 
 
 @pytest.mark.usefixtures("double")
-def test_masks_are_applied_by_the_criterion_itself(problem, rng):
-    params, batch = problem
-    kept = jax.tree.map(lambda w: rng.random(w.shape) < 0.6, trees.select(params))
-    masked = masks.apply(params, kept)
-    cases = {
-        "magnitude": criteria.magnitude(),
-        "snip": criteria.snip(loss),
-        "synflow": criteria.synflow(apply, input_shape=(5,)),
-    }
-    for criterion in cases.values():
-        given = criterion(params, batch, masks=kept, key=None)
-        expected = criterion(masked, batch, key=None)
-        jax.tree.map(np.testing.assert_array_equal, given, expected)
-
-
-@pytest.mark.usefixtures("double")
 def test_masked_grasp_is_that_of_the_network_without_the_pruned_weights(problem, rng):
     params, batch = problem
     kept = jax.tree.map(lambda w: rng.random(w.shape) < 0.6, trees.select(params))
@@ -156,8 +142,8 @@ def test_masked_grasp_is_that_of_the_network_without_the_pruned_weights(problem,
         return loss(trees.overlay(lambda _, new: new, params, unravel(vector)), batch)
 
     living = kernels[keep]
-    gradient = jax.grad(small_loss)(living)
-    expected = living * jax.hessian(small_loss)(living).dot(gradient)
+    gradient = jax.jit(jax.grad(small_loss))(living)
+    expected = living * jax.jit(jax.hessian(small_loss))(living).dot(gradient)
     scores = trees.ravel(criteria.grasp(loss)(params, batch, masks=kept, key=None))[0]
     np.testing.assert_allclose(scores[keep], expected, rtol=1e-9, atol=1e-12)
 
@@ -205,23 +191,6 @@ def test_synflow_scores_a_disconnected_net_as_zero(rng):
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(scores))
 
 
-def test_random_scores_depend_on_the_key_and_on_nothing_else(problem, getkey):
-    params, batch = problem
-    one, two = getkey(), getkey()
-    score = criteria.random()
-    same = score(params, batch, key=one), score(params, None, key=one)
-    jax.tree.map(np.testing.assert_array_equal, *same)
-    other = score(params, batch, key=two)
-    assert all((a != b).any() for a, b in zip(*map(jax.tree.leaves, (same[0], other)), strict=True))
-
-
-def test_invert_keeps_what_the_criterion_would_prune(problem):
-    params, batch = problem
-    low = masks.top(criteria.invert(criteria.magnitude())(params, batch, key=None), count=20)
-    high = masks.top(criteria.magnitude()(params, batch, key=None), count=masks.size(low) - 20)
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, ~b), low, high)
-
-
 def test_biases_are_scored_only_when_asked_for(problem):
     params, batch = problem
     default = criteria.magnitude()(params, batch, key=None)
@@ -239,29 +208,7 @@ def test_criteria_work_on_an_nnx_state(rng):
         return jnp.mean((nnx.merge(graph, state)(batch[0]) - batch[1]) ** 2)
 
     scores = criteria.snip(nnx_loss)(state, batch, key=None)
-    assert trees.paths(scores) == ("kernel/value",)
+    assert trees.paths(scores) == ("kernel",)
     kept = masks.top(scores, density=0.5)
     assert int(masks.count(kept)) == 3
     assert isinstance(masks.apply(state, kept), nnx.State)
-
-
-def test_masks_that_do_not_match_the_prunable_leaves_are_refused(problem):
-    params, batch = problem
-    with pytest.raises(ValueError, match="'layer_0/bias' that `params` lacks"):
-        criteria.magnitude()(
-            params, batch, masks=trees.full_masks(params, trees.everything), key=None
-        )
-
-
-def test_scores_jit_and_vmap_over_networks(rng):
-    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *(net(rng) for _ in range(3)))
-    batch = (rng.normal(size=(6, 5)), rng.normal(size=(6, 3)))
-    score = criteria.snip(loss)
-    together = jax.jit(jax.vmap(lambda p: score(p, batch, key=None)))(stacked)
-    for i in range(3):
-        alone = score(jax.tree.map(lambda leaf, i=i: leaf[i], stacked), batch, key=None)
-        jax.tree.map(
-            lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=2e-4, atol=1e-6),
-            together,
-            alone,
-        )

@@ -243,6 +243,7 @@ def test_unstructured_masks_are_refused_by_name_and_give_nan_under_a_trace(rng):
     assert np.all(np.isnan(traced["qr"](kernel, mask)))
 
 
+@pytest.mark.usefixtures("untyped")
 def test_options_and_weights_out_of_range_are_refused():
     params = {"a": {"kernel": jnp.ones((3, 2))}, "b": {"kernel": jnp.array([[1.0, np.nan]])}}
     with pytest.raises(ValueError, match="`method` must be one of 'polar', 'qr', got 'svd'"):
@@ -259,5 +260,5 @@ def test_options_and_weights_out_of_range_are_refused():
         isometry.orthogonalize(good, {"a": {"kernel": jnp.ones((2, 2), bool)}})
     with pytest.raises(ValueError, match="`masks` must be bool, got float32 at 'a/kernel'"):
         isometry.orthogonalize(good, {"a": {"kernel": jnp.ones((3, 2))}})
-    with pytest.raises(ValueError, match=r"two or more sides, got \(2,\) at 'bias'"):
+    with pytest.raises(ValueError, match=r"two or more dimensions, got \(2,\) at 'bias'"):
         isometry.orthogonalize({"bias": jnp.ones(2)}, where=trees.everything)

@@ -181,25 +181,25 @@ def test_delta_orthogonal_convolutions_are_exact_isometries(rng):
     np.testing.assert_allclose(values, 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 99])
-def test_chunks_change_nothing_and_values_descend(chunk, rng):
+@pytest.mark.parametrize("block", [1, 2, 99])
+def test_blocks_change_nothing_and_values_descend(block, rng):
     params = tanh_params(rng, 12, 6, 3)
     inputs = jnp.asarray(rng.normal(size=(5, 12)), jnp.float32)
     whole = spectra.jacobian(tanh_net, params, inputs)
     np.testing.assert_allclose(
-        spectra.jacobian(tanh_net, params, inputs, chunk=chunk), whole, rtol=1e-5, atol=1e-6
+        spectra.jacobian(tanh_net, params, inputs, block=block), whole, rtol=1e-5, atol=1e-6
     )
-    values = spectra.singular_values(tanh_net, params, inputs, chunk=chunk)
+    values = spectra.singular_values(tanh_net, params, inputs, block=block)
     assert np.all(np.diff(values) <= 0)
     np.testing.assert_allclose(values, np.linalg.svd(whole, compute_uv=False), rtol=1e-4)
 
 
-def test_the_default_chunk_keeps_the_compiled_program_within_its_bound(monkeypatch, rng):
-    monkeypatch.setattr(spectra, "CHUNK_BYTES", 2**18)
+def test_the_default_block_keeps_the_compiled_program_within_its_bound(monkeypatch, rng):
+    monkeypatch.setattr(spectra, "BLOCK_BYTES", 2**18)
     params = tanh_params(rng, 100, 200, 10)
     inputs = jnp.asarray(rng.normal(size=(64, 100)), jnp.float32)
     program = jax.jit(lambda p, x: spectra.singular_values(tanh_net, p, x)).lower(params, inputs)
-    whole = jax.jit(lambda p, x: spectra.singular_values(tanh_net, p, x, chunk=64))
+    whole = jax.jit(lambda p, x: spectra.singular_values(tanh_net, p, x, block=64))
     memory = program.compile().memory_analysis()
     if memory is None:
         pytest.skip("this backend does not report its memory")
@@ -207,11 +207,11 @@ def test_the_default_chunk_keeps_the_compiled_program_within_its_bound(monkeypat
     assert whole.lower(params, inputs).compile().memory_analysis().temp_size_in_bytes > 2**18
 
 
-def test_activations_inside_a_jitted_apply_count_towards_the_chunk():
+def test_activations_inside_a_jitted_apply_count_towards_the_block():
     example = jax.ShapeDtypeStruct((4,), np.float32)
     inner = jax.jit(lambda x: jnp.sum(jnp.sin(jnp.outer(jnp.arange(4000.0), x)), axis=0)[:2])
-    chunk = spectra._default_chunk(inner, example, passes=2, entries=8)
-    assert 1 <= chunk < spectra.CHUNK_BYTES // (4 * 3 * 2 * 16000)
+    block = spectra._default_block(inner, example, passes=2, entries=8)
+    assert 1 <= block < spectra.BLOCK_BYTES // (4 * 3 * 2 * 16000)
 
 
 def test_the_gram_route_agrees_within_the_error_it_states(rng):
@@ -233,7 +233,7 @@ def test_it_jits_and_vmaps_over_params_like_a_loop(rng):
     inputs = jnp.asarray(rng.normal(size=(5, 6)), jnp.float32)
 
     def measure(kernel):
-        return spectra.singular_values(linear, [kernel], inputs, chunk=2)
+        return spectra.singular_values(linear, [kernel], inputs, block=2)
 
     together = jax.jit(jax.vmap(measure))(stack)
     for kernel, values in zip(stack, together, strict=True):
@@ -269,14 +269,15 @@ def test_summary_bounds_hold_for_any_values(numbers):
     assert summary.condition_number >= 1
 
 
-def test_options_and_inputs_out_of_range_are_refused(rng):
+@pytest.mark.usefixtures("untyped")
+def test_options_and_inputs_out_of_range_are_refused():
     params, inputs = [jnp.eye(3)], jnp.ones((2, 3))
     with pytest.raises(ValueError, match="`mode` must be one of 'auto', 'forward', 'reverse', got"):
         spectra.jacobian(linear, params, inputs, mode="sideways")
     with pytest.raises(ValueError, match="`method` must be one of 'gram', 'svd', got 'lanczos'"):
         spectra.singular_values(linear, params, inputs, method="lanczos")
-    with pytest.raises(ValueError, match="`chunk` must be at least 1, got 0"):
-        spectra.jacobian(linear, params, inputs, chunk=0)
+    with pytest.raises(ValueError, match="`block` must be at least 1, got 0"):
+        spectra.jacobian(linear, params, inputs, block=0)
     with pytest.raises(
         ValueError, match="`inputs` must be floating to differentiate by, got uint8"
     ):
@@ -296,7 +297,7 @@ def test_a_jacobian_that_is_not_finite_names_the_first_example(measure, bad):
         return params * inputs**2
 
     with pytest.raises(ValueError, match=r"Jacobian of example 1 .* \(2 of 4 examples do\)"):
-        measure(square, jnp.ones(()), inputs, chunk=2)
+        measure(square, jnp.ones(()), inputs, block=2)
     traced = jax.jit(lambda x: spectra.singular_values(square, 1.0, x))(inputs)
     np.testing.assert_array_equal(np.isnan(traced[:, 0]), [False, True, False, True])
 

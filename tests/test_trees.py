@@ -36,7 +36,7 @@ def test_selection_of_nothing_is_refused_and_lists_what_there_is():
 def test_selection_works_on_an_nnx_state():
     state = nnx.state(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.Param)
     masks = trees.full_masks(state)
-    assert trees.paths(masks) == ("kernel/value",)
+    assert trees.paths(masks) == ("kernel",)
     assert isinstance(masks, nnx.State)
 
 

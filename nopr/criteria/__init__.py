@@ -1,0 +1,18 @@
+"""Criteria: a constructor takes configuration and gives `(params, batch, *, masks, key) -> scores`.
+
+Scores are oriented so that higher = keep. Given the original params, a criterion applies the masks
+itself and differentiates at the masked weights. With `stacked=True` the batch has one more leading
+axis, several batches, and gradients are *summed* over it before any absolute value is taken.
+
+A family of criteria is a file here; a new one is mostly a docstring and a call of
+`shared.from_weights` or `shared.from_gradients`, and one line in the table of the contract that
+the tests hold every criterion to.
+"""
+
+from nopr.criteria.combinators import invert
+from nopr.criteria.data_free import magnitude, random, synflow
+from nopr.criteria.first_order import snip
+from nopr.criteria.second_order import grasp
+from nopr.criteria.shared import check
+
+__all__ = ["check", "grasp", "invert", "magnitude", "random", "snip", "synflow"]
