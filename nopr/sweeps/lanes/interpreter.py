@@ -86,7 +86,7 @@ def _flow_of(eqn: Any, batched: rules.Batched) -> list[bool]:
 
 
 def _is_left_to_jax(eqn: Any, batched: rules.Batched) -> bool:
-    """Branches chosen by the platform, and effects in a choice, which JAX refuses or orders."""
+    """Branches chosen by the platform, and effects in a choice, which are up to JAX."""
     if eqn.primitive.name == jaxprs.COND:
         effects = any(branch.effects for branch in eqn.params["branches"])
         return "branches_platforms" in eqn.params or (batched[0] and bool(effects))

@@ -2,7 +2,7 @@
 
 A rule is `rule(eqn, values, batched) -> results`: the operands, which of them have cases (along one
 more axis, after all others), and results that all have them. What has no rule goes through
-`jax.vmap`, asked to keep the cases last: right for any operation, but JAX's own rules often move the
+`jax.vmap`, asked to keep the cases last: right for any operation, but its own rules often move the
 cases to the front, and then XLA copies.
 """
 
