@@ -62,7 +62,7 @@ def trace(function: Callable[..., PyTree], *args: PyTree) -> Traced:
     """Traces a function.
 
     Args:
-      function: Pure; it may close over arrays and traced values, which become constants.
+      function: Pure function; arrays and traced values that it closes over become constants.
       *args: Pytrees of arrays, or of their shapes and dtypes.
 
     Returns:
@@ -116,12 +116,12 @@ def fold(
     """Carries a value for every variable through a program, from its arguments to its results.
 
     Args:
-      program: Its own equations are visited, in order; for those within them, `step` may fold
-        again.
-      values: One for each argument.
-      step: The values of the results of an equation, from those of its operands. It runs in the
-        context that the equation was traced in.
-      constant: The value of a literal or constant.
+      program: Program whose own equations are visited, in order; for the programs that they hold,
+        `step` may fold again.
+      values: One value for each argument.
+      step: `step(equation, operands) -> results`, the values of its results from those of its
+        operands. It runs in the context that the equation was traced in.
+      constant: Function from a literal or constant to its value.
 
     Returns:
       The values of the results.
@@ -149,11 +149,11 @@ def evaluate(
     """Runs a program, with some of its operations done in another way.
 
     Args:
-      program: Calls within it are run through, too, unless there is a rule for them; this drops
-        derivatives given by hand. Without rules nothing is dropped.
+      program: Program to run. With rules, the calls within it are entered, unless there is a rule
+        for them, which drops derivatives given by hand.
       values: The arguments.
-      rules: By the name of an operation, `rule(eqn, operands) -> results`. Loops and branches are
-        bound as they are, so that rules do not reach inside; a rule for them may.
+      rules: `rule(eqn, operands) -> results` by the name of an operation. Loops and branches run
+        as they are, so that rules do not reach inside; a rule for them may.
 
     Returns:
       The results.

@@ -28,8 +28,11 @@ def in_double(function: Callable[..., PyTree], *args: PyTree) -> PyTree:
     any way; it is not differentiable, and checks inside it are not seen by checkify.
 
     Args:
-      function: Pure; it may close over traced values.
+      function: Pure function; it may close over traced values.
       *args: Pytrees of arrays.
+
+    Returns:
+      What `function` returns.
     """
     with jax.enable_x64(True):
         leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.asarray, args))

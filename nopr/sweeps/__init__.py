@@ -1,9 +1,9 @@
 """One pure function over many cases: seeds, datasets, densities; on one core or many hosts.
 
-Cases are vmapped in blocks of a fixed size, which fixes the last bits of the results. The blocks
-run on all devices of the mesh axis `runs`. A chunk is a whole number of blocks: it goes to a store
-as soon as it is finished, so that a sweep that is killed goes on where it was. Under several
-processes each takes its share of the chunks, and all get all results.
+Cases are vmapped in blocks of a fixed size, which settles the last bits of the results. The blocks
+run on all devices of the mesh axis `runs`. A chunk is a whole number of blocks; it is stored as
+soon as it is finished, so that a sweep that was killed resumes where it stopped. With several
+processes, each computes its share of the chunks, and all of them get all results.
 """
 
 from nopr.sweeps.cases import case_count

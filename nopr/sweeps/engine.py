@@ -112,38 +112,41 @@ def run(
     """Runs `function` on every case: vmapped in blocks, over all devices and processes.
 
     Every block is the same program, compiled once; the last one is filled up with copies of its
-    last case, whose results are dropped. For one `block`, one size of XLA's thread pool and one
-    kind of device, the results have the same bits whatever the number of devices and processes,
-    the chunk, the order of the cases and the interruptions; with another block they agree to
-    rounding, for XLA vectorizes another batch in another way.
+    last case, whose results are dropped. For a given `block`, size of XLA's thread pool and kind of
+    device, the results have the same bits whatever the number of devices and processes, the chunk,
+    the order of the cases and the interruptions. With another block they agree to within rounding,
+    since XLA vectorizes another batch in another way.
 
     Under `nopr.processes` every process calls this with the same arguments, computes its share of
-    the chunks and gets all results. A store that they share need not be: each looks for its own.
+    the chunks and gets all results. They need not share a store: each looks in its own.
 
     Args:
       function: `function(case) -> results`, or `function(case, shared)` with `shared`; pure;
         results are a pytree of arrays. It is traced once for each function object, so pass the
         same one when you call again.
-      cases: A pytree whose leaves share a leading case axis; typed keys are welcome. (Those of
-        JAX's `rbg` generators draw other numbers in a batch than alone, so with them results do
-        depend on the block and on the order of the cases.)
+      cases: A pytree of arrays and typed keys that share a leading axis of cases. (Keys of JAX's
+        `rbg` generators draw other numbers in a batch than alone, so with them results do depend
+        on the block and on the order of the cases.)
       shared: Arrays that every case reads, such as a dataset; on every device once.
-      block: Cases per vmapped call on one device. By default as many as there are for a device (an
-        eighth of them with a store, so that a kill cannot lose everything), and at most as many as
-        fit in `memory_bytes`. With a store, the sizes of the run before hold when none is given.
+      block: Cases per vmapped call on one device. By default each device's whole share (an eighth
+        of it with a store, so that a kill cannot lose everything), and at most as many as fit in
+        `memory_bytes`. With a store, the sizes of the previous run hold where none is given.
       chunk: Cases that are stored together, rounded up to whole blocks; by default one block, or
         more where there would be over 100 chunks.
-      memory_bytes: What a block may take on a device where `block` is not given: arguments,
-        results and what the compiled program needs between. By default 90% of what is free on a
-        GPU or TPU, half of what is free on a host divided by its devices.
-      mesh: Its axis `runs` has the devices; other axes get copies. All devices by default.
+      memory_bytes: Memory for a block on each device where `block` is not given: arguments,
+        results and temporaries of the compiled program. By default 90% of what is free on a GPU or
+        TPU, and half of what is free on a host, divided by its devices.
+      mesh: A mesh with an axis `runs` of devices; along other axes the work is repeated. All
+        devices by default.
       batching: `"vmap"`, or `"lanes"` (`sweeps.vmap_lanes`): the batch is the last axis and tiny
         contractions are unrolled, many times faster for networks of some dozen weights, with
         other last bits.
-      store: Keeps finished chunks. One that is there is not computed again, unless it is of other
-        cases, another function, other `shared`, another block, or other shapes or dtypes.
-      progress: Called after every block.
-      say: Called with one line where stored chunks do not fit; prints to stderr by default.
+      store: Store of finished chunks. A chunk that is there is not computed again, unless it is of
+        other cases, another function, other `shared`, another block, or other shapes or dtypes.
+        The function must not depend on Python code that it calls back (`jax.pure_callback`), for
+        a change there would go unnoticed.
+      progress: Function of a `Status`, called after every block.
+      say: Function of one line, called where stored chunks do not fit; prints to stderr by default.
 
     Returns:
       The results in case order, and which of them are finite.
@@ -153,7 +156,7 @@ def run(
         is unknown, `mesh` has no axis `runs`, an option is of another type, `function` returns
         typed keys, or calls Python code and there is a `store`, not even one case fits in memory,
         or the processes sweep different cases.
-      Exception: What the store raises where it cannot keep a chunk; those before are kept.
+      Exception: Whatever the store raises where it cannot keep a chunk; earlier ones are kept.
       processes.Lost: If another process did not answer.
 
     Example:

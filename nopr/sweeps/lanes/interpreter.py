@@ -1,7 +1,7 @@
-"""A traced program of one case, done for all cases with these along the last axis.
+"""A traced program of one case, evaluated for all cases with these along the last axis.
 
-Values that are the same for all cases have no such axis. Which ones these are is known before
-anything is done (`flow`), so that loops can be given carries that keep their shape.
+Values that are the same for all cases have no such axis. Which ones these are is settled before
+anything is evaluated (`flow`), so that the carries of a loop keep their shape.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def interpret(
     """Evaluates a traced program on all cases.
 
     Args:
-      program: Of one case.
+      program: The program of one case.
       values: Its arguments, the cases along the last axis of those that have them.
-      batched: Which ones do.
+      batched: For each argument, whether it has cases.
 
     Returns:
       The results, and which of them have cases.
@@ -58,7 +58,7 @@ def _check_immutable(eqn: Any) -> None:
     for var in eqn.outvars:
         if "Ref" in type(var.aval).__name__:
             raise NotImplementedError(
-                f"`lanes.vmap` knows no mutable arrays, got {eqn.primitive.name!r}. "
+                f"`vmap_lanes` supports no mutable arrays, got {eqn.primitive.name!r}. "
                 "Use `jax.vmap`, or arrays that are not mutable."
             )
 
@@ -86,7 +86,7 @@ def _flow_of(eqn: Any, batched: rules.Batched) -> list[bool]:
 
 
 def _is_left_to_jax(eqn: Any, batched: rules.Batched) -> bool:
-    """Branches chosen by the platform; and what JAX refuses, or does, with effects in a choice."""
+    """Branches chosen by the platform, and effects in a choice, which are up to JAX."""
     if eqn.primitive.name == jaxprs.COND:
         effects = any(branch.effects for branch in eqn.params["branches"])
         return "branches_platforms" in eqn.params or (batched[0] and bool(effects))
@@ -115,7 +115,7 @@ def _in_double(eqn: Any, values: Any, batched: Any) -> list[Any]:
 
 
 def _custom_jvp(eqn: Any, values: Any, batched: Any) -> list[Any]:
-    """Keeps the derivative that was given, for whoever differentiates the whole."""
+    """Keeps the derivative given by hand, in case the whole is differentiated."""
     wanted, count = [True] * len(eqn.outvars), len(values)
     cases = rules.cases_of(values, batched)
 
@@ -202,7 +202,7 @@ def _settled(carry: list[bool], after: Callable[[list[bool]], list[bool]]) -> li
 
 
 def _while(eqn: Any, values: Any, batched: Any) -> list[Any]:
-    """Where cases end at different times, those that have ended stand still."""
+    """Where cases end at different times, those that have ended keep their values."""
     params = eqn.params
     have, differ = _while_flow(eqn, batched)
     first = params["cond_nconsts"]
@@ -240,7 +240,7 @@ def _while_flow(eqn: Any, batched: Any) -> tuple[list[bool], bool]:
 
 
 def _cond(eqn: Any, values: Any, batched: Any) -> list[Any]:
-    """Where cases differ in their branch, all branches are done and each case takes its own."""
+    """Where cases differ in their branch, all are evaluated and each case takes its own."""
     (index, *operands), flags = values, batched[1:]
     branches, have = eqn.params["branches"], _cond_flow(eqn, batched)
     cases = rules.cases_of(values, batched)

@@ -1,8 +1,8 @@
-"""What one operation becomes when its cases lie along the last axis of every array.
+"""What an operation becomes when its cases lie along the last axis of every array.
 
 A rule is `rule(eqn, values, batched) -> results`: the operands, which of them have cases (along one
 more axis, after all others), and results that all have them. What has no rule goes through
-`jax.vmap`, told to keep the cases last: right for any operation, but JAX's own rules often move the
+`jax.vmap`, asked to keep the cases last: right for any operation, but its own rules often move the
 cases to the front, and then XLA copies.
 """
 
