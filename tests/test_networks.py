@@ -211,7 +211,7 @@ def test_networks_have_their_published_sizes_and_name_their_kernels(network, siz
 
 
 def _drawn(network):
-    """Params by He's law, drawn with NumPy: compiling the draws would take most of a test's time."""
+    """Params by He's law, drawn with NumPy: compiling the draws would take most of the time."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
