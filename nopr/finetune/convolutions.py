@@ -59,6 +59,11 @@ def resolve_convolutions(
     return "patches" if _platform(mesh) == "cpu" else "xla"
 
 
+def rewritten(function: Callable[..., Any], convolutions: Convolutions) -> Callable[..., Any]:
+    """The function, its convolutions computed as `resolve_convolutions` has chosen."""
+    return as_patches(function) if convolutions == "patches" else function
+
+
 def as_patches(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function with its convolutions as patches and matrix products.
 
@@ -72,14 +77,14 @@ def as_patches(function: Callable[..., Any]) -> Callable[..., Any]:
       The same function but for rounding.
     """
 
-    def rewritten(*args: Any) -> Any:
+    def run(*args: Any) -> Any:
         program, shape = jax.make_jaxpr(function, return_shape=True)(*args)
         if not _convolves(program.jaxpr):
             return function(*args)
         leaves = _evaluate(program.jaxpr, program.consts, jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(shape), leaves)
 
-    return rewritten
+    return run
 
 
 def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
@@ -164,10 +169,13 @@ def _convolve(
     """`lax.conv_general_dilated` as patches and one matrix product; arguments as there."""
     del rest
     numbers, groups = dimension_numbers, feature_group_count
-    patches = jnp.transpose(inputs, (numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1]))
+    patches = jnp.transpose(
+        inputs, (numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1])
+    )
     kernel = jnp.transpose(kernel, (*numbers.rhs_spec[2:], *numbers.rhs_spec[1::-1]))
     *taps, channels, features = kernel.shape
-    gaps = [(low, high, dilation - 1) for (low, high), dilation in zip(padding, lhs_dilation)]
+    ends = zip(padding, lhs_dilation, strict=True)
+    gaps = [(low, high, dilation - 1) for (low, high), dilation in ends]
     zero = jnp.zeros((), patches.dtype)
     patches = lax.pad(patches, zero, [(0, 0, 0), *gaps, (0, 0, 0)])
     # Dimension by dimension, which takes a slice for each row and column and not for each position.
@@ -188,15 +196,15 @@ def _convolve(
     return jnp.transpose(outputs, [order.index(axis) for axis in range(len(order))])
 
 
-def _product(
-    patches: Array, kernel: Array, precision: Any, preferred_element_type: Any
-) -> Array:
-    """`[..., groups, k]` times `[k, groups, features]`, a group at a time; `[..., all features]`."""
+def _product(patches: Array, kernel: Array, precision: Any, preferred_element_type: Any) -> Array:
+    """`[..., groups, k]` times `[k, groups, features]`, group by group: `[..., all features]`."""
     *outer, groups, size = patches.shape
     if groups == 1:
-        patches, kernel, contract = patches.reshape(-1, size), kernel[:, 0], (((1,), (0,)), ((), ()))
+        patches, kernel = patches.reshape(-1, size), kernel[:, 0]
+        contract: Any = ((1,), (0,)), ((), ())
     else:
-        patches, contract = patches.reshape(-1, groups, size), (((2,), (0,)), ((1,), (1,)))
+        patches = patches.reshape(-1, groups, size)
+        contract = ((2,), (0,)), ((1,), (1,))
     product = lax.dot_general(
         patches,
         kernel,
