@@ -1,4 +1,4 @@
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -149,6 +149,73 @@ def test_a_batch_size_beyond_the_data_is_one_full_batch(problem, getkey):
     _close(large(params, masks, data, key=key).params, full(params, masks, data, key=key).params)
 
 
+@pytest.mark.parametrize("batch_size", [BATCH, None])
+def test_training_continues_from_a_record_bit_for_bit(batch_size, problem, getkey):
+    params, masks, data = problem
+    key, options = getkey(), {"batch_size": batch_size, "monitor": _norm}
+    half, whole = (
+        finetune.trainer(_LOSS, _ADAMW, epochs=epochs, **options)(params, masks, data, key=key)
+        for epochs in (2, 4)
+    )
+    rest = finetune.advance(half.carry, data, step_loss=_STEP_LOSS, tx=_ADAMW, epochs=2, **options)
+    _equal(rest.carry._replace(key=0), whole.carry._replace(key=0))
+    _equal(rest.masks, masks)
+    joined = jax.tree.map(lambda *parts: np.concatenate(parts), half.history, rest.history)
+    _equal(joined, whole.history)
+
+
+class _Rotating(NamedTuple):
+    """The state of a transformation that keeps another row of the kernel after every step."""
+
+    step: jax.Array
+    masks: Any
+
+
+def _rotating_init(params):
+    mask = jnp.arange(len(params["kernel"]))[:, None] == jnp.zeros_like(params["kernel"])
+    return _Rotating(jnp.int32(0), {"kernel": mask, "bias": None})
+
+
+def _rotating_update(updates, state, params):
+    kept = jnp.roll(state.masks["kernel"], 1, axis=0)
+    kernel = jnp.where(kept, -RATE * updates["kernel"] + 1e-3, -params["kernel"])
+    updates = {"kernel": kernel, "bias": -RATE * updates["bias"]}
+    return updates, _Rotating(state.step + 1, {"kernel": kept, "bias": None})
+
+
+_ROTATING = optax.GradientTransformation(_rotating_init, _rotating_update)
+
+
+def _read(opt_state):
+    return opt_state.masks
+
+
+def test_masks_that_training_changes_come_out_of_it(problem, getkey):
+    params, masks, data = problem
+    options = {"batch_size": BATCH, "read_masks": _read}
+    train = finetune.trainer(
+        _LOSS,
+        _ROTATING,
+        epochs=2,
+        monitor=lambda params: {"kept": jnp.argmax(jnp.abs(params["kernel"][:, 0]))},
+        best_by="kept",
+        **{**options, "batch_size": None},
+    )
+    fitted = train(params, None, data, key=getkey())
+    for trained, kept, row in (
+        (fitted.params, fitted.masks, 2),
+        (fitted.best_params, fitted.best_masks, int(fitted.best_epoch) + 1),
+    ):
+        np.testing.assert_array_equal(np.flatnonzero(np.all(kept["kernel"], axis=1)), [row])
+        np.testing.assert_array_equal(np.asarray(trained["kernel"]) != 0, kept["kernel"])
+    later = finetune.advance(
+        fitted.carry, data, step_loss=_STEP_LOSS, tx=_ROTATING, epochs=1, **options
+    )
+    np.testing.assert_array_equal(np.argmax(later.masks["kernel"], axis=0), (2 + 3) % 3)
+    with pytest.raises(ValueError, match="`masks` must be None with `read_masks`"):
+        train(params, masks, data, key=getkey())
+
+
 def test_without_remainder_only_full_batches_are_steps(problem, getkey):
     params, masks, data = problem
     carry = finetune.start(params, masks, tx=_TX, key=getkey())
@@ -204,7 +271,8 @@ def test_seeds_under_vmap_and_jit_agree_with_a_loop(problem, getkey, rng):
     together = jax.jit(jax.vmap(lambda p, m, key: _TRAIN(p, m, data, key=key)))(many, kept, keys)
     for index, key in enumerate(keys):
         one = jax.tree.map(lambda leaf, i=index: leaf[i], (many, kept, together))
-        _close(one[2], _TRAIN(one[0], one[1], data, key=key))
+        alone = _TRAIN(one[0], one[1], data, key=key)
+        _close(one[2]._replace(key=0), alone._replace(key=0))
 
 
 def test_state_is_carried_from_step_to_step(problem, getkey):
@@ -358,6 +426,21 @@ def test_cross_entropy_divides_by_the_temperature(problem, rng):
         np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("wrong", [-1, 2, 200])
+def test_labels_that_are_no_classes_are_refused_or_make_value_and_gradient_nan(wrong, problem):
+    params, _, (inputs, _) = problem
+    labels = np.zeros(N, np.int16)
+    labels[4] = wrong
+    loss = finetune.cross_entropy(_apply)
+    with pytest.raises(ValueError, match=f"from 0 to 1, the classes of the logits, got {wrong}"):
+        loss(params, (inputs, labels))
+    value, gradient = jax.jit(jax.value_and_grad(loss))(params, (inputs, labels))
+    assert np.isnan(value)
+    assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(gradient))
+    found = finetune.evaluate(_apply, params, (inputs, labels))
+    assert np.isnan(found.loss)
+
+
 def test_squared_error_takes_flat_targets_for_one_output():
     loss = finetune.squared_error(lambda params, inputs: params * inputs)
     inputs, targets = jnp.array([[1.0], [2.0]]), jnp.array([3.0, 1.0])
@@ -391,6 +474,26 @@ def test_rates_change_at_the_start_of_their_epochs():
         (
             lambda: finetune.trainer(_LOSS, _TX, epochs=0, batch_size=4),
             "`epochs` must be a whole number of at least 1, got 0",
+        ),
+        (
+            lambda: finetune.trainer(_LOSS, _TX, epochs=1.5, batch_size=4),
+            "`epochs` must be a whole number of at least 1, got 1.5",
+        ),
+        (
+            lambda: finetune.trainer(_LOSS, _TX, epochs=True, batch_size=4),
+            "`epochs` must be a whole number of at least 1, got True",
+        ),
+        (
+            lambda: finetune.trainer(_LOSS, _TX, epochs=1, batch_size="4"),
+            "`batch_size` must be a whole number of at least 1, got '4'",
+        ),
+        (
+            lambda: finetune.trainer(_LOSS, _TX, epochs=1, batch_size=4, convolutions="fast"),
+            "`convolutions` must be one of 'auto', 'patches', 'xla', got 'fast'",
+        ),
+        (
+            lambda: finetune.steps_per_epoch(10, batch_size=2.5),
+            "`batch_size` must be a whole number of at least 1, got 2.5",
         ),
         (
             lambda: finetune.trainer(_LOSS, _TX, epochs=1, batch_size=0),

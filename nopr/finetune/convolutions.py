@@ -153,8 +153,8 @@ def _is_rewritable(equation: Any) -> bool:
 
 
 def _convolve(
-    inputs: Array,
-    kernel: Array,
+    inputs: Any,
+    kernel: Any,
     *,
     window_strides: Sequence[int],
     padding: Sequence[tuple[int, int]],
