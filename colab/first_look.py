@@ -197,16 +197,12 @@ def every_level(criterion):
     return pruning.levels(pruning.pruner(criterion), 21 - pruned_weights)
 
 
-def train_tiny(params, kept, dataset, *, key):
-    return descend(params, kept, dataset, key=key).params
-
-
 curious = {
     "SNIP at init": algorithms.at_init(
         every_level(criteria.snip(tiny_loss, where=trees.everything)), init=tiny.init
     ),
     "magnitude after training": algorithms.after_training(
-        every_level(criteria.magnitude(where=trees.everything)), init=tiny.init, train=train_tiny
+        every_level(criteria.magnitude(where=trees.everything)), init=tiny.init, train=descend
     ),
 }
 curves = {}

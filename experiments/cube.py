@@ -56,7 +56,6 @@ def task(
         raise ValueError(f"`steps` must be at least 1, got {steps}.")
     network = networks.mlp((width, 1), inputs=dimension, initialization=initialization)
     loss = finetune.squared_error(network.apply)
-    descend = finetune.gradient_descent(loss, steps=steps, learning_rate=learning_rate)
     like = jax.eval_shape(network.init, jax.random.key(0))
     problem = methods.Problem(
         apply=network.apply,
@@ -71,7 +70,7 @@ def task(
         data=synthetic.cube(dimension=dimension, points=points, law=law),
         network=network,
         problem=problem,
-        train=lambda params, masks, data, *, key: descend(params, masks, data, key=key).params,
+        train=finetune.gradient_descent(loss, steps=steps, learning_rate=learning_rate),
         size=problem.size,
     )
 

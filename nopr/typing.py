@@ -70,13 +70,33 @@ class Pruner(Protocol):
 
 
 @runtime_checkable
+class Trained(Protocol):
+    """What training returns; `finetune.Fitted` is one."""
+
+    @property
+    def params(self) -> Params:
+        """The trained params, 0 where pruned."""
+        ...
+
+    @property
+    def masks(self) -> Masks | None:
+        """Their masks: those given, or the ones that training changed them to."""
+        ...
+
+    @property
+    def finite(self) -> Any:
+        """Whether losses and params were finite; a bool array."""
+        ...
+
+
+@runtime_checkable
 class Train(Protocol):
-    """A training procedure, from params and masks to params whose pruned weights are 0."""
+    """A training procedure, from params and masks to a record of both."""
 
     def __call__(
         self, params: Params, masks: Masks | None, data: Batch, *, key: Key[Array, ""]
-    ) -> Params:
-        """Returns the trained params."""
+    ) -> Trained | Params:
+        """Returns the record; a loop of your own may return the trained params alone."""
         ...
 
 

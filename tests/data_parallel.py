@@ -157,11 +157,11 @@ def resumed(mesh):
     """One call of two epochs, and two of one with the carry through the host in between."""
     options = {"step_loss": STEP_LOSS, "tx": ADAM, "batch_size": 8, "mesh": mesh}
     first = finetune.start(PARAMS, MASKS, tx=ADAM, key=jax.random.key(KEY))
-    whole, _ = finetune.advance(first, DATA, epochs=2, **options)
-    carry, _ = finetune.advance(first, DATA, epochs=1, **options)
+    whole = finetune.advance(first, DATA, epochs=2, **options)
+    carry = finetune.advance(first, DATA, epochs=1, **options).carry
     arrays = jax.tree.map(np.asarray, carry._replace(key=jax.random.key_data(carry.key)))
     carry = arrays._replace(key=jax.random.wrap_key_data(arrays.key))
-    return whole, finetune.advance(carry, DATA, epochs=1, **options)[0]
+    return whole.carry, finetune.advance(carry, DATA, epochs=1, **options).carry
 
 
 FEWER = jax.tree.map(lambda leaf: leaf[:36], DATA)

@@ -362,12 +362,17 @@ def pruned(x, y, key):
 
 def trained(x, y, key, kept):
     params, batch = NETWORK.init(key), (x, y[:3])
-    return DESCENT(params, kept, batch), TRAINER(params, kept, batch, key=key).params
+    return _without_key(DESCENT(params, kept, batch)), TRAINER(params, kept, batch, key=key).params
+
+
+def _without_key(fitted):
+    return fitted._replace(key=None)
 
 
 def classified(x, y, key, kept):
     labels = (y[:3, 0] > 0).astype(int)
-    return ADAM(NETWORK.init(key), kept, (x, labels)), DESCENT(NETWORK.init(key), None, (x, y[:3]))
+    fitted = ADAM(NETWORK.init(key), kept, (x, labels))
+    return _without_key(fitted), _without_key(DESCENT(NETWORK.init(key), None, (x, y[:3])))
 
 
 KEPT = jax.vmap(lambda x, y, k: pruned(x, y, k)[1])(X, Y, KEYS)

@@ -1,3 +1,5 @@
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -161,7 +163,7 @@ def test_imp_whose_training_diverges_raises_outside_a_trace(data, getkey):
         pruning.pruner(criteria.magnitude()), init=init, train=broken, counts=LEVELS
     )
     bad = (data[0], -np.abs(data[1]))
-    with pytest.raises(ValueError, match="NaN or infinite params at level 1 of 3"):
+    with pytest.raises(FloatingPointError, match=r"in 3 of 3 levels: 0, 1, 2\. Lower"):
         algorithm(bad, key=getkey())
 
 
@@ -187,8 +189,47 @@ def test_checked_passes_an_algorithm_without_checks(data, getkey):
     assert bool(constant(data, key=getkey()).finite)
 
 
+class Record(NamedTuple):
+    params: Any
+    masks: Any
+    finite: Any
+
+
+def recorded(params, kept, data, *, key):
+    return Record(train(params, kept, data, key=key), kept, jnp.array(True))
+
+
+def test_training_may_return_a_record_or_params_alone(data, getkey):
+    key, pruner = getkey(), pruning.pruner(criteria.magnitude())
+    after = algorithms.after_training(MAGNITUDE, init=init, train=recorded)
+    assert_same(after(data, key=key), ALL["after_training"](data, key=key))
+    imp = algorithms.imp(pruner, init=init, train=recorded, rewind=recorded, counts=(6,))
+    rewound = algorithms.imp(pruner, init=init, train=train, rewind=train, counts=(6,))
+    assert_same(imp(data, key=key), rewound(data, key=key))
+
+
+def test_masks_that_training_changes_are_those_of_the_algorithm(data, getkey):
+    def growing(params, kept, data, *, key):
+        kept = trees.map_prunable(lambda leaf: leaf > 0, trees.select(params))
+        return Record(train(params, kept, data, key=key), kept, jnp.isfinite(data[1][0]))
+
+    key = getkey()
+    params = init(jax.random.split(key)[0])
+    positive = {name: {"kernel": params[name]["kernel"] > 0, "bias": None} for name in "ab"}
+    during = algorithms.during_training(init=init, train=growing)
+    assert_same(during(data, key=key), positive)
+    # Those chosen after it are among them.
+    chosen = algorithms.after_training(MAGNITUDE, init=init, train=growing)(data, key=key)
+    assert int(masks.count(masks.combine(chosen, positive))) == 6
+    bad = (data[0], np.full_like(data[1], np.nan))
+    with pytest.raises(FloatingPointError, match="Training gave NaN or infinity"):
+        during(bad, key=key)
+    with pytest.raises(ValueError, match="must return a record with masks, got None"):
+        algorithms.during_training(init=init, train=recorded)(data, key=key)
+
+
 @pytest.mark.parametrize("name", ["imp", "after_training"])
-def test_training_that_returns_a_record_is_told_how_to_wrap_it(name, data, getkey):
+def test_training_that_returns_neither_record_nor_params_is_refused(name, data, getkey):
     def record(params, kept, data, *, key):
         return train(params, kept, data, key=key), 0.5
 
@@ -197,5 +238,5 @@ def test_training_that_returns_a_record_is_told_how_to_wrap_it(name, data, getke
         "imp": algorithms.imp(pruner, init=init, train=record, counts=LEVELS),
         "after_training": algorithms.after_training(pruner, init=init, train=record),
     }[name]
-    with pytest.raises(ValueError, match=r"`train` must return params .* got tuple"):
+    with pytest.raises(ValueError, match=r"`train` must return a record .* got tuple"):
         algorithm(data, key=getkey())

@@ -108,10 +108,10 @@ def _run(folder, data, *, cut=None, said=None, start=None, epochs=EPOCHS):
 
 
 def test_segments_are_the_training_that_advance_does(data, whole):
-    carry, history = finetune.advance(_start(), data, epochs=EPOCHS, **OPTIONS)
-    _assert_same_bits(whole, (carry, history))
-    assert int(carry.step) == EPOCHS * 3
-    assert int(carry.state["calls"]) == EPOCHS * 3
+    fitted = finetune.advance(_start(), data, epochs=EPOCHS, **OPTIONS)
+    _assert_same_bits(whole, fitted)
+    assert int(fitted.step) == EPOCHS * 3
+    assert int(fitted.state["calls"]) == EPOCHS * 3
 
 
 @pytest.mark.parametrize("cut", range(len(SAVED) + 1))
@@ -150,14 +150,14 @@ def test_a_damaged_last_checkpoint_is_said_and_its_segment_trained_again(data, w
 
 
 def test_training_that_follows_other_training_counts_its_epochs_on(data, whole, tmp_path):
-    middle, _ = finetune.advance(_start(), data, epochs=2, **OPTIONS)
+    middle = finetune.advance(_start(), data, epochs=2, **OPTIONS).carry
     with pytest.raises(Cut):
         _run(tmp_path, data, cut=1, start=middle, epochs=3)
     assert checkpoints.steps(tmp_path) == (4,)
-    (carry, history), calls = _run(tmp_path, data, start=middle, epochs=3)
+    fitted, calls = _run(tmp_path, data, start=middle, epochs=3)
     assert calls == [2, 3]
-    _assert_same_bits(carry, whole[0])
-    _assert_same_bits(history.metrics, jax.tree.map(lambda column: column[2:], whole[1].metrics))
+    _assert_same_bits(fitted.carry, whole.carry)
+    _assert_same_bits(fitted.history, jax.tree.map(lambda column: column[2:], whole.history))
 
 
 def test_what_was_kept_of_another_run_is_refused(data, tmp_path):
@@ -165,7 +165,7 @@ def test_what_was_kept_of_another_run_is_refused(data, tmp_path):
         _run(tmp_path, data, cut=1)
     with pytest.raises(ValueError, match=r"does not match .* has float32\[5\] at '1/loss"):
         _run(tmp_path, data, epochs=4)
-    later, _ = finetune.advance(_start(), data, epochs=3, **OPTIONS)
+    later = finetune.advance(_start(), data, epochs=3, **OPTIONS).carry
     with pytest.raises(ValueError, match=r"is of epoch 2, outside this run of epochs 3 to 8\."):
         _run(tmp_path, data, start=later)
 
@@ -173,7 +173,7 @@ def test_what_was_kept_of_another_run_is_refused(data, tmp_path):
 @pytest.mark.parametrize(("name", "value"), [("every", 0), ("epochs", 0)])
 def test_lengths_are_at_least_one(name, value, data):
     lengths = {"epochs": EPOCHS, "every": EVERY, name: value}
-    with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=f"`{name}` must be a whole number of at least 1, got 0"):
         finetune.resume(_start(), data, **lengths, **OPTIONS)
 
 
@@ -216,10 +216,10 @@ def _leaps(count):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"step_loss": _turns_to_nan}, r"^The loss was NaN or infinite in epoch 4; that segment"),
+        ({"step_loss": _turns_to_nan}, r"^The loss was NaN or infinite in epoch 4\. That segment"),
         (
             {"tx": optax.sgd(_leaps)},
-            r"^The params were NaN or infinite after epoch 4; that segment",
+            r"^The params were NaN or infinite after epoch 4\. That segment",
         ),
     ],
     ids=["loss", "params"],
@@ -229,7 +229,7 @@ def test_training_that_breaks_down_names_the_epoch_and_keeps_what_is_good(
 ):
     options = {**OPTIONS, **options}
     start = _start(options["tx"])
-    for _ in range(2):  # Gone on with, it breaks down again and changes nothing.
+    for _ in range(2):  # Resumed, it breaks down again and changes nothing.
         with (
             checkpoints.Saver(tmp_path) as saver,
             pytest.raises(FloatingPointError, match=message),

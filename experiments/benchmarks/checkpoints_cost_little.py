@@ -99,7 +99,7 @@ def _training() -> Callable[[finetune.Keeper | None], Any]:
 
 
 def _without(train: Callable[..., Any]) -> float:
-    jax.block_until_ready(train(None)[0].params)
+    jax.block_until_ready(train(None).params)
     return 0.0
 
 
@@ -118,8 +118,8 @@ def _in_background(train: Callable[..., Any]) -> float:
 
 
 def _megabytes(train: Callable[..., Any]) -> float:
-    carry, history = train(None)
-    saved = jax.tree.leaves((carry._replace(key=None), history))
+    fitted = train(None)
+    saved = jax.tree.leaves((fitted.carry._replace(key=None), fitted.history))
     return sum(leaf.nbytes for leaf in saved) / 1e6
 
 

@@ -160,8 +160,9 @@ def _train(
     with progress.bar(total=epochs, initial=done, desc=name, unit="epoch") as bar:
         while done < epochs:
             count = min(setting.epochs["training.checkpoint_every"], epochs - done)
-            carry, history = program(carry, parts, count)
-            _raise_if_not_finite(name, rates, history)
+            fitted = program(carry, parts, count)
+            _raise_if_not_finite(name, rates, fitted)
+            carry, history = fitted.carry, fitted.history
             for key in logs:
                 values = history.loss if key == "loss" else history.metrics[key]
                 logs[key][:, done : done + count] = values
@@ -185,7 +186,7 @@ def _optimizer(setting: Setting, rates: Sequence[Sequence[float]]) -> optax.Grad
 
 
 def _program(setting: Setting, network: networks.Network, tx: optax.GradientTransformation) -> Any:
-    """`(carry, parts, count) -> (carry, history)`: `count` epochs of all seeds."""
+    """`(carry, parts, count) -> Fitted`: `count` epochs of all seeds."""
     step_loss = finetune.stateless(finetune.cross_entropy(network.apply))
 
     def advance(carry: Any, parts: Any, count: int) -> Any:
@@ -208,11 +209,11 @@ def _parts(images: data.Images) -> Any:
     return jax.tree.map(jnp.asarray, parts)
 
 
-def _raise_if_not_finite(name: str, rates: Sequence[Sequence[float]], history: Any) -> None:
-    if not np.all(history.finite):
-        failed = int((~np.asarray(history.finite)).sum())
+def _raise_if_not_finite(name: str, rates: Sequence[Sequence[float]], fitted: Any) -> None:
+    if not np.all(fitted.finite):
+        failed = int((~np.asarray(fitted.finite)).sum())
         raise ValueError(
-            f"Training {name!r} gave NaN or infinity for {failed} of {np.size(history.finite)} "
+            f"Training {name!r} gave NaN or infinity for {failed} of {np.size(fitted.finite)} "
             f"seeds. Lower its learning rates, {tuple(map(tuple, rates))}."
         )
 

@@ -162,7 +162,7 @@ def _tuning(network: networks.Network, trainer: Any) -> Any:
         return {
             "params": fitted.params,
             "test_accuracy": evaluate(fitted.params, shared["test"]).accuracy,
-            "selected_test_accuracy": evaluate(fitted.best, shared["test"]).accuracy,
+            "selected_test_accuracy": evaluate(fitted.best_params, shared["test"]).accuracy,
             "best_epoch": fitted.best_epoch,
             "loss": fitted.history.loss,
             "validation_accuracy": fitted.history.metrics["accuracy"],
@@ -314,11 +314,10 @@ def _imp(setting: Setting) -> Masks:
     """Geometric rounds that hit each density; the masks at the densities alone."""
     config = setting.config.pruning
     levels, hits = methods.imp_levels(list(config.densities), removal=config.imp_removal)
-    fit = setting.trainer()
     algorithm = algorithms.imp(
         methods.pruner("imp", setting.problem, synflow_rounds=1),
         init=setting.network.init,
-        train=lambda params, masks, data, *, key: fit(params, masks, data, key=key).params,
+        train=setting.trainer(),
         counts=pruning.level_counts(setting.problem.size, levels),
         levels=True,
     )

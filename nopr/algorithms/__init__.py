@@ -2,10 +2,17 @@
 
 Those of `pure` are Algorithms, `(data, *, key) -> masks`: pure functions that jit, and vmap over
 datasets and keys. `resume_imp` is the same iterative pruning of one network that is too large for
-that: a loop on the host that keeps its state and goes on where it was cut off.
+that: a loop on the host that keeps its state and resumes where it was cut off.
 """
 
-from nopr.algorithms.pure import Checked, after_training, at_init, checked, imp
+from nopr.algorithms.pure import (
+    Checked,
+    after_training,
+    at_init,
+    checked,
+    during_training,
+    imp,
+)
 from nopr.algorithms.resumable import Iterated, resume_imp
 
 __all__ = [
@@ -14,6 +21,7 @@ __all__ = [
     "after_training",
     "at_init",
     "checked",
+    "during_training",
     "imp",
     "resume_imp",
 ]

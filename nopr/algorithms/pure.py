@@ -2,7 +2,8 @@
 
 Every algorithm begins with `init_key, run_key = jax.random.split(key)`, draws its params with the
 first, and is then a function of the data and the key alone: it jits, and vmaps over datasets and
-over keys. One `train(params, masks, data, *, key) -> params`, its masks traced, serves them all.
+over keys. One `train(params, masks, data, *, key)`, its masks traced, serves them all; those of
+`finetune` are taken as they are.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import numpy as np
 from jax.experimental import checkify
 from jaxtyping import Array, Bool, Key
 
+from nopr import finetune, pruning
 from nopr import masks as masks_
-from nopr import pruning
-from nopr.typing import Algorithm, Batch, Masks, Params, Pruner, Train
+from nopr.finetune.fitted import are_finite
+from nopr.typing import Algorithm, Batch, Masks, Params, Pruner, Train, Trained
 
 Init = Callable[[Any], Params]
 ScoringBatch = Callable[[Batch], Batch]
@@ -30,7 +32,7 @@ def whole(data: Batch) -> Batch:
 
 
 def at_init(pruner: Pruner, *, init: Init, batch: ScoringBatch = whole) -> Algorithm:
-    """Prunes at initialisation: random, magnitude, SNIP, GraSP, SynFlow.
+    """Prunes at initialization: random, magnitude, SNIP, GraSP, SynFlow.
 
     Args:
       pruner: Chooses the masks from the initial params.
@@ -45,6 +47,33 @@ def at_init(pruner: Pruner, *, init: Init, batch: ScoringBatch = whole) -> Algor
     return algorithm
 
 
+def during_training(*, init: Init, train: Train) -> Algorithm:
+    """Trains with a procedure that changes its masks, and returns those it ends with.
+
+    Args:
+      init: `init(key) -> params`.
+      train: `train(params, masks, data, *, key)`, called with `masks=None`, such as a
+        `finetune.trainer` with `read_masks`; returns a record that has masks.
+
+    Raises:
+      ValueError: From the algorithm, if the record has no masks.
+      FloatingPointError: From the algorithm outside a trace, if training gave NaN or infinity.
+    """
+
+    def algorithm(data: Batch, *, key: Key[Array, ""]) -> Masks:
+        init_key, run_key = jax.random.split(key)
+        fitted = _train(train, init(init_key), None, data, key=run_key)
+        if fitted.masks is None:
+            raise ValueError(
+                "`train` must return a record with masks, got None. Give its trainer "
+                "`read_masks`, or choose masks with `after_training`."
+            )
+        _raise_outside_a_trace(fitted)
+        return fitted.masks
+
+    return algorithm
+
+
 def after_training(
     pruner: Pruner, *, init: Init, train: Train, batch: ScoringBatch = whole
 ) -> Algorithm:
@@ -53,16 +82,20 @@ def after_training(
     Args:
       pruner: Chooses the masks from the trained params.
       init: `init(key) -> params`.
-      train: `train(params, masks, data, *, key) -> params`; called with `masks=None`.
+      train: `train(params, masks, data, *, key)`, called with `masks=None`; returns a record such
+        as `finetune.Fitted`, or the trained params alone.
       batch: Takes from the data what the pruner scores on; all of it by default.
+
+    Raises:
+      FloatingPointError: From the algorithm outside a trace, if training gave NaN or infinity.
     """
 
     def algorithm(data: Batch, *, key: Key[Array, ""]) -> Masks:
         init_key, run_key = jax.random.split(key)
         train_key, prune_key = jax.random.split(run_key)
-        start = init(init_key)
-        trained = _checked_params(train(start, None, data, key=train_key), start)
-        return pruner(trained, batch(data), key=prune_key)
+        fitted = _train(train, init(init_key), None, data, key=train_key)
+        _raise_outside_a_trace(fitted)
+        return pruner(fitted.params, batch(data), masks=fitted.masks, key=prune_key)
 
     return algorithm
 
@@ -79,20 +112,26 @@ def imp(
 ) -> Algorithm:
     """Iterative pruning with rewinding: train, prune, go back, repeat.
 
-    Level 1 trains the dense network and keeps `counts[0]` of its weights; every later level trains
-    what is left from the rewound params and keeps `counts[level - 1]` of it. Optimiser, schedule
+    Level 0 trains the dense network; `counts[0]` of its weights are kept. Every later level trains
+    what is left from the rewound params, and `counts[level]` of it are kept. Optimizer, schedule
     and data order restart with each level: `train` gets the same key.
 
     Args:
       pruner: A pruner of one round, such as `pruning.pruner(criteria.magnitude())`.
       init: `init(key) -> params`.
-      train: `train(params, masks, data, *, key) -> params`, from the rewind step to the end.
+      train: `train(params, masks, data, *, key)`, from the rewind step to the end; returns a record
+        such as `finetune.Fitted`, or the trained params alone.
       counts: Kept weights after each level, falling; see `pruning.level_counts`.
-      rewind: Trains the dense network from its initialisation to the rewind step. None rewinds
+      rewind: Trains the dense network from its initialization to the rewind step. None rewinds
         to step 0.
       batch: Takes from the data what the pruner scores on; all of it by default.
       levels: Whether to return the masks of every level, with a leading level axis, and not those
         of the last alone.
+
+    Raises:
+      ValueError: If `counts` do not fall, or are no whole numbers.
+      FloatingPointError: From the algorithm outside a trace, if training gave NaN or infinity;
+        lists the levels.
 
     Source: Frankle & Carbin 2019, arXiv:1803.03635; rewinding: arXiv:1903.01611.
     """
@@ -100,24 +139,21 @@ def imp(
 
     def algorithm(data: Batch, *, key: Key[Array, ""]) -> Masks:
         init_key, run_key = jax.random.split(key)
-        # The first key trains, as in `after_training`: level 1 is the same dense network.
+        # The first key trains, as in `after_training`: level 0 is the same dense network.
         train_key, prune_key, rewind_key = jax.random.split(run_key, 3)
         start = init(init_key)
         if rewind is not None:
-            start = rewind(start, None, data, key=rewind_key)
+            start = _train(rewind, start, None, data, key=rewind_key).params
 
         def level(masks: Masks, count: Array) -> tuple[Masks, tuple[Masks, Array]]:
-            trained = _checked_params(train(start, masks, data, key=train_key), start)
-            kept = pruner(trained, batch(data), masks=masks, count=count, key=prune_key)
-            return kept, (kept, _all_finite(trained))
+            fitted = _train(train, start, masks, data, key=train_key)
+            alive = masks if fitted.masks is None else fitted.masks
+            kept = pruner(fitted.params, batch(data), masks=alive, count=count, key=prune_key)
+            return kept, (kept, fitted.finite)
 
         dense = keep_all(pruner, start, batch(data), count=plan[0], key=prune_key)
         last, (path, finite) = jax.lax.scan(level, dense, jnp.asarray(plan))
-        if not isinstance(finite, jax.core.Tracer) and not finite.all():
-            raise ValueError(
-                f"Training gave NaN or infinite params at level {int(finite.argmin()) + 1} of "
-                f"{len(plan)}. Lower the learning rate or look at the data."
-            )
+        _raise_outside_a_trace(_Trained(None, None, finite), runs="levels")
         masks_.warn_emptied(last)
         return path if levels else last
 
@@ -135,7 +171,7 @@ class Checked(NamedTuple):
 
 
 def checked(algorithm: Algorithm) -> Callable[..., Checked]:
-    """An algorithm that says of each case whether its scores were finite.
+    """An algorithm that reports of each case whether its scores were finite.
 
     Under a trace NaN scores cannot raise: they rank highest, and `masks.top` leaves a
     `checkify.debug_check` behind. This carries its verdict along as data, so that a sweep over
@@ -176,20 +212,28 @@ def keep_all(
     return jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), like)
 
 
-def _checked_params(trained: Params, start: Params) -> Params:
-    if jax.tree.structure(trained) != jax.tree.structure(start):
-        raise ValueError(
-            f"`train` must return params like those it is given, got {type(trained).__name__}. "
-            "Where it returns a record, as those of `finetune` do, wrap it: "
-            "lambda *args, **options: train(*args, **options).params"
-        )
-    return trained
+class _Trained(NamedTuple):
+    params: Params
+    masks: Masks | None
+    finite: Array
 
 
-def _all_finite(params: Params) -> Array:
-    flags = [
-        jnp.isfinite(leaf).all()
-        for leaf in jax.tree.leaves(params)
-        if jnp.issubdtype(leaf.dtype, jnp.inexact)
-    ]
-    return jnp.stack(flags).all()
+def _train(
+    train: Train, params: Params, masks: Masks | None, data: Batch, *, key: Key[Array, ""]
+) -> _Trained:
+    """What is needed of a training, whose procedure returns a record or params alone."""
+    found: Any = train(params, masks, data, key=key)
+    expected = jax.tree.structure(params)
+    if jax.tree.structure(found) == expected:
+        return _Trained(found, masks, jnp.stack(are_finite(found)).all())
+    if isinstance(found, Trained) and jax.tree.structure(found.params) == expected:
+        return _Trained(found.params, found.masks, found.finite)
+    raise ValueError(
+        "`train` must return a record such as `finetune.Fitted`, or params like those it is "
+        f"given, got {type(found).__name__}. Return one of the two."
+    )
+
+
+def _raise_outside_a_trace(fitted: _Trained, **names: Any) -> None:
+    if not isinstance(fitted.finite, jax.core.Tracer):
+        finetune.raise_if_not_finite(fitted, **names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,9 +22,14 @@ def steps_per_epoch(examples: int, *, batch_size: int | None, remainder: bool = 
       examples: Number of examples.
       batch_size: Examples a step; None for all.
       remainder: Whether the examples left over make a step.
+
+    Raises:
+      ValueError: If a number is no whole number of at least 1.
     """
+    examples = whole_number("examples", examples)
     if batch_size is None:
         return 1
+    batch_size = whole_number("batch_size", batch_size)
     return examples // batch_size + (1 if remainder and examples % batch_size else 0)
 
 
@@ -38,19 +44,29 @@ def epoch_rates(rates: Mapping[int, float], *, steps_per_epoch: int) -> optax.Sc
       An optax schedule.
 
     Raises:
-      ValueError: If `rates` says nothing of epoch 0.
+      ValueError: If `rates` has none for epoch 0, or a number is no whole number.
     """
+    steps_per_epoch = whole_number("steps_per_epoch", steps_per_epoch)
     if 0 not in rates:
         raise ValueError(f"`rates` must have a rate for epoch 0, got epochs {sorted(rates)}.")
-    epochs = sorted(rates)
+    epochs = sorted(whole_number("rates", epoch, least=0) for epoch in rates)
     constants = [optax.constant_schedule(rates[epoch]) for epoch in epochs]
     return optax.join_schedules(constants, [epoch * steps_per_epoch for epoch in epochs[1:]])
 
 
-def check_batch_size(batch_size: int | None) -> None:
-    """Checks that a batch size is None or positive."""
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1 or None, got {batch_size}.")
+def whole_number(name: str, value: Any, *, least: int = 1) -> int:
+    """The value of an option that counts something.
+
+    Raises:
+      ValueError: If it is no whole number of at least `least`.
+    """
+    try:
+        whole = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        whole = least - 1
+    if whole < least:
+        raise ValueError(f"`{name}` must be a whole number of at least {least}, got {value!r}.")
+    return whole
 
 
 def examples_in(data: Batch) -> int:

@@ -10,51 +10,22 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
-from nopr import transforms, trees
+from nopr import masks as masks_
+from nopr import transforms
+from nopr.finetune import convolutions as convolutions_
 from nopr.finetune import parallel
-from nopr.finetune.batches import check_batch_size, examples_in, take
+from nopr.finetune.batches import examples_in, take, whole_number
+from nopr.finetune.convolutions import Convolutions
+from nopr.finetune.fitted import Carry, Fitted, History, stayed_finite
 from nopr.typing import Batch, Masks, Params, StepLoss
 
 Monitor = Callable[[Params], Mapping[str, Array]]
 """`monitor(params) -> {name: scalar}`, run after every epoch."""
 
-
-class Carry(NamedTuple):
-    """Everything that training needs to go on; a pytree that can be saved.
-
-    Attributes:
-      params: The params, exactly 0 where pruned.
-      masks: The masks, or None for a dense network.
-      opt_state: The state of the optax transformation.
-      state: What `step_loss` carries from step to step, such as batch statistics.
-      epoch: Epochs done.
-      step: Steps done.
-      key: The key of the whole run; the batches of epoch e are drawn from `fold_in(key, e)`.
-    """
-
-    params: Params
-    masks: Masks | None
-    opt_state: optax.OptState
-    state: PyTree
-    epoch: Int[Array, ""]
-    step: Int[Array, ""]
-    key: Key[Array, ""]
-
-
-class History(NamedTuple):
-    """What happened, epoch by epoch.
-
-    Attributes:
-      loss: Mean training loss over the examples of each epoch, as met during it.
-      metrics: What `monitor` returned after each epoch, by name.
-      finite: Whether the loss of every step was finite.
-    """
-
-    loss: Float[Array, " epochs"]
-    metrics: dict[str, Array]
-    finite: Bool[Array, ""]
+ReadMasks = Callable[[optax.OptState], Masks]
+"""`read_masks(opt_state) -> masks`, of a transformation whose state holds the masks."""
 
 
 def start(
@@ -63,6 +34,7 @@ def start(
     *,
     tx: transforms.Transformation,
     state: PyTree = None,
+    read_masks: ReadMasks | None = None,
     key: Key[Array, ""],
 ) -> Carry:
     """The carry before the first step, with the pruned weights set to 0.
@@ -72,16 +44,26 @@ def start(
       masks: Masks of the params; None trains them all.
       tx: An optax transformation; it is put under `transforms.keep`.
       state: The first state of `step_loss`, if it has one.
+      read_masks: `read_masks(opt_state) -> masks`, for a `tx` that changes the masks; see
+        `advance`.
       key: Decides the order of the batches and every draw of `step_loss`.
 
     Returns:
       The carry, for `advance`.
 
     Raises:
-      ValueError: If `masks` do not match `params`.
+      ValueError: If `masks` do not match `params`, or are given beside `read_masks`.
     """
     params = masked(params, masks)
     opt_state = transforms.keep(tx, masks).init(params)
+    if read_masks is not None:
+        if masks is not None:
+            raise ValueError(
+                "`masks` must be None with `read_masks`, got a tree. Give the first masks to `tx`, "
+                "whose state holds them."
+            )
+        masks = read_masks(opt_state)
+        params = masked(params, masks)
     zero = jnp.zeros((), jnp.int32)
     return Carry(params, masks, opt_state, state, zero, zero, key)
 
@@ -97,7 +79,9 @@ def advance(
     monitor: Monitor | None = None,
     remainder: bool = True,
     mesh: Mesh | None = None,
-) -> tuple[Carry, History]:
+    read_masks: ReadMasks | None = None,
+    convolutions: Convolutions = "auto",
+) -> Fitted:
     """Trains for some epochs, as one compiled program.
 
     Each epoch visits every example once, in an order drawn from `fold_in(carry.key, epoch)`, so two
@@ -114,7 +98,7 @@ def advance(
     mesh spans processes, all of them make the call, with the same arguments.
 
     Args:
-      carry: From `start` or from an earlier call.
+      carry: From `start`, or the `carry` of an earlier record.
       data: A pytree whose leaves share a leading example axis, such as `(inputs, labels)`.
       step_loss: `step_loss(params, state, batch, key) -> (loss, state)`; see `stateless`.
       tx: The transformation that was given to `start`.
@@ -124,28 +108,30 @@ def advance(
       remainder: Whether the examples that are left when the batch size does not divide their number
         make one more, smaller step.
       mesh: Splits every batch over its `batch` axis; None stays on one device.
+      read_masks: `read_masks(opt_state) -> masks`, for a `tx` that changes the masks and keeps
+        pruned weights at 0 itself; the record's masks are then those it reads after the last step.
+      convolutions: How those of `step_loss` are computed; see `resolve_convolutions`.
 
     Returns:
-      The carry after the epochs, and their history, whole on every device of the mesh.
+      The record of the epochs, whole on every device of the mesh.
 
     Raises:
       ValueError: If an option is out of range, the leaves of `data` differ in length, `mesh` has no
         `batch` axis, or processes of the mesh give different arguments.
     """
-    mesh = parallel.over(mesh)
     plan = make_plan(
         data,
         step_loss=step_loss,
         tx=tx,
-        monitor=monitor,
         epochs=epochs,
         batch_size=batch_size,
+        monitor=monitor,
         remainder=remainder,
         mesh=mesh,
+        read_masks=read_masks,
+        convolutions=convolutions,
     )
-    carry, data = parallel.place((carry, data), mesh)
-    with parallel.context(mesh):
-        return _advance(carry, data, plan=plan)
+    return run(carry, data, plan)
 
 
 class Plan(NamedTuple):
@@ -153,15 +139,69 @@ class Plan(NamedTuple):
 
     step_loss: StepLoss
     tx: transforms.Transformation
-    monitor: Monitor | None
-    examples: int
     epochs: int
     batch_size: int | None
+    monitor: Monitor | None
     remainder: bool
     mesh: Mesh | None
+    read_masks: ReadMasks | None
+    convolutions: Convolutions
+    best_by: str | None
+    examples: int
 
 
-class Epoch(NamedTuple):
+def make_plan(
+    data: Batch,
+    *,
+    step_loss: StepLoss,
+    tx: transforms.Transformation,
+    epochs: int,
+    batch_size: int | None,
+    monitor: Monitor | None,
+    remainder: bool,
+    mesh: Mesh | None,
+    read_masks: ReadMasks | None,
+    convolutions: Convolutions,
+    best_by: str | None = None,
+) -> Plan:
+    """Checks the options against the data."""
+    examples = examples_in(data)
+    epochs = whole_number("epochs", epochs)
+    if batch_size is not None:
+        batch_size = whole_number("batch_size", batch_size)
+        if batch_size > examples and not remainder:
+            raise ValueError(
+                f"`batch_size` must be at most the {examples} examples without `remainder`, "
+                f"got {batch_size}."
+            )
+    return Plan(
+        step_loss=step_loss,
+        tx=tx,
+        epochs=epochs,
+        batch_size=batch_size,
+        monitor=monitor,
+        remainder=remainder,
+        mesh=parallel.over(mesh),
+        read_masks=read_masks,
+        convolutions=convolutions_.resolve_convolutions(convolutions, mesh=mesh),
+        best_by=best_by,
+        examples=examples,
+    )
+
+
+def run(carry: Carry, data: Batch, plan: Plan) -> Fitted:
+    """The epochs of a plan, from a carry to a record."""
+    carry, data = parallel.place((carry, data), plan.mesh)
+    with parallel.context(plan.mesh):
+        return _run(carry, data, plan=plan)
+
+
+def masked(params: Params, masks: Masks | None) -> Params:
+    """The params with exact zeros where pruned, whatever stood there before."""
+    return params if masks is None else masks_.apply(params=params, masks=masks)
+
+
+class _Epoch(NamedTuple):
     """What one epoch leaves behind: its mean loss, its metrics, whether every loss was finite."""
 
     loss: Array
@@ -169,32 +209,56 @@ class Epoch(NamedTuple):
     finite: Array
 
 
-def make_plan(data: Batch, **options: Any) -> Plan:
-    """Checks the options against the data."""
-    plan = Plan(examples=examples_in(data), **options)
-    check_epochs(plan.epochs)
-    check_batch_size(plan.batch_size)
-    if plan.batch_size is not None and plan.batch_size > plan.examples and not plan.remainder:
+class _Best(NamedTuple):
+    value: Array
+    params: Params
+    masks: Masks | None  # None where they do not change
+    epoch: Array
+
+
+@partial(jax.jit, static_argnames="plan")
+def _run(first: Carry, data: Batch, *, plan: Plan) -> Fitted:
+    changing = plan.read_masks is not None
+
+    def body(pair: tuple[Carry, _Best | None], index: Array) -> tuple[Any, _Epoch]:
+        carry, best = pair
+        carry, epoch = _run_epoch(carry, data, plan)
+        if best is not None:
+            masks = carry.masks if changing else None
+            best = _better(best, _Best(_metric(epoch, plan.best_by), carry.params, masks, index))
+        return (carry, best), epoch
+
+    indices = jnp.arange(plan.epochs, dtype=jnp.int32)
+    best = None
+    if plan.best_by is not None:
+        masks = first.masks if changing else None
+        best = _Best(jnp.full((), -jnp.inf, jnp.float32), first.params, masks, indices[0])
+    (carry, best), epochs = jax.lax.scan(body, (first, best), indices)
+    finite = jnp.all(epochs.finite) & stayed_finite(first.params, carry.params)
+    fitted = Fitted(*carry, history=History(epochs.loss, epochs.metrics), finite=finite)
+    if best is not None:
+        masks = best.masks if changing else carry.masks
+        fitted = fitted._replace(best_params=best.params, best_masks=masks, best_epoch=best.epoch)
+    return parallel.whole(fitted, plan.mesh)
+
+
+def _better(best: _Best, candidate: _Best) -> _Best:
+    wins = (candidate.value > best.value) | (candidate.epoch == 0)
+    return jax.tree.map(lambda new, old: jnp.where(wins, new, old), candidate, best)
+
+
+def _metric(epoch: _Epoch, name: str | None) -> Float[Array, ""]:
+    if name not in epoch.metrics:
         raise ValueError(
-            f"`batch_size` must be at most the {plan.examples} examples without `remainder`, "
-            f"got {plan.batch_size}."
+            f"`best_by` must name a metric of `monitor`, one of {sorted(epoch.metrics)}, "
+            f"got {name!r}."
         )
-    return plan
+    value = jnp.asarray(epoch.metrics[name], jnp.float32)
+    return jnp.where(jnp.isnan(value), -jnp.inf, value)
 
 
-def check_epochs(epochs: int) -> None:
-    """Checks that there is an epoch to run."""
-    if epochs < 1:
-        raise ValueError(f"`epochs` must be at least 1, got {epochs}.")
-
-
-def history_of(epochs: Epoch) -> History:
-    """The history of a run from its stacked epochs."""
-    return History(epochs.loss, epochs.metrics, jnp.all(epochs.finite))
-
-
-def run_epoch(carry: Carry, data: Batch, plan: Plan) -> tuple[Carry, Epoch]:
-    """One pass over the data, and what the monitor then says."""
+def _run_epoch(carry: Carry, data: Batch, plan: Plan) -> tuple[Carry, _Epoch]:
+    """One pass over the data, and what the monitor then reports."""
     order_key, noise_key = jax.random.split(jax.random.fold_in(carry.key, carry.epoch))
     if plan.batch_size is None:
         carry, losses = _step(carry, data, noise_key, jnp.zeros((), jnp.int32), plan)
@@ -203,22 +267,7 @@ def run_epoch(carry: Carry, data: Batch, plan: Plan) -> tuple[Carry, Epoch]:
         order = jax.random.permutation(order_key, plan.examples)
         carry, loss, finite = _run_batches(carry, data, order, noise_key, plan)
     metrics = dict(plan.monitor(carry.params)) if plan.monitor else {}
-    return carry._replace(epoch=carry.epoch + 1), Epoch(loss, metrics, finite)
-
-
-def masked(params: Params, masks: Masks | None) -> Params:
-    """The params with exact zeros where pruned, whatever stood there before."""
-    if masks is None:
-        return params
-    return trees.overlay(lambda w, kept: jnp.where(kept, w, jnp.zeros_like(w)), params, masks)
-
-
-@partial(jax.jit, static_argnames="plan")
-def _advance(carry: Carry, data: Batch, *, plan: Plan) -> tuple[Carry, History]:
-    carry, epochs = jax.lax.scan(
-        lambda carry, _: run_epoch(carry, data, plan), carry, length=plan.epochs
-    )
-    return parallel.whole((carry, history_of(epochs)), plan.mesh)
+    return carry._replace(epoch=carry.epoch + 1), _Epoch(loss, metrics, finite)
 
 
 def _run_batches(
@@ -246,14 +295,22 @@ def _step(
     carry: Carry, batch: Batch, noise_key: Key[Array, ""], index: Int[Array, ""], plan: Plan
 ) -> tuple[Carry, Array]:
     key = jax.random.fold_in(noise_key, index)
-    descent = jax.value_and_grad(plan.step_loss, has_aux=True)
+    step_loss = convolutions_.rewritten(plan.step_loss, plan.convolutions)
+    descent = jax.value_and_grad(step_loss, has_aux=True)
 
     def program(batch: Batch) -> Any:
         return descent(carry.params, carry.state, batch, key)
 
     (loss, state), gradients = program(parallel.split(batch, plan.mesh, program))
-    tx = transforms.keep(plan.tx, carry.masks)
+    # A transformation that holds the masks in its state keeps pruned weights at 0 itself.
+    tx = transforms.keep(plan.tx, None if plan.read_masks else carry.masks)
     updates, opt_state = tx.update(gradients, carry.opt_state, carry.params, value=loss)
-    params = optax.apply_updates(carry.params, updates)
-    carry = carry._replace(params=params, opt_state=opt_state, state=state, step=carry.step + 1)
+    masks = plan.read_masks(opt_state) if plan.read_masks else carry.masks
+    carry = carry._replace(
+        params=optax.apply_updates(carry.params, updates),
+        masks=masks,
+        opt_state=opt_state,
+        state=state,
+        step=carry.step + 1,
+    )
     return parallel.whole(carry, plan.mesh), loss

@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from nopr.finetune import parallel
-from nopr.finetune.batches import check_batch_size, examples_in, take
+from nopr.finetune.batches import examples_in, take, whole_number
+from nopr.finetune.convolutions import Convolutions, resolve_convolutions, rewritten
 from nopr.typing import Apply, Batch, Loss, Params, StepLoss
 
 
@@ -41,7 +43,9 @@ def cross_entropy(apply: Apply, *, temperature: float = 1.0) -> Loss:
       `loss(params, (inputs, labels))`, with integer labels `[batch]`.
 
     Raises:
-      ValueError: If `temperature` is not positive; from the loss, if the labels are not integers.
+      ValueError: If `temperature` is not positive; from the loss, if the labels are not integers
+        or not among the classes. Traced labels cannot be refused: one that is not among the classes
+        makes the loss and its gradient NaN.
     """
     if not temperature > 0:
         raise ValueError(f"`temperature` must be positive, got {temperature}.")
@@ -98,6 +102,7 @@ def evaluate(
     *,
     batch_size: int = 1000,
     mesh: Mesh | None = None,
+    convolutions: Convolutions = "auto",
 ) -> Evaluation:
     """Accuracy and cross-entropy of a classifier over every example.
 
@@ -108,30 +113,42 @@ def evaluate(
       batch_size: Examples at a time; it bounds the memory and changes nothing but rounding.
       mesh: Splits the examples over its `batch` axis, and takes as many more at a time as make
         equal shares; None stays on one device. Data that lie on the mesh already stay as they lie.
+      convolutions: How those of `apply` are computed; see `resolve_convolutions`.
 
     Returns:
-      The evaluation; NaN outputs are wrong and give a NaN loss.
+      The evaluation; NaN outputs, and labels that are not among the classes, are wrong and give a
+      NaN loss.
 
     Raises:
       ValueError: If `batch_size` is less than 1, the leaves of `data` differ in length or have no
         example, the labels are not integers, `mesh` has no `batch` axis, or its processes give
         different arguments.
     """
-    check_batch_size(batch_size)
+    batch_size = whole_number("batch_size", batch_size)
     count = examples_in(data)
     mesh = parallel.over(mesh)
+    chosen = resolve_convolutions(convolutions, mesh=mesh)
     size = parallel.rounded_up(min(batch_size, count), mesh)
     params, data = parallel.place((params, data), mesh)
     with parallel.context(mesh):
-        accuracy, loss = _evaluate(params, data, apply=apply, batch_size=size, mesh=mesh)
+        accuracy, loss = _evaluate(
+            params, data, apply=apply, batch_size=size, mesh=mesh, convolutions=chosen
+        )
     return Evaluation(accuracy, loss, count)
 
 
-@partial(jax.jit, static_argnames=("apply", "batch_size", "mesh"))
+@partial(jax.jit, static_argnames=("apply", "batch_size", "mesh", "convolutions"))
 def _evaluate(
-    params: Params, data: Batch, *, apply: Apply, batch_size: int, mesh: Mesh | None
+    params: Params,
+    data: Batch,
+    *,
+    apply: Apply,
+    batch_size: int,
+    mesh: Mesh | None,
+    convolutions: Convolutions,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     examples = examples_in(data)
+    apply = rewritten(apply, convolutions)
 
     def sums(first: Int[Array, ""]) -> tuple[Array, Array]:
         rows = first + jnp.arange(batch_size)
@@ -154,4 +171,14 @@ def _cross_entropies(logits: Any, labels: Any) -> Float[Array, " batch"]:
             f"The labels must be integers of shape {logits.shape[:-1]}, "
             f"got {labels.dtype} of shape {labels.shape}."
         )
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    last = logits.shape[-1] - 1
+    known = (labels >= 0) & (labels <= min(last, jnp.iinfo(labels.dtype).max))
+    if not isinstance(known, jax.core.Tracer) and not known.all():
+        wrong = np.asarray(labels)[~np.asarray(known)].flat[0]
+        raise ValueError(
+            f"The labels must be from 0 to {last}, the classes of the logits, got {wrong}. "
+            "Count the classes from 0, and give the network an output for each."
+        )
+    # A product, unlike a choice, carries NaN into the gradient too.
+    return losses * jnp.where(known, 1, jnp.nan).astype(losses.dtype)

@@ -1,4 +1,4 @@
-"""Training that is cut off and goes on: `advance` in segments, each kept when it is done."""
+"""Training that is cut off and resumes: `advance` in segments, each kept when it is done."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jax.sharding import Mesh
+from jaxtyping import PyTree
 
-from nopr.finetune.loop import Carry, History, advance, check_epochs
-from nopr.typing import Batch, Params
+from nopr import transforms
+from nopr.finetune import loop
+from nopr.finetune.batches import whole_number
+from nopr.finetune.convolutions import Convolutions
+from nopr.finetune.fitted import REMEDY, Carry, Fitted, History, raise_if_not_finite
+from nopr.typing import Batch, StepLoss
 
 Progress = Callable[[int, int], Any]
-"""`progress(done, epochs)`, called where a run begins or goes on, and after every segment."""
+"""`progress(done, epochs)`, called where a run begins or resumes, and after every segment."""
 
 
 @runtime_checkable
@@ -35,32 +40,46 @@ def resume(
     carry: Carry,
     data: Batch,
     *,
+    step_loss: StepLoss,
+    tx: transforms.Transformation,
     epochs: int,
     every: int,
+    batch_size: int | None,
     keeper: Keeper | None = None,
     progress: Progress | None = None,
-    **options: Any,
-) -> tuple[Carry, History]:
-    """Trains for some epochs, going on from where an earlier call of the same was cut off.
+    monitor: loop.Monitor | None = None,
+    remainder: bool = True,
+    mesh: Mesh | None = None,
+    read_masks: loop.ReadMasks | None = None,
+    convolutions: Convolutions = "auto",
+) -> Fitted:
+    """Trains for some epochs, resuming where an earlier call of the same was cut off.
 
     It is `advance` in segments of `every` epochs; after each, the carry and the history so far go
-    to the keeper. The carry tells the position in the data, its epoch and its step, so a run is
-    gone on with at a whole epoch. It ends with the same bits however often it was cut off, for the
+    to the keeper. The carry holds the position in the data, its epoch and its step, so a run
+    resumes at a whole epoch. It ends with the same bits however often it was cut off, for the
     segments, and so the compiled programs, are the same.
 
     Args:
       carry: From `start`, or from earlier training; the same in every call.
       data: A pytree whose leaves share a leading example axis, such as `(inputs, labels)`.
+      step_loss: As for `advance`, like every option that is not described here.
+      tx: The transformation that was given to `start`.
       epochs: How many epochs follow `carry`, at least 1.
-      every: Epochs in a segment, at least 1; the last one may be shorter. What is lost when the
-        run is cut off is at most one segment, and the save that was under way.
+      every: Epochs in a segment, at least 1; the last one may be shorter. A run that is cut off
+        loses at most one segment, and the save that was under way.
+      batch_size: Examples a step; None takes all of them in their own order.
       keeper: Keeps and gives back the state, under the number of epochs done, those before `carry`
         included. None keeps nothing.
       progress: Called with the epochs done and `epochs`.
-      options: All others of `advance`: step_loss, tx, batch_size and so on.
+      monitor: `monitor(params) -> {name: scalar}`, run after every epoch.
+      remainder: Whether the examples left over make one more, smaller step.
+      mesh: Splits every batch over its `batch` axis; None stays on one device.
+      read_masks: `read_masks(opt_state) -> masks`, for a `tx` that changes the masks.
+      convolutions: How those of `step_loss` are computed; see `resolve_convolutions`.
 
     Returns:
-      The carry after the epochs, and their whole history.
+      The record of all the epochs.
 
     Raises:
       ValueError: If an option is out of range, or what the keeper has is not of this run.
@@ -77,16 +96,39 @@ def resume(
       >>> carry = finetune.start({"w": jnp.zeros((4, 1))}, None, tx=options["tx"],
       ...                        key=jax.random.key(0))
       >>> with tempfile.TemporaryDirectory() as folder, checkpoints.Saver(folder) as saver:
-      ...     carry, history = finetune.resume(
-      ...         carry, data, epochs=6, every=2, keeper=saver, **options)
-      >>> int(carry.epoch), history.loss.shape
+      ...     fitted = finetune.resume(carry, data, epochs=6, every=2, keeper=saver, **options)
+      >>> int(fitted.epoch), fitted.history.loss.shape
       (6, (6,))
     """
-    check_epochs(epochs)
-    if every < 1:
-        raise ValueError(f"`every` must be at least 1, got {every}.")
-    first = int(carry.epoch)
-    like, one = after_one(carry, data, **options)
+    plan = loop.make_plan(
+        data,
+        step_loss=step_loss,
+        tx=tx,
+        epochs=epochs,
+        batch_size=batch_size,
+        monitor=monitor,
+        remainder=remainder,
+        mesh=mesh,
+        read_masks=read_masks,
+        convolutions=convolutions,
+    )
+    return run_in_segments(
+        carry, data, plan, every=whole_number("every", every), keeper=keeper, progress=progress
+    )
+
+
+def run_in_segments(
+    carry: Carry,
+    data: Batch,
+    plan: loop.Plan,
+    *,
+    every: int,
+    keeper: Keeper | None,
+    progress: Progress | None,
+) -> Fitted:
+    """The epochs of a plan as `resume` runs them."""
+    first, epochs = int(carry.epoch), plan.epochs
+    like, one = after_one(carry, data, plan)
     history = empty(one, epochs)
     found = restored(keeper, (like, history)) if keeper is not None else None
     if found is not None:
@@ -97,20 +139,18 @@ def resume(
             f"What was kept is of epoch {first + done}, outside this run of epochs {first} to "
             f"{first + epochs}. Keep each run in a folder of its own."
         )
-    were_finite = _finite(carry.params)
     if progress is not None:
         progress(done, epochs)
     while done < epochs:
-        count = min(every, epochs - done)
-        carry, part = advance(carry, data, epochs=count, **options)
-        _check(part, were_finite, carry.params, begin=first + done)
-        history = _filled(history, part, done)
-        done += count
+        part = loop.run(carry, data, plan._replace(epochs=min(every, epochs - done)))
+        raise_if_not_finite(part, remedy=f"That segment is not kept. {REMEDY}")
+        carry, history = part.carry, _filled(history, part.history, done)
+        done = int(carry.epoch) - first
         if keeper is not None:
             keeper.save(first + done, (carry, history))
         if progress is not None:
             progress(done, epochs)
-    return carry, jax.tree.map(jnp.asarray, history)
+    return Fitted(*carry, history=jax.tree.map(jnp.asarray, history), finite=jnp.array(True))
 
 
 def restored(keeper: Keeper, target: PyTree) -> tuple[int, PyTree] | None:
@@ -123,20 +163,20 @@ def restored(keeper: Keeper, target: PyTree) -> tuple[int, PyTree] | None:
         return keeper.restore(target)
     except ValueError as error:
         raise ValueError(
-            f"What was kept is of another run: {error} A run goes on with the same network, data, "
+            f"What was kept is of another run: {error} A run resumes with the same network, data, "
             "transformation, monitor and number of epochs; keep each in a folder of its own."
         ) from error
 
 
-def after_one(carry: Carry, data: Batch, **options: Any) -> tuple[Carry, History]:
+def after_one(carry: Carry, data: Batch, plan: loop.Plan) -> tuple[Carry, History]:
     """The shapes of what an epoch gives, the carry on the devices that it is bound to now."""
-    after, history = jax.eval_shape(partial(advance, epochs=1, **options), carry, data)
+    after = jax.eval_shape(partial(loop.run, plan=plan._replace(epochs=1)), carry, data)
 
     def like(leaf: Any, there: Any) -> jax.ShapeDtypeStruct:
         bound = isinstance(there, jax.Array) and there.committed
         return leaf.update(sharding=there.sharding if bound else None)
 
-    return jax.tree.map(like, after, carry), history
+    return jax.tree.map(like, after.carry, carry), after.history
 
 
 def empty(one: History, *lengths: int) -> History:
@@ -146,12 +186,7 @@ def empty(one: History, *lengths: int) -> History:
       one: The history of one epoch, or its shapes.
       lengths: The axes that come in place of its own; the last counts epochs.
     """
-
-    def like(leaf: Any) -> Any:
-        return np.zeros((*lengths, *leaf.shape[1:]), leaf.dtype)
-
-    finite: Any = np.array(True)
-    return History(like(one.loss), jax.tree.map(like, one.metrics), finite)
+    return jax.tree.map(lambda leaf: np.zeros((*lengths, *leaf.shape[1:]), leaf.dtype), one)
 
 
 def _filled(history: History, part: History, done: int) -> History:
@@ -162,24 +197,4 @@ def _filled(history: History, part: History, done: int) -> History:
         column[done : done + len(new)] = new
         return column
 
-    metrics = jax.tree.map(put, history.metrics, part.metrics)
-    return History(put(history.loss, part.loss), metrics, history.finite)
-
-
-def _check(part: History, were_finite: list[Array], params: Params, *, begin: int) -> None:
-    """Raises for a segment that must not be kept."""
-    remedy = "that segment is not kept. Lower the learning rate or look at the data."
-    loss = np.asarray(part.loss)
-    if not part.finite:
-        epoch = begin + 1 + int(np.argmin(np.isfinite(loss)))
-        raise FloatingPointError(f"The loss was NaN or infinite in epoch {epoch}; {remedy}")
-    if any(was and not now for was, now in zip(were_finite, _finite(params), strict=True)):
-        raise FloatingPointError(
-            f"The params were NaN or infinite after epoch {begin + len(loss)}; {remedy}"
-        )
-
-
-@jax.jit
-def _finite(params: Params) -> list[Array]:
-    leaves = (leaf for leaf in jax.tree.leaves(params) if jnp.issubdtype(leaf.dtype, jnp.inexact))
-    return [jnp.isfinite(leaf).all() for leaf in leaves]
+    return jax.tree.map(put, history, part)
