@@ -36,7 +36,7 @@ class Peers(NamedTuple):
     coordinator: str | None
     count: int | None
     index: int | None
-    patience_seconds: int
+    patience_seconds: float
 
 
 class AloneError(Exception):
@@ -110,9 +110,10 @@ def _receive(host: str, port: int, mine: dict[str, Any], limit: float) -> None:
             backlog=mine["count"],
         )
     except OSError as error:
+        why = os.strerror(error.errno or 0)
         raise ValueError(
-            f"Port {port} of {host} cannot be used ({error.strerror}). Give another port in "
-            "--coordinator, the same on every host."
+            f"Port {port} of {host} cannot be used ({why}). Give another port in --coordinator, "
+            "the same on every host."
         ) from error
     there: dict[int, socket.socket] = {}
     fault = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from typing import Any, TextIO
+from typing import Any
 
 
 def say(line: str) -> None:
@@ -27,7 +27,7 @@ def guard_streams() -> None:
     sys.stdout, sys.stderr = guarded(1, sys.stdout), guarded(2, sys.stderr)
 
 
-def guarded(descriptor: int, like: Any = None) -> TextIO:
+def guarded(descriptor: int, like: Any = None) -> io.TextIOWrapper:
     """A text stream to a file descriptor, which drops what cannot be written."""
     return io.TextIOWrapper(
         io.BufferedWriter(_Dropping(descriptor, "wb", closefd=False)),
