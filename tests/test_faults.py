@@ -63,7 +63,7 @@ def test_a_clock_that_goes_back_changes_nothing(job, rng):
 # --- Damage ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [damage.chunk, damage.checkpoint, damage.summary])
+@pytest.mark.parametrize("kind", [damage.chunk, damage.checkpoint])
 def test_a_damaged_file_is_said_and_made_again(job, rng, kind):
     kind(job, 1, rng)
 
@@ -95,7 +95,7 @@ def test_two_processes_that_do_not_run_the_same_are_refused(job, rng):
 # --- What the campaign holds -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["summary.json", "metrics.jsonl", "stages/data.npz"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "stages/data.npz"])
 def test_the_campaign_sees_a_byte_that_is_another(job, name):
     directory = job.new()
     shutil.copytree(job.folder / "whole", directory)
@@ -106,11 +106,3 @@ def test_the_campaign_sees_a_byte_that_is_another(job, name):
         launches.check_same(job, directory)
     with pytest.raises(launches.Failure, match=f"{name} is wrong"):
         launches.check_part(job, directory)
-
-
-def test_the_campaign_sees_a_checkpoint_that_is_not_whole(job):
-    directory = job.new()
-    shutil.copytree(job.folder / "whole", directory)
-    next(directory.glob("checkpoints/*/12/manifest.json")).write_text("{}")
-    with pytest.raises(launches.Failure, match=r"checkpoints/.*/12"):
-        launches.check_same(job, directory)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import pwd
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from nopr import data
 from nopr.lab import launch, steps
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,6 +31,10 @@ def run(config, run):
         raise FileNotFoundError(f"The data set {config.data.name!r} was looked for\\nin /nowhere.")
     if config.rate < 0:
         raise TypeError("a mistake in the code")
+    if config.rate > 1e200:
+        int(config.rate * config.rate)
+    for _ in range(config.words):
+        print("Erd\u0151s")
     total = 0.0
     for index in range(config.stages):
         def compute():
@@ -50,7 +56,7 @@ def get_config(variant=""):
     if variant not in ("", "long"):
         raise ValueError(f"`variant` must be long, got {variant!r}.")
     return ConfigDict({
-        "stages": 5 if variant else 3, "rate": 0.5, "quiet": False,
+        "stages": 5 if variant else 3, "rate": 0.5, "quiet": False, "words": 0,
         "data": {"name": "digits"},
     })
 """
@@ -200,6 +206,15 @@ BAD = {
         [GOOD, "--distributed", "--patience=0"],
         "--patience must be at least 1 second, got 0.",
     ),
+    "a huge port": (
+        [GOOD, "--coordinator=localhost:99999", "--processes=2", "--process=0"],
+        "--coordinator must read like HOST:PORT, got 'localhost:99999'.",
+    ),
+    "no text": (
+        [GOOD, "--workdir=bad\udcff"],
+        "must be printable text, got '--workdir=bad\\udcff'",
+    ),
+    "an overflow": ([GOOD, "--config.rate=1e300"], "cannot convert float infinity to integer"),
     "missing data": ([GOOD, "--config.data.name=mnist"], "'mnist' was looked for in /nowhere."),
 }
 
@@ -245,6 +260,30 @@ def test_the_place_of_an_error_is_shown_when_asked(here):
         launch.main(["launch", GOOD, "--config.data.name=mnist", "--traceback"])
 
 
+@pytest.mark.parametrize("given", ["\u00b2", "0", "-1", "100000", "two", " 2"])
+def test_a_size_of_the_thread_pool_that_is_none_is_refused(here, capsys, monkeypatch, given):
+    monkeypatch.setenv("NPROC", given)
+    assert launch.main(["launch", GOOD, "--workdir=runs/pool"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"`NPROC` must be a number of threads from 1 to 4096, got {given!r}. Set it" in line
+
+
+def test_nobody_needs_a_home(here, capsys, monkeypatch):
+    """As in a container that runs as a user without a passwd entry."""
+
+    def nobody(number):
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    assert data.load("digits").classes == 10
+    assert launch.main(["launch", GOOD, "--workdir=~/x"]) == 2
+    assert "home directory" in capsys.readouterr().err
+    monkeypatch.setenv("HOME", str(here / "home"))
+    assert launch.main(["launch", GOOD, "--workdir=~/x"]) == 0
+    assert (here / "home/x/DONE").exists()
+
+
 # --- Runs --------------------------------------------------------------------------------------
 
 
@@ -278,7 +317,7 @@ def test_a_stopped_run_says_how_to_go_on(place, number, code):
         _, err = process.communicate(timeout=30)
     assert process.returncode == code
     assert err.splitlines()[-1] == (
-        f"Stopped; what is done is in runs/stopped_{code}. The same command goes on from there."
+        f"Stopped; what is done is in runs/stopped_{code}. The same command resumes from there."
     )
     assert "Traceback" not in err
 
@@ -305,6 +344,23 @@ def test_a_finished_run_is_shown_and_not_run_again_unless_asked(here, capsys):
     assert "done before" not in anew.err
     assert (directory / "summary.json").read_bytes() == summary
     assert Path(f"{directory}.previous-1", "DONE").exists()
+
+
+@pytest.mark.parametrize("streams", [">&- 2>&-", ">/dev/full 2>/dev/full", "| head -1"])
+def test_what_is_printed_does_not_decide_whether_a_run_is_finished(place, streams):
+    name = f"runs/streams{len(streams)}"
+    command = f"{sys.executable} -m experiments.launch {GOOD} --workdir={name} --config.words=9999"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{command} {streams}"],
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done
+    assert "Traceback" not in done.stderr
+    assert (place / name / "DONE").exists()
 
 
 def test_a_work_directory_of_another_config_is_refused(here, capsys):

@@ -10,14 +10,15 @@ __all__ = [
     "checkpoints",
     "finding",
     "launch",
+    "peers",
     "plots",
     "progress",
     "records",
     "report",
     "steps",
     "stopping",
-    "supervisor",
     "tables",
+    "terminal",
 ]
 
 

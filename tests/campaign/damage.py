@@ -72,20 +72,12 @@ def _tried(job, tries, rng, choose, said):
 
 def _of_a_result(directory, path, line):
     result = re.escape(str(path.with_suffix(".npz")))
-    damaged = rf"{result} is damaged \(its SHA-256 is another\); computing it again\."
-    altered = rf"{result} is out of date: .+; computing it again\."
+    damaged = rf"{result} is damaged \(its SHA-256 is another\); it is not used\."
+    altered = rf"{result} is out of date: .+; it is not used\."
     return re.fullmatch(damaged if path.suffix == ".npz" else f"{damaged}|{altered}", line)
 
 
-def _of_a_checkpoint(directory, path, line):
-    del directory
-    (folder,) = [parent for parent in path.parents if parent.name == "7"]
-    name = re.escape(path.relative_to(folder).as_posix())
-    return re.fullmatch(
-        rf"The checkpoint of step 7 in {re.escape(str(folder.parent))} is damaged "
-        rf"\({name} is (missing or )?altered\); trying the one before\.",
-        line,
-    )
+_of_a_checkpoint = _of_a_result
 
 
 def chunk(job, tries, rng):
@@ -101,7 +93,7 @@ def stage(job, tries, rng):
 def checkpoint(job, tries, rng):
     """The newest checkpoint: any file of orbax's or the manifest."""
     said = _of_a_checkpoint
-    return _rows(job, tries, rng, "checkpoint", "checkpoints/*/7/**/*", said, "the one before used")
+    return _rows(job, tries, rng, "checkpoint", "checkpoints/*/7.*", said, "the one before used")
 
 
 def _rows(job, tries, rng, name, pattern, said, remedy):
