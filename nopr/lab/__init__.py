@@ -9,14 +9,18 @@ from typing import Any
 __all__ = [
     "checkpoints",
     "launch",
+    "methods",
+    "page",
     "plots",
     "progress",
     "records",
     "report",
+    "settings",
     "steps",
     "stopping",
     "supervisor",
     "tables",
+    "training",
 ]
 
 

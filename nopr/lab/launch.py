@@ -264,8 +264,10 @@ def _load_config(path: str) -> tuple[ConfigDict, str]:
         config = get_config(variant) if variant else get_config()
     except (ValueError, KeyError) as error:
         raise UsageError(f"{path!r} is refused: {_line(error)}") from error
-    if not isinstance(config, ConfigDict) or not isinstance(config.get("experiment"), str):
-        raise UsageError(f"`get_config` of {name!r} must return a ConfigDict with `experiment`.")
+    if not isinstance(config, ConfigDict):
+        raise UsageError(f"`get_config` of {name!r} must return a ConfigDict.")
+    if "experiment" not in config:
+        config.experiment = Path(name).resolve().parent.name
     return config, variant
 
 
@@ -274,6 +276,7 @@ def _load_module(path: str) -> types.ModuleType:
     if spec is None or spec.loader is None:
         raise UsageError(f"The config file {path!r} must be a Python file.")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look up the types of their fields
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
@@ -361,7 +364,10 @@ def _launch(command: Command, module: str) -> None:
         if first:
             print(f"{command.config.experiment}: writing to {run.directory}", flush=True)
         with contextlib.nullcontext() if first else contextlib.redirect_stdout(None):
-            run.finish(importlib.import_module(module).run(command.config, run))
+            imported = importlib.import_module(module)
+            results = imported.run(command.config, run)
+            page = importlib.import_module(module.removesuffix("run") + "page")
+            run.finish(page.show(results, command.config, run))
         if first:
             print(f"Done: {run.report if run.report.exists() else run.directory}", flush=True)
     processes.disconnect()

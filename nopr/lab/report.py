@@ -32,12 +32,13 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 class Table(NamedTuple):
-    """A table with its caption; rows and columns as in `tables.lay_out`."""
+    """A table with its caption and a note below it; rows and columns as in `tables.lay_out`."""
 
     rows: Sequence[Mapping[str, Any]]
     columns: Sequence[tables.Column]
     caption: str
     group_by: str | None = None
+    note: str = ""
 
 
 class Figure(NamedTuple):
@@ -184,6 +185,7 @@ def _table_html(block: Table) -> str:
         + "\n".join(f"<tbody>\n{body}\n</tbody>" for body in bodies)
         + "\n</table>\n</div>"
         + (f'\n<ol class="notes">{notes}</ol>' if notes else "")
+        + (f"\n<p>{_text(block.note)}</p>" if block.note else "")
     )
 
 
