@@ -118,7 +118,7 @@ def kept_units(widths: Sequence[int], density: float) -> tuple[int, ...]:
     return tuple(round(density * width) for width in widths)
 
 
-def imp_levels(targets: list[float], *, removal: float) -> tuple[list[float], list[int]]:
+def imp_levels(targets: Sequence[float], *, removal: float) -> tuple[list[float], list[int]]:
     """Densities of the IMP rounds, and which of them are the targets.
 
     Between one target and the next the rounds are geometric and remove at most `removal` of what
