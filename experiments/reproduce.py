@@ -1,6 +1,6 @@
-"""Runs the experiments of the papers, one after the other, each resumable on its own.
+"""Runs the experiments that have published numbers, one after the other, each resumable.
 
-python -m experiments.reproduce --name=isometry_table|mask_information|...|all [flags of launch]
+python -m experiments.reproduce --name=NAME[:variant]|all [flags of launch]
 """
 
 from __future__ import annotations
@@ -8,14 +8,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 
-PAPERS = {
-    "isometry_table": "experiments/isometry_table/config.py",
-    "mask_information": "experiments/mask_information/config.py",
-    "mask_information_repetition": "experiments/mask_information/config.py:repetition",
-}
+from nopr.lab import finding
 
 
 def main(argv: Sequence[str]) -> int:
@@ -38,24 +35,43 @@ def main(argv: Sequence[str]) -> int:
             code = subprocess.run(command, check=False).returncode
         except KeyboardInterrupt:
             code = 130
-        if code in (130, 143):  # Stopped on purpose; the run has said how to go on.
+        if code in (130, 143):  # stopped on purpose; the run has said how to resume
             return code
         status = status or code
     return status
 
 
+def configs(folder: Path = Path()) -> dict[str, str]:
+    """What `--config` takes, by name, for every experiment with published numbers.
+
+    Args:
+      folder: The root of the clone.
+    """
+    found = {}
+    for one in finding.find(folder):
+        if one.published:
+            found[one.name] = str(one.config)
+            found |= {f"{one.name}:{each}": f"{one.config}:{each}" for each in one.variants}
+    return found
+
+
 def commands(name: str, extra: Sequence[str] = ()) -> list[list[str]]:
     """The command lines that `name` stands for, with `extra` flags at the end of each.
+
+    Args:
+      name: `all`, an experiment with all its variants, or `NAME:variant`.
+      extra: Flags of launch.
 
     Raises:
       ValueError: If there is no experiment of that name.
     """
-    if name != "all" and name not in PAPERS:
-        choices = ", ".join(sorted([*PAPERS, "all"]))
+    known = configs()
+    chosen = [key for key in known if name in ("all", key, key.partition(":")[0])]
+    if not chosen:
+        choices = ", ".join(sorted([*known, "all"]))
         raise ValueError(f"`--name` must be one of {choices}, got {name!r}.")
-    paths = PAPERS.values() if name == "all" else [PAPERS[name]]
     launch = [sys.executable, "-m", "experiments.launch"]
-    return [[*launch, f"--config={path}", *extra] for path in paths]
+    return [[*launch, f"--config={known[key]}", *extra] for key in chosen]
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from experiments import reproduce
 from nopr.lab import launch, steps
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,6 +19,10 @@ ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENT = """
 import os, time
 import numpy as np
+
+def check(config):
+    if config.stages < 1:
+        raise ValueError(f"`stages` must be at least 1, got {config.stages}. Give another.")
 
 def run(config, run):
     if config.data.name != "digits":
@@ -47,9 +50,14 @@ def get_config(variant=""):
     if variant not in ("", "long"):
         raise ValueError(f"`variant` must be long, got {variant!r}.")
     return ConfigDict({
-        "experiment": "toys.light", "stages": 5 if variant else 3, "rate": 0.5, "quiet": False,
+        "stages": 5 if variant else 3, "rate": 0.5, "quiet": False,
         "data": {"name": "digits"},
     })
+"""
+
+
+PLAIN = """from ml_collections import ConfigDict
+def get_config(): return ConfigDict({"n": 1})
 """
 
 
@@ -58,12 +66,14 @@ def place(tmp_path_factory):
     """A folder with a light experiment, its config, and some that are wrong."""
     folder = tmp_path_factory.mktemp("place")
     files = {
-        "toys/light.py": EXPERIMENT,
-        "light.py": CONFIG,
-        "plain.py": "from ml_collections import ConfigDict\n"
-        "def get_config(): return ConfigDict({'experiment': 'toys.light'})\n",
+        "light/run.py": EXPERIMENT,
+        "light/config.py": CONFIG,
+        "plain.py": f"{PLAIN}def run(config, run): return {{}}\n",
+        "runless.py": PLAIN,
         "torn.py": "def get_config(:\n",
         "empty.py": "",
+        "raises.py": "1 / 0\n",
+        "dict.py": "def get_config(): return {'a': 1}\n",
         "other/notes.txt": "mine",
     }
     for name, text in files.items():
@@ -95,7 +105,7 @@ runpy.run_module("experiments.launch", run_name="__main__", alter_sys=True)
 def _start(place, *words, **variables):
     path = os.pathsep.join([str(ROOT), str(place)])
     return subprocess.Popen(
-        [sys.executable, "-c", HEARS_INTERRUPTS, "--config=light.py", *words],
+        [sys.executable, "-c", HEARS_INTERRUPTS, "--config=light/config.py", *words],
         cwd=place,
         env={**os.environ, "PYTHONPATH": path, **variables},
         stdout=subprocess.PIPE,
@@ -136,19 +146,22 @@ def _contents(folder):
 
 # --- Bad commands ------------------------------------------------------------------------------
 
-GOOD = "--config=light.py"
+GOOD = "--config=light/config.py"
 BAD = {
     "no config": ([], "--config is missing"),
-    "no such file": (["--config=lite.py"], "no config file 'lite.py'"),
+    "no such file": (
+        ["--config=lite.py"],
+        "config file 'lite.py'. Did you mean light/config.py?",
+    ),
     "not python": (["--config=torn.py"], "'torn.py' is not Python"),
     "no get_config": (["--config=empty.py"], "no function `get_config`"),
     "text": (["--config=other/notes.txt"], "must be a Python file"),
-    "bad variant": (["--config=light.py:lung"], "`variant` must be long, got 'lung'"),
+    "bad variant": (["--config=light/config.py:lung"], "`variant` must be long, got 'lung'"),
     "no variants": (["--config=plain.py:long"], "has no variants, got 'long'"),
     "unknown key": ([GOOD, "--config.stagse=3"], "no config key 'stagse'. Did you mean 'stages'?"),
     "unknown inner key": ([GOOD, "--config.data.nme=a"], "Did you mean 'data.name'?"),
     "unknown negated key": ([GOOD, "--noconfig.quite"], "Did you mean 'quiet'?"),
-    "hopeless key": ([GOOD, "--config.zzz=3"], "Known: data.name, experiment, quiet"),
+    "hopeless key": ([GOOD, "--config.zzz=3"], "Known: data.name, quiet, rate"),
     "a section": ([GOOD, "--config.data={'nam': 1}"], "Did you mean 'data.name'?"),
     "below a value": ([GOOD, "--config.stages.x=3"], "no config key 'stages.x'"),
     "not an integer": ([GOOD, "--config.stages=0.5"], "--config.stages=0.5: invalid literal"),
@@ -158,9 +171,12 @@ BAD = {
     "no value": ([GOOD, "--config.stages"], "Missing value for flag"),
     "unknown flag": ([GOOD, "--workdri=x"], "Unknown command line flag 'workdri'. Did you mean"),
     "a word": ([GOOD, "fast"], "'fast' is not a flag"),
-    "unknown experiment": ([GOOD, "--config.experiment=lite"], "no module 'experiments.lite'"),
-    "unknown module": ([GOOD, "--config.experiment=no.lite"], "no module 'no.lite'"),
-    "file in the way": ([GOOD, "--workdir=light.py"], "Cannot write 'light.py': File exists"),
+    "no run": (["--config=runless.py"], "'runless.py' has no function `run`, and there is no 'run"),
+    "a config that raises": (["--config=raises.py"], "'raises.py' is refused: ZeroDivisionError"),
+    "no config at all": (["--config=dict.py"], "must return a ConfigDict, got dict"),
+    "refused by check": ([GOOD, "--config.stages=0"], "`stages` must be at least 1, got 0."),
+    "rerun refused by check": ([GOOD, "--config.stages=0", "--workdir=other", "--rerun"], "got 0."),
+    "file in the way": ([GOOD, "--workdir=plain.py"], "Cannot write 'plain.py': File exists"),
     "no such place": ([GOOD, "--workdir=/proc/runs/x"], "Cannot write '/proc/runs/x'"),
     "files of no run": ([GOOD, "--workdir=other"], "holds files of no run ('notes.txt')"),
     "rerun of no run": ([GOOD, "--workdir=other", "--rerun"], "holds files of no run"),
@@ -203,8 +219,8 @@ def test_a_bad_command_costs_one_line_and_changes_nothing(here, capsys, words, m
 
 def test_a_bad_flag_is_told_before_jax_is_imported(place):
     code = (
-        "import sys; from experiments import launch;"
-        "code = launch.main(['launch', '--config=light.py', '--config.stagse=3']);"
+        "import sys; from nopr.lab import launch;"
+        "code = launch.main(['launch', '--config=light/config.py', '--config.stagse=3']);"
         "sys.exit(code if 'jax' not in sys.modules else 99)"
     )
     started = time.perf_counter()
@@ -268,11 +284,11 @@ def test_a_stopped_run_says_how_to_go_on(place, number, code):
 
 
 def test_a_finished_run_is_shown_and_not_run_again_unless_asked(here, capsys):
-    words = ["launch", "--config=light.py:long"]
+    words = ["launch", "--config=light/config.py:long"]
     assert launch.main(words) == 0
     first = capsys.readouterr().out
     (directory,) = Path("runs").glob("light-long-*")
-    assert first.splitlines()[0] == f"toys.light: writing to {directory}"
+    assert first.splitlines()[0] == f"light: writing to {directory}"
     assert first.splitlines()[1] == "total"
 
     (directory / "report.html").write_text("<html>")
@@ -280,7 +296,7 @@ def test_a_finished_run_is_shown_and_not_run_again_unless_asked(here, capsys):
     assert launch.main(words) == 0
     again = capsys.readouterr()
     assert again.out.splitlines()[:2] == first.splitlines()[1:3]
-    assert f"toys.light is finished: {directory}/report.html" in again.out
+    assert f"light is finished: {directory}/report.html" in again.out
     assert again.err == ""
 
     assert launch.main([*words, "--rerun"]) == 0
@@ -378,30 +394,7 @@ def test_why_process_0_cannot_run_is_told_by_all(place):
     assert [path.name for path in (place / "other").iterdir()] == ["notes.txt"]
 
 
-# --- Reproductions and lengths -----------------------------------------------------------------
-
-
-def test_all_reproduces_every_paper_experiment_with_the_flags_given():
-    commands = reproduce.commands("all", ["--config.seeds=1"])
-    assert [command[3] for command in commands] == [
-        f"--config={path}" for path in reproduce.PAPERS.values()
-    ]
-    assert all(command[4:] == ["--config.seeds=1"] for command in commands)
-
-
-@pytest.mark.parametrize("path", reproduce.PAPERS.values(), ids=reproduce.PAPERS)
-def test_every_paper_config_loads(path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    assert launch.parse(["launch", f"--config={path}"]).config.experiment
-
-
-def test_an_unknown_reproduction_costs_one_line_with_the_choices(capsys):
-    assert reproduce.main(["reproduce", "--name=isometry"]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == [
-        "error: `--name` must be one of all, isometry_table, mask_information, "
-        "mask_information_repetition, got 'isometry'."
-    ]
+# --- Lengths -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,23 +1,25 @@
-"""Runs one experiment in a run directory of its own; run again, it goes on or says it is done.
+"""Runs one experiment in a run directory of its own; run again, it resumes or says it is done.
 
-python -m experiments.launch --config=experiments/NAME/config.py[:variant] [flags]
+python -m nopr.lab.launch --config=FILE.py[:variant] [flags]
 
-  --config=FILE.py[:variant]  the experiment's config
+  --config=FILE.py[:variant]  the config: of a folder with a run.py, or a file that defines `run`
   --config.KEY=VALUE          changes one field of it
   --workdir=DIR               where to write; runs/NAME[-variant]-HASH by default
   --rerun                     sets a run that is there aside and begins anew
+  --show                      makes the tables, figures and report of a finished run again
   --traceback                 shows where an error was raised
+  --list                      lists the experiments here and in experiments/
 
 On several hosts, the same command on each, and
 
   --coordinator=HOST:PORT     the address of process 0
   --processes=N --process=I   how many there are, and which one this is
-  --distributed               instead of these three, on Slurm and TPU: the environment tells them
+  --distributed               instead of these three, on Slurm and TPU: found in the environment
   --patience=SECONDS          a process that is silent for so long is lost; 30 by default
 
 The exit status is 0 when the run is done, 1 after an error, 2 for a command that cannot be carried
 out, 75 when another process was lost, 130 or 143 when stopped. After the last three the same
-command goes on.
+command resumes the run.
 """
 
 from __future__ import annotations
@@ -25,8 +27,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
-import importlib
-import importlib.util
 import inspect
 import json
 import os
@@ -45,11 +45,10 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from nopr import processes
-from nopr.lab import records, stopping, supervisor
+from nopr.lab import finding, records, stopping, supervisor
 
 # jax is imported late, so that a bad flag is told at once.
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
-_EXPERIMENTS = Path("experiments")
 _USER_ERRORS = (ValueError, OSError, FloatingPointError, ModuleNotFoundError, records.RunError)
 _FULL = (  # where something wrote that knows nothing of runs
     "The disk is full: what is done is in {}, and is unchanged. "
@@ -67,8 +66,11 @@ class Command:
 
     config: ConfigDict
     variant: str
+    experiment: str
+    code: finding.Code
     workdir: Path
     rerun: bool
+    show: bool
     traceback: bool
     peers: dict[str, Any] | None
     """The arguments of `processes.connect`; None for a run of one process."""
@@ -79,9 +81,11 @@ def main(argv: Sequence[str]) -> int:
     if {"--help", "-help", "-h"} & set(argv[1:]):
         print(__doc__.strip())
         return 0
+    if "--list" in argv[1:]:
+        print(listing(finding.find()))
+        return 0
     try:
         command = parse(argv)
-        module = _find_experiment(command.config.experiment)
     except (KeyboardInterrupt, stopping.Terminated) as stop:
         print("Stopped; nothing was begun.", file=sys.stderr)
         return stopping.status(stop)
@@ -92,10 +96,10 @@ def main(argv: Sequence[str]) -> int:
             raise
         return _fail(error)
     if command.peers is None:
-        return _guarded(command, module)
+        return _guarded(command)
     try:
         with tempfile.TemporaryDirectory(prefix="nopr-") as scratch:
-            ended = supervisor.supervise(partial(_supervised, command, module, scratch))
+            ended = supervisor.supervise(partial(_supervised, command, scratch))
     except (KeyboardInterrupt, stopping.Terminated) as stop:
         _tell_stopped(command)
         return stopping.status(stop)
@@ -110,16 +114,16 @@ def main(argv: Sequence[str]) -> int:
     return ended.code
 
 
-def _supervised(command: Command, module: str, scratch: str) -> int:
+def _supervised(command: Command, scratch: str) -> int:
     """The work of one process of several; its temporary files go, however it ends."""
     os.environ["TMPDIR"] = tempfile.tempdir = scratch
-    return _guarded(command, module)
+    return _guarded(command)
 
 
-def _guarded(command: Command, module: str) -> int:
+def _guarded(command: Command) -> int:
     """Carries the command out; the exit status, after one line about what went wrong."""
     try:
-        _launch(command, module)
+        _launch(command)
     except (KeyboardInterrupt, stopping.Terminated) as stop:
         _tell_stopped(command)
         return stopping.status(stop)
@@ -181,10 +185,12 @@ def parse(argv: Sequence[str]) -> Command:
       UsageError: For anything that cannot be understood; the message is one line.
     """
     path, rest = _split_config(list(argv))
-    config, variant = _load_config(path)
+    config, variant, code = _load_config(path)
+    experiment = config.get("experiment", finding.name_of(Path(path.partition(":")[0])))
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     flags.DEFINE_bool("rerun", False, "", flag_values=values)
+    flags.DEFINE_bool("show", False, "", flag_values=values)
     flags.DEFINE_bool("traceback", False, "", flag_values=values)
     flags.DEFINE_bool("distributed", False, "", flag_values=values)
     flags.DEFINE_string("coordinator", None, "", flag_values=values)
@@ -195,14 +201,25 @@ def parse(argv: Sequence[str]) -> Command:
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=rest)
         extra = values(rest)[1:]
-        name = records.run_name(values.config.experiment, variant, values.config.to_dict())
+        experiment = values.config.get("experiment", experiment)
+        name = records.run_name(experiment, variant, values.config.to_dict())
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(_line(error)) from error
     if extra:
         raise UsageError(f"{extra[0]!r} is not a flag. Flags read like --config.KEY=VALUE.")
     workdir = Path(values.workdir) if values.workdir else Path("runs") / name
     peers = _peers(values)
-    return Command(values.config, variant, workdir, values.rerun, values.traceback, peers)
+    return Command(
+        config=values.config,
+        variant=variant,
+        experiment=experiment,
+        code=code,
+        workdir=workdir,
+        rerun=values.rerun,
+        show=values.show,
+        traceback=values.traceback,
+        peers=peers,
+    )
 
 
 def _peers(values: flags.FlagValues) -> dict[str, Any] | None:
@@ -244,55 +261,57 @@ def _split_config(argv: list[str]) -> tuple[str, list[str]]:
         if word in ("--config", "-config") and index + 1 < len(argv):
             return argv[index + 1], argv[:index] + argv[index + 2 :]
     raise UsageError(
-        f"Flag --config is missing: --config={_EXPERIMENTS}/NAME/config.py. {_config_choices()}"
+        f"Flag --config is missing: --config=experiments/NAME/config.py. {_config_choices()}"
     )
 
 
-def _load_config(path: str) -> tuple[ConfigDict, str]:
+def _load_config(path: str) -> tuple[ConfigDict, str, finding.Code]:
     name, _, variant = path.partition(":")
     if not Path(name).is_file():
-        stem = Path(name).parent.name if Path(name).stem == "config" else Path(name).stem
-        near = difflib.get_close_matches(stem, _config_names(), 1)
-        hint = f"Did you mean {_EXPERIMENTS / near[0]}/config.py? " if near else ""
+        stem = finding.name_of(Path(name))
+        found = {one.name: one.config for one in finding.find()}
+        near = difflib.get_close_matches(stem, found, 1)
+        hint = f"Did you mean {found[near[0]]}? " if near else ""
         raise UsageError(f"There is no config file {name!r}. {hint}{_config_choices()}")
-    get_config = getattr(_load_module(name), "get_config", None)
-    if get_config is None:
-        raise UsageError(f"{name!r} has no function `get_config`.")
-    if variant and not inspect.signature(get_config).parameters:
-        raise UsageError(f"{name!r} has no variants, got {variant!r}.")
     try:
+        module = finding.load(Path(name))
+        get_config = getattr(module, "get_config", None)
+        if get_config is None:
+            raise UsageError(f"{name!r} has no function `get_config`.")
+        if variant and not inspect.signature(get_config).parameters:
+            raise UsageError(f"{name!r} has no variants, got {variant!r}.")
         config = get_config(variant) if variant else get_config()
-    except (ValueError, KeyError) as error:
-        raise UsageError(f"{path!r} is refused: {_line(error)}") from error
-    if not isinstance(config, ConfigDict):
-        raise UsageError(f"`get_config` of {name!r} must return a ConfigDict.")
-    if "experiment" not in config:
-        config.experiment = Path(name).resolve().parent.name
-    return config, variant
-
-
-def _load_module(path: str) -> types.ModuleType:
-    spec = importlib.util.spec_from_file_location(f"config_{Path(path).stem}", path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"The config file {path!r} must be a Python file.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look up the types of their fields
-    try:
-        spec.loader.exec_module(module)
+        if not isinstance(config, ConfigDict):
+            kind = type(config).__name__
+            raise UsageError(f"`get_config` of {name!r} must return a ConfigDict, got {kind}.")
+        code = finding.code_of(Path(name), module)
+    except UsageError:
+        raise
     except SyntaxError as error:
-        raise UsageError(f"{path!r} is not Python: {_line(error)}") from error
-    return module
+        raise UsageError(f"{name!r} is not Python: {_line(error)}") from error
+    except Exception as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise UsageError(f"{path!r} is refused: {kind}{_line(error)}") from error
+    if not isinstance(config.get("experiment", ""), str):
+        raise UsageError(f"`experiment` must be a name, got {config.experiment!r} in {name!r}.")
+    return config, variant, code
 
 
-def _config_names() -> list[str]:
-    return sorted(path.parent.name for path in _EXPERIMENTS.glob("*/config.py"))
+def listing(experiments: Sequence[finding.Experiment]) -> str:
+    """The experiments, a line each with what it is about, and its variants below."""
+    if not experiments:
+        return f"There are no experiments in {Path.cwd()} or in its folder experiments."
+    width = max(len(str(one.config)) for one in experiments)
+    lines = []
+    for one in experiments:
+        lines.append(f"{one.config!s:{width}}  {one.about}".rstrip())
+        lines += [f"{one.config}:{variant}" for variant in one.variants]
+    return "\n".join(lines)
 
 
 def _config_choices() -> str:
-    names = _config_names()
-    if not names:
-        return f"There are none in {_EXPERIMENTS} under {Path.cwd()}; run this from the repository."
-    return f"In {_EXPERIMENTS}: {', '.join(names)}."
+    names = ", ".join(one.name for one in finding.find())
+    return f"There are: {names}." if names else f"There are no experiments in {Path.cwd()}."
 
 
 def _check_keys(words: list[str], config: ConfigDict) -> None:
@@ -324,19 +343,7 @@ def _line(error: BaseException) -> str:
 # --- The run -----------------------------------------------------------------------------------
 
 
-def _find_experiment(name: str) -> str:
-    """The module of an experiment; a name with dots is a module from anywhere."""
-    module = name if "." in name else f"experiments.{name}.run"
-    try:
-        found = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        found = None
-    if found is None:
-        raise UsageError(f"There is no module {module!r} to run; see `experiment` in the config.")
-    return module
-
-
-def _launch(command: Command, module: str) -> None:
+def _launch(command: Command) -> None:
     _prepare_environment(command.workdir)
     if command.peers is not None:
         try:
@@ -345,32 +352,52 @@ def _launch(command: Command, module: str) -> None:
             raise UsageError(str(error)) from error
         stopping.listen()  # JAX has taken SIGTERM for a notice of its own
     first = processes.index() == 0
+    idle = (command.workdir / "DONE").exists() and not (command.rerun or command.show)
+    # What is refused is refused before anything is written or set aside.
+    module = None if idle else _checked(command)
     if command.rerun and first:
         previous = records.set_aside(command.workdir)
         if previous is not None:
             print(f"The run that was there is now in {previous}")
-    origin = importlib.util.find_spec(module)
     with records.open_run(
         command.workdir,
         config=command.config.to_dict(),
-        experiment=command.config.experiment,
+        experiment=command.experiment,
         variant=command.variant,
-        sources=[Path(origin.origin)] if origin is not None and origin.origin else [],
+        sources=[command.code.run],
+        reopen=command.show,
     ) as run:
         if run.finished:
             if first:
-                _tell_finished(command.config.experiment, run)
+                _tell_finished(command.experiment, run)
             return
         if first:
-            print(f"{command.config.experiment}: writing to {run.directory}", flush=True)
+            print(f"{command.experiment}: writing to {run.directory}", flush=True)
         with contextlib.nullcontext() if first else contextlib.redirect_stdout(None):
-            imported = importlib.import_module(module)
-            results = imported.run(command.config, run)
-            page = importlib.import_module(module.removesuffix("run") + "page")
-            run.finish(page.show(results, command.config, run))
+            _compute_and_show(command, module or _checked(command), run)
         if first:
             print(f"Done: {run.report if run.report.exists() else run.directory}", flush=True)
     processes.disconnect()
+
+
+def _checked(command: Command) -> types.ModuleType:
+    """The module of the experiment, once its own `check` has found nothing wrong."""
+    module = finding.load(command.code.run)
+    if not hasattr(module, "run"):
+        raise UsageError(f"{str(command.code.run)!r} has no function `run`.")
+    if hasattr(module, "check"):
+        module.check(command.config)
+    return module
+
+
+def _compute_and_show(command: Command, module: types.ModuleType, run: records.Run) -> None:
+    """Runs the experiment, and shows what came out in process 0 alone."""
+    results = module.run(command.config, run)
+    if processes.index() > 0:
+        return
+    page = module if command.code.page is None else finding.load(command.code.page)
+    show = getattr(page, "show", None)
+    run.finish(results if show is None else show(results, command.config, run))
 
 
 def _tell_finished(experiment: str, run: records.Run) -> None:

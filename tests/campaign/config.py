@@ -1,11 +1,11 @@
-"""The job that faults are tried on; see job.py."""
+"""The job that faults are tried on; see run.py."""
 
 from ml_collections import ConfigDict
 
 
 def get_config():
     config = ConfigDict()
-    config.experiment = "campaign.job"
+    config.experiment = "job"
     config.seed = 0
     config.rate = 0.1  # learning rate of the sweep
     config.cases = 80  # networks in the sweep, in chunks of 4

@@ -219,7 +219,7 @@ def _other_code(job):
     tests = job.folder / "other_tests"
     if not tests.exists():
         shutil.copytree(launches.TESTS / "campaign", tests / "campaign")
-        with open(tests / "campaign/job.py", "a") as file:
+        with open(tests / "campaign/run.py", "a") as file:
             file.write("# another version\n")
     return _other(job, "other_code", path=tests)
 

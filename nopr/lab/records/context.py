@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
-import functools
 import hashlib
 import importlib.metadata
 import json
@@ -18,21 +16,6 @@ from typing import Any
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 _SETTINGS = ("default_prng_impl", "threefry_partitionable", "default_matmul_precision")
-_PRESENTATION = (  # relative to the root; `*` takes in folders below
-    "nopr/lab/plots/*",
-    "nopr/lab/launch.py",
-    "nopr/lab/progress.py",
-    "nopr/lab/report.py",
-    "nopr/lab/stopping.py",
-    "nopr/lab/supervisor.py",
-    "nopr/lab/tables.py",
-    "experiments/benchmarks/*",
-    "experiments/*/config.py",
-    "experiments/*/page.py",
-    "experiments/launch.py",
-    "experiments/reproduce.py",
-)
-_ROOT = Path(__file__).resolve().parents[3]
 
 
 def digest(config: Mapping[str, Any]) -> str:
@@ -46,33 +29,8 @@ def digest(config: Mapping[str, Any]) -> str:
 
 def run_name(experiment: str, variant: str, config: Mapping[str, Any]) -> str:
     """The directory name of a run: `experiment-variant-digest`, without an empty variant."""
-    words = (experiment.rpartition(".")[2], re.sub(r"[^\w.]+", "_", variant), digest(config))
+    words = (*(re.sub(r"[^\w.]+", "_", word) for word in (experiment, variant)), digest(config))
     return "-".join(word for word in words if word)
-
-
-@functools.cache
-def source_digest(*extra: Path) -> str:
-    """Ten hexadecimal digits that stand for the code of nopr, of its experiments, and of `extra`.
-
-    Files that only present results (plots, reports, tables, launcher), benchmarks and the configs
-    are left out: they cannot change a stage that is not in the config as well. What is in `extra`
-    always counts.
-    """
-    ours = (path for folder in ("nopr", "experiments") for path in (_ROOT / folder).rglob("*.py"))
-    found = {*(path for path in ours if not _presents(_name(path))), *extra}
-    total = hashlib.sha256()
-    for path in sorted(found):
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        total.update(f"{_name(path)} {digest}\n".encode())
-    return total.hexdigest()[:10]
-
-
-def _name(path: Path) -> str:
-    return path.relative_to(_ROOT).as_posix() if path.is_relative_to(_ROOT) else path.name
-
-
-def _presents(name: str) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _PRESENTATION)
 
 
 def threads() -> int:
@@ -104,8 +62,12 @@ def settings() -> dict[str, Any]:
     }
 
 
-def environment(*sources: Path) -> dict[str, Any]:
-    """What a run runs on: versions, commit, code, devices, settings. Starts jax's devices."""
+def environment(source: str) -> dict[str, Any]:
+    """What a run runs on: versions, commit, code, devices, settings. Starts jax's devices.
+
+    Args:
+      source: The digest of the code, from `source_digest`.
+    """
     import jax
 
     commit, changed = _commit()
@@ -117,7 +79,7 @@ def environment(*sources: Path) -> dict[str, Any]:
         "threads": threads(),
         **settings(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "source": source_digest(*sources),
+        "source": source,
         "commit": commit,
         "uncommitted_changes": changed,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -26,7 +26,8 @@ def open_run(
     config: Mapping[str, Any],
     experiment: str,
     variant: str = "",
-    sources: Sequence[Path] = (),
+    sources: Sequence[str | Path] = (),
+    reopen: bool = False,
     say: Callable[[str], Any] = to_stderr,
 ) -> Generator[Run, None, None]:
     """Opens a run directory for this program alone, new or to go on with.
@@ -40,7 +41,9 @@ def open_run(
       config: Nested plain dict, such as `ConfigDict.to_dict()`.
       experiment: The experiment's name.
       variant: The config file's variant, for people to read.
-      sources: Code the results depend on besides nopr and its experiments.
+      sources: Files whose code computes the results; what they import counts as well. Without
+        any, the whole of nopr counts, and nothing else.
+      reopen: Whether a finished run takes results again, such as a new figure.
       say: Called with one line for a person at a time.
 
     Yields:
@@ -54,7 +57,7 @@ def open_run(
     """
     directory = Path(workdir)
     asked = {"experiment": experiment, "config": json.loads(canonical(config))}
-    options = {"config": asked["config"], "sources": sources, "say": say}
+    options = {"config": asked["config"], "sources": sources, "reopen": reopen, "say": say}
     with contextlib.ExitStack() as held:
         if processes.index() == 0:
             with _refusal_shared():

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from nopr import processes
-from nopr.lab.records.context import canonical, context, environment, settings, source_digest
+from nopr.lab.records.context import canonical, context, environment, settings
 from nopr.lab.records.files import RunError, explained, plain_scalar, write_text
 from nopr.lab.records.metrics import Metrics
+from nopr.lab.records.sources import source_digest
 from nopr.lab.records.store import Store, packed, unpacked
 
 
@@ -30,14 +31,20 @@ class Run:
     """
 
     def __init__(
-        self, directory: Path, *, config: Any, sources: Sequence[Path], say: Callable[[str], Any]
+        self,
+        directory: Path,
+        *,
+        config: Any,
+        sources: Sequence[str | Path],
+        reopen: bool,
+        say: Callable[[str], Any],
     ):
         self.directory = directory
         self.say = self._warn = say
         self._kept = directory / "stages"
         self._config = config
-        self._sources = tuple(sources)
-        self.finished, self.outdated = self._state()
+        self._source = source_digest(*sources)
+        self.finished, self.outdated = (False, False) if reopen else self._state()
         self._context: dict[str, Any] = {}
         if not self.finished:
             self._begin()
@@ -173,7 +180,7 @@ class Run:
         write_text(self.directory / "summary.json", text)
         facts = {
             "summary_sha256": hashlib.sha256(text.encode()).hexdigest(),
-            "source": source_digest(*self._sources),
+            "source": self._source,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         write_text(self.directory / "DONE", json.dumps(facts, indent=2) + "\n")
@@ -202,7 +209,7 @@ class Run:
         if hashlib.sha256(summary).hexdigest() != facts.get("summary_sha256"):
             self.say(f"{self.directory / 'summary.json'} is damaged; making it again.")
             return False, False
-        return True, facts.get("source") != source_digest(*self._sources)
+        return True, facts.get("source") != self._source
 
     def _begin(self) -> None:
         """Clears what a killed run left half-written and notes what this one runs on."""
@@ -215,7 +222,7 @@ class Run:
             (self.directory / "DONE").unlink(missing_ok=True)
         path = self.directory / "environment.json"
         before = read_json(path)
-        facts = environment(*self._sources)
+        facts = environment(self._source)
         self._context = context(facts)
         self._metrics = Metrics(self.directory / "metrics.jsonl", self.say)
         if before is not None and context(before) != self._context:
