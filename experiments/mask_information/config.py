@@ -1,4 +1,7 @@
-"""What mask information can be asked for; README.md has the paper and the numbers to expect."""
+"""How many bits a mask knows of its data, computed exactly.
+
+README.md has the paper, the command and the numbers to expect.
+"""
 
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
@@ -6,6 +9,8 @@ from typing import Annotated, Literal
 from ml_collections import ConfigDict
 
 from nopr.lab import settings
+
+VARIANTS = ("repetition",)
 
 Initialization = Literal["torch", "he", "lecun"]
 

@@ -1,4 +1,7 @@
-"""What the main job can be asked for; README.md has what it shows and the numbers to expect."""
+"""Prunes a real network on real data; shows what each mask knows and how trainable it is.
+
+README.md has the paper, the command and the numbers to expect.
+"""
 
 from dataclasses import dataclass, field
 from typing import Annotated
