@@ -26,7 +26,9 @@ def show(results: Mapping[str, Any], config: ConfigDict, run: records.Run) -> di
     del config
     setting, rows = results["setting"], _rows(results)
     curves = {("train", "loss"): results["loss"]} | {
-        (split, name): results[f"{split}_{name}"] for split in SPLITS for name in ("accuracy", "loss")
+        (split, name): results[f"{split}_{name}"]
+        for split in SPLITS
+        for name in ("accuracy", "loss")
     }
     for (split, name), levels in curves.items():
         for level, values in enumerate(levels):

@@ -72,9 +72,7 @@ def _iterate(setting: Setting, run: records.Run) -> dict[str, Any]:
     parts = training.arrays(setting.images)
     init_key, run_key = jax.random.split(jax.random.key(setting.asked.seed))
     with (
-        checkpoints.Saver(
-            run.checkpoints("imp"), keep=asked.checkpoint_keep, say=run.say
-        ) as saver,
+        checkpoints.Saver(run.checkpoints("imp"), keep=asked.checkpoint_keep, say=run.say) as saver,
         progress.bar(desc="imp", unit="epoch") as bar,
     ):
         levels = algorithms.resume_imp(

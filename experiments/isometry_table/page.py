@@ -14,8 +14,8 @@ from nopr.lab import page, plots, records, report, settings, tables
 
 TITLES = {"l1": "L1", "l1_orthp": "L1 + OrthP"}
 LEAD = (
-    "Units of the smallest mean |w| are removed from a trained network; finetuning starts from what "
-    "is left, or from its orthogonalized form (OrthP), at two learning rates."
+    "Units of the smallest mean |w| are removed from a trained network; finetuning starts from "
+    "what is left, or from its orthogonalized form (OrthP), at two learning rates."
 )
 COLUMNS = [
     tables.Column("start", "start"),
@@ -82,7 +82,9 @@ def _statistic(asked: Settings) -> str:
 
 
 def _table(asked: Settings, results: Mapping[str, Any]) -> report.Table:
-    none = tables.Missing("The paper has these numbers for MLP-7-Linear on MNIST at ratio 0.8 only.")
+    none = tables.Missing(
+        "The paper has these numbers for MLP-7-Linear on MNIST at ratio 0.8 only."
+    )
     rows = []
     for (start, rate), found in results["finetuned"].items():
         *best, jsv = published.ACCURACY_AND_JSV[start]

@@ -20,8 +20,8 @@ def show(results: Mapping[str, Any], config: ConfigDict, run: records.Run) -> di
     """Prints the tables, writes figure and page; returns the summary."""
     asked, bits, task = settings.read(Settings, config), results["bits"], results["task"]
     lead = (
-        "Exact mutual information of mask and data on the cube task of No Free Prune, appendix C.2, "
-        "beside the published curves."
+        "Exact mutual information of mask and data on the cube task of No Free Prune, appendix "
+        "C.2, beside the published curves."
     )
     every = (
         f"Every dataset of the law {asked.task.law!r} was pruned on: {len(task.data.weights):,} of "

@@ -83,7 +83,8 @@ def show(outcome: Outcome, config: ConfigDict, run: records.Run) -> dict[str, An
         sections=[
             report.Section("Accuracy and trainability", trainability),
             report.Section(
-                "What the mask knows", [bits_table(asked, outcome), _bits_figure(asked, outcome, run)]
+                "What the mask knows",
+                [bits_table(asked, outcome), _bits_figure(asked, outcome, run)],
             ),
             report.Section("Vocabulary", [report.Terms(VOCABULARY)]),
         ],
@@ -122,7 +123,9 @@ def accuracy_table(asked: Settings, outcome: Outcome) -> report.Table:
             continue
         other = outcome.found.get(job._replace(repaired=True))
         repaired = tables.Missing(_why_no_repair(asked, outcome, job))
-        cells = dict.fromkeys(("last", "before", "after"), repaired) if other is None else _cells(other)
+        cells = (
+            dict.fromkeys(("last", "before", "after"), repaired) if other is None else _cells(other)
+        )
         rows.append(
             {
                 "method": methods.TITLES.get(job.method, job.method),

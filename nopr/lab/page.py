@@ -127,7 +127,7 @@ def summarize(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     summary: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(value, str) or (not isinstance(value, tables.Interval) and not np.ndim(value)):
+        if isinstance(value, str | int | float):
             summary[name] = value
             continue
         found = value if isinstance(value, tables.Interval) else over_seeds(value)
@@ -138,7 +138,7 @@ def summarize(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def curve(x: Sequence[Any], values: Any, *, key: str = "x") -> dict[str, Any]:
-    """Columns for `plots`: the mean of `values` [seeds, points] and its interval, if there is one."""
+    """Columns for `plots`: the mean of `values` [seeds, points] and its interval."""
     mean, half, _ = tables.mean_interval(values)
     columns = {key: x, "mean": mean}
     return columns if half is None else {**columns, "low": mean - half, "high": mean + half}

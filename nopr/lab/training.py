@@ -12,6 +12,7 @@ networks differ by their masks alone.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -140,7 +141,7 @@ def mlp(
     if not widths:
         raise ValueError("`network.widths` must name at least one hidden layer, got none.")
     shape = (inputs(images), *widths, images.classes)
-    weights = copies * sum(map(math.prod, zip(shape, shape[1:], strict=False)))
+    weights = copies * sum(map(math.prod, itertools.pairwise(shape)))
     if weights > _MOST:
         raise ValueError(
             f"`network` must have at most {_MOST:,} weights over all seeds, got {weights:,}. "
