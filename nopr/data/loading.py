@@ -63,9 +63,8 @@ def load(
       ModuleNotFoundError: If the set needs TensorFlow and that is not installed.
     """
     manual = _folder(manual_dir, "NOPR_MANUAL_DIR")
-    prepared = (
-        _folder(data_dir, "NOPR_DATA_DIR", "TFDS_DATA_DIR")
-        or Path("~/tensorflow_datasets").expanduser()
+    prepared = _folder(data_dir, "NOPR_DATA_DIR", "TFDS_DATA_DIR") or Path(
+        os.path.expanduser("~/tensorflow_datasets")
     )
     raw = _raw(name, prepared, manual)
     return finish(name, raw, validation=validation, normalize=normalize, pad=pad, seed=seed)
@@ -116,5 +115,5 @@ def _originals(archive: archives.Archive, manual_dir: Path | None) -> Path | Non
 def _folder(given: str | os.PathLike[str] | None, *variables: str) -> Path | None:
     for value in (given, *map(os.environ.get, variables)):
         if value:
-            return Path(value).expanduser()
+            return Path(os.path.expanduser(value))  # which leaves a ~ that nobody knows
     return None

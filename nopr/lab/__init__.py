@@ -12,6 +12,7 @@ __all__ = [
     "launch",
     "methods",
     "page",
+    "peers",
     "plots",
     "progress",
     "records",
@@ -19,8 +20,8 @@ __all__ = [
     "settings",
     "steps",
     "stopping",
-    "supervisor",
     "tables",
+    "terminal",
     "training",
 ]
 

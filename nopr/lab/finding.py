@@ -31,6 +31,7 @@ class Experiment(NamedTuple):
 class Code(NamedTuple):
     """The files of an experiment."""
 
+    config: Path
     run: Path
     """Has `run`; what it imports counts for the results."""
     page: Path | None
@@ -66,7 +67,7 @@ def code_of(config: Path, module: types.ModuleType) -> Code:
             f"{str(config)!r} has no function `run`, and there is no {str(run)!r}. Write one."
         )
     page = run.with_name("page.py")
-    return Code(run, page if run != config and page.is_file() else None)
+    return Code(config, run, page if run != config and page.is_file() else None)
 
 
 def load(path: Path) -> types.ModuleType:

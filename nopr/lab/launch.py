@@ -28,31 +28,37 @@ import contextlib
 import difflib
 import errno
 import inspect
-import json
 import os
 import re
-import signal
 import sys
-import tempfile
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from nopr import processes
-from nopr.lab import finding, records, stopping, supervisor
+from nopr.lab import finding, peers, records, stopping, terminal
 
-# jax is imported late, so that a bad flag is told at once.
+# jax is imported late, so that a bad flag is reported at once.
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
-_USER_ERRORS = (ValueError, OSError, FloatingPointError, ModuleNotFoundError, records.RunError)
+_USER_ERRORS = (ArithmeticError, MemoryError, ModuleNotFoundError, OSError, ValueError)
+_USER_ERRORS = (*_USER_ERRORS, records.RunError)
 _FULL = (  # where something wrote that knows nothing of runs
     "The disk is full: what is done is in {}, and is unchanged. "
     "Free some space and run the same command again."
+)
+_STOPPED = "Stopped; what is done is in {}. The same command resumes from there."
+_UNHEARD = "Stopped in the middle of a long call. The same command resumes from what is stored."
+_LOST = (
+    "Another process of this run was lost; what is done is in {}. "
+    "The same command on every host resumes from there."
+)
+_ALONE = (
+    "The other processes did not come within {} seconds. Start the same command on every host, "
+    "with the address of process 0 and a --process of its own."
 )
 
 
@@ -72,104 +78,54 @@ class Command:
     rerun: bool
     show: bool
     traceback: bool
-    peers: dict[str, Any] | None
-    """The arguments of `processes.connect`; None for a run of one process."""
+    peers: peers.Peers | None
+    """None for a run of one process."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line `argv` (with the program's name first) and returns the exit status."""
     if {"--help", "-help", "-h"} & set(argv[1:]):
-        print(__doc__.strip())
+        print((__doc__ or "").strip())
         return 0
     if "--list" in argv[1:]:
         print(listing(finding.find()))
         return 0
+    command = None
     try:
         command = parse(argv)
-    except (KeyboardInterrupt, stopping.Terminated) as stop:
-        print("Stopped; nothing was begun.", file=sys.stderr)
-        return stopping.status(stop)
-    except UsageError as error:
-        return _fail(error)
-    except _USER_ERRORS as error:
-        if "--traceback" in argv:
-            raise
-        return _fail(error)
-    if command.peers is None:
-        return _guarded(command)
-    try:
-        with tempfile.TemporaryDirectory(prefix="nopr-") as scratch:
-            ended = supervisor.supervise(partial(_supervised, command, scratch))
-    except (KeyboardInterrupt, stopping.Terminated) as stop:
-        _tell_stopped(command)
-        return stopping.status(stop)
-    except OSError as error:
-        return _fail(error)
-    if ended.code == supervisor.LOST:
-        _tell_lost(command, came=ended.came)
-    if ended.late:
-        _tell_stopped(command)
-    if ended.killed_by:
-        _tell_killed(command, ended.killed_by)
-    return ended.code
-
-
-def _supervised(command: Command, scratch: str) -> int:
-    """The work of one process of several; its temporary files go, however it ends."""
-    os.environ["TMPDIR"] = tempfile.tempdir = scratch
-    return _guarded(command)
-
-
-def _guarded(command: Command) -> int:
-    """Carries the command out; the exit status, after one line about what went wrong."""
-    try:
         _launch(command)
     except (KeyboardInterrupt, stopping.Terminated) as stop:
-        _tell_stopped(command)
+        peers.end()
+        terminal.say(_STOPPED.format(command.workdir) if command else "Stopped.")
         return stopping.status(stop)
     except Exception as error:
-        if command.peers is not None and processes.is_loss(error):
-            return supervisor.LOST
-        if isinstance(error, UsageError):
-            return _fail(error)
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) and not command.traceback:
-            return _fail(records.RunError(_FULL.format(command.workdir)))
-        if command.traceback or not isinstance(error, _USER_ERRORS):
-            raise
-        return _fail(error)
+        return _failed(error, command, traceback="--traceback" in argv)
+    peers.end()
     return 0
 
 
-def _tell_stopped(command: Command) -> None:
-    print(
-        f"Stopped; what is done is in {command.workdir}. The same command goes on from there.",
-        file=sys.stderr,
-    )
-
-
-def _tell_killed(command: Command, number: int) -> None:
-    why = ", as when memory runs out" if number == signal.SIGKILL else ""
-    print(
-        f"error: The work was killed by {signal.Signals(number).name}{why}; what is done is in "
-        f"{command.workdir}. The same command goes on from there.",
-        file=sys.stderr,
-    )
-
-
-def _tell_lost(command: Command, *, came: bool) -> None:
-    patience = command.peers["patience_seconds"] if command.peers else 0
-    if came:
-        print(
-            f"error: Another process of this run was lost; what is done is in {command.workdir}. "
-            "The same command on every host goes on from there.",
-            file=sys.stderr,
-        )
+def _failed(error: Exception, command: Command | None, *, traceback: bool) -> int:
+    """Says in one line what went wrong, and returns the exit status; raises mistakes in code."""
+    peers.end()
+    if isinstance(error, peers.AloneError) and command is not None and command.peers is not None:
+        line, status = _ALONE.format(10 * command.peers.patience_seconds), peers.LOST
+    elif command is not None and processes.is_loss(error):
+        line, status = _LOST.format(command.workdir), peers.LOST
+    elif isinstance(error, UsageError):
+        line, status = _line(error), 2
+    elif traceback or not (isinstance(error, _USER_ERRORS) or _is_of_jax(error)):
+        raise error
+    elif command is not None and getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        line, status = _FULL.format(command.workdir), 1
     else:
-        print(
-            f"error: The other processes did not come within {10 * patience} seconds. Start the "
-            "same command on every host, with the address of process 0 and a --process of its own.",
-            file=sys.stderr,
-        )
+        line, status = _line(error), 1
+    terminal.say(f"error: {line}")
+    return status
+
+
+def _is_of_jax(error: Exception) -> bool:
+    """Whether a device refused, as when it has too little memory."""
+    return "jax" in sys.modules and isinstance(error, sys.modules["jax"].errors.JaxRuntimeError)
 
 
 def parse(argv: Sequence[str]) -> Command:
@@ -184,31 +140,32 @@ def parse(argv: Sequence[str]) -> Command:
     Raises:
       UsageError: For anything that cannot be understood; the message is one line.
     """
+    for word in argv:
+        if not word.isprintable():
+            raise UsageError(f"The command line must be printable text, got {word!r}.")
     path, rest = _split_config(list(argv))
     config, variant, code = _load_config(path)
-    experiment = config.get("experiment", finding.name_of(Path(path.partition(":")[0])))
     values = flags.FlagValues()
-    flags.DEFINE_string("workdir", None, "", flag_values=values)
-    flags.DEFINE_bool("rerun", False, "", flag_values=values)
-    flags.DEFINE_bool("show", False, "", flag_values=values)
-    flags.DEFINE_bool("traceback", False, "", flag_values=values)
-    flags.DEFINE_bool("distributed", False, "", flag_values=values)
-    flags.DEFINE_string("coordinator", None, "", flag_values=values)
-    flags.DEFINE_integer("processes", None, "", flag_values=values)
-    flags.DEFINE_integer("process", None, "", flag_values=values)
-    flags.DEFINE_integer("patience", 30, "", flag_values=values)
+    for name in ("workdir", "coordinator"):
+        flags.DEFINE_string(name, None, "", flag_values=values)
+    for name in ("rerun", "show", "traceback", "distributed"):
+        flags.DEFINE_bool(name, False, "", flag_values=values)
+    for name, default in (("processes", None), ("process", None), ("patience", 30)):
+        flags.DEFINE_integer(name, default, "", flag_values=values)
     _check_keys(rest, config)
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=rest)
         extra = values(rest)[1:]
-        experiment = values.config.get("experiment", experiment)
+        experiment = values.config.get("experiment") or finding.name_of(code.config)
         name = records.run_name(experiment, variant, values.config.to_dict())
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        workdir = Path(values.workdir).expanduser() if values.workdir else Path("runs") / name
+    except (flags.Error, ArithmeticError, AttributeError, LookupError, RuntimeError) as error:
+        raise UsageError(_line(error)) from error
+    except (TypeError, ValueError) as error:
         raise UsageError(_line(error)) from error
     if extra:
         raise UsageError(f"{extra[0]!r} is not a flag. Flags read like --config.KEY=VALUE.")
-    workdir = Path(values.workdir) if values.workdir else Path("runs") / name
-    peers = _peers(values)
+    _check_threads()
     return Command(
         config=values.config,
         variant=variant,
@@ -218,12 +175,20 @@ def parse(argv: Sequence[str]) -> Command:
         rerun=values.rerun,
         show=values.show,
         traceback=values.traceback,
-        peers=peers,
+        peers=_peers(values),
     )
 
 
-def _peers(values: flags.FlagValues) -> dict[str, Any] | None:
-    """The other processes, as the flags tell them; None for a run of one process."""
+def _check_threads() -> None:
+    """Refuses a size of XLA's thread pool that XLA would take for another, or hang at."""
+    try:
+        records.threads()
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _peers(values: flags.FlagValues) -> peers.Peers | None:
+    """The other processes, as the flags give them; None for a run of one process."""
     where = (values.coordinator, values.processes, values.process)
     if not values.distributed and where == (None, None, None):
         return None
@@ -240,14 +205,11 @@ def _peers(values: flags.FlagValues) -> dict[str, Any] | None:
         raise UsageError(
             f"--process must be from 0 to {values.processes - 1}, got {values.process}."
         )
-    if values.coordinator is not None and not re.fullmatch(r".+:\d+", values.coordinator):
-        raise UsageError(f"--coordinator must read like HOST:PORT, got {values.coordinator!r}.")
-    return {
-        "coordinator": values.coordinator,
-        "count": values.processes,
-        "index": values.process,
-        "patience_seconds": values.patience,
-    }
+    if values.coordinator is not None:
+        port = re.fullmatch(r".+:([0-9]{1,5})", values.coordinator)
+        if port is None or not 0 < int(port[1]) < 2**16:
+            raise UsageError(f"--coordinator must read like HOST:PORT, got {values.coordinator!r}.")
+    return peers.Peers(*where, values.patience)
 
 
 # --- The config --------------------------------------------------------------------------------
@@ -346,10 +308,18 @@ def _line(error: BaseException) -> str:
 def _launch(command: Command) -> None:
     _prepare_environment(command.workdir)
     if command.peers is not None:
+        met = False
+
+        def line() -> str:
+            seconds = 10 * command.peers.patience_seconds if command.peers else 0
+            return _LOST.format(command.workdir) if met else _ALONE.format(seconds)
+
+        peers.abort_in_one_line(line)
         try:
-            processes.connect(**command.peers)
+            peers.connect(command.peers)
         except ValueError as error:
             raise UsageError(str(error)) from error
+        met = True
         stopping.listen()  # JAX has taken SIGTERM for a notice of its own
     first = processes.index() == 0
     idle = (command.workdir / "DONE").exists() and not (command.rerun or command.show)
@@ -369,7 +339,7 @@ def _launch(command: Command) -> None:
     ) as run:
         if run.finished:
             if first:
-                _tell_finished(command.experiment, run)
+                _print_finished(command.experiment, run)
             return
         if first:
             print(f"{command.experiment}: writing to {run.directory}", flush=True)
@@ -400,7 +370,7 @@ def _compute_and_show(command: Command, module: types.ModuleType, run: records.R
     run.finish(results if show is None else show(results, command.config, run))
 
 
-def _tell_finished(experiment: str, run: records.Run) -> None:
+def _print_finished(experiment: str, run: records.Run) -> None:
     print(run.table, end="\n\n")
     where = run.report if run.report.exists() else run.directory
     age = " by an earlier version of the code" if run.outdated else ""
@@ -408,25 +378,18 @@ def _tell_finished(experiment: str, run: records.Run) -> None:
 
 
 def _prepare_environment(workdir: Path) -> None:
-    """What must be settled before jax starts: quiet, and the thread pool of a run that goes on."""
+    """What must be settled before jax starts: quiet, and the thread pool of a run that resumes."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    try:
-        before = json.loads((workdir / "environment.json").read_bytes())["threads"]
-    except (OSError, ValueError, KeyError, TypeError):
-        before = None
-    known = isinstance(before, int) and before > 0
+    before = (records.read_json(workdir / "environment.json") or {}).get("threads")
+    known = isinstance(before, int) and 0 < before <= records.MOST_THREADS
     os.environ.setdefault("NPROC", str(before if known else records.threads()))
-
-
-def _fail(error: BaseException) -> int:
-    print(f"error: {_line(error)}", file=sys.stderr)
-    return 2 if isinstance(error, UsageError) else 1
 
 
 def run_program() -> None:
     """Carries out the command line of this program and ends it with the exit status."""
-    stopping.listen()
+    terminal.guard_streams()
+    stopping.listen(lambda: terminal.say(_UNHEARD))
     status = main(sys.argv)
     stopping.ignore()
     sys.stdout.flush()

@@ -1,21 +1,27 @@
 """Signals to stop as exceptions in the main thread, that no callback can swallow.
 
-Python drops an exception that a signal handler raises where there is nobody to catch it: in a
-callback of the garbage collector (JAX has one) or in a `__del__`. The run would then go on as if it
-had not been told to stop. So such places are left alone for a moment, and where what was raised is
-gone without having come to the end of the run, it is raised again.
+Python drops an exception that a signal handler raises where nobody can catch it: in a callback of
+the garbage collector (JAX has one) or in a `__del__`. The run would then continue as if it had not
+been stopped. So such places are left alone for a moment, and an exception that disappeared before
+the end of the run is raised again. Where the main thread does not return to Python at all, as in a
+long call to JAX, the program ends without it.
 """
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
+import time
 import types
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 _SWALLOWING = ("_xla_gc_callback", "__del__")
 _AWAY_SECONDS = 0.01
 _AGAIN_SECONDS = 1.0
+_GRACE_SECONDS = 20.0
 
 
 class Terminated(BaseException):
@@ -34,30 +40,51 @@ class _Last:
 
     kind: type[BaseException] = Terminated
     stop: Any = None  # a weak reference; None where it was put off
+    heard = False  # whether the main thread has seen a signal
 
 
-def listen() -> None:
-    """From now on SIGTERM raises `Terminated`, and SIGINT, unless ignored, KeyboardInterrupt."""
+def listen(unheard: Callable[[], Any] | None = None) -> None:
+    """From now on SIGTERM raises `Terminated`, and SIGINT, unless ignored, KeyboardInterrupt.
+
+    Args:
+      unheard: Called in a thread where the main thread has not seen a signal within 20 seconds;
+        the program then ends with the signal's exit status.
+    """
     signal.signal(signal.SIGTERM, _on_signal)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _on_signal)
     signal.signal(signal.SIGALRM, _on_alarm)
+    if unheard is not None:
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        threading.Thread(target=_watch, args=(reader, unheard), daemon=True).start()
 
 
 def ignore() -> None:
-    """From now on neither does anything; for the end, when all is done and said."""
+    """From now on neither does anything; for the end, when everything is written."""
     signal.setitimer(signal.ITIMER_REAL, 0)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
 def status(stop: BaseException) -> int:
-    """The exit status of a program that ends because of it."""
+    """The exit status of a program that ends because of `stop`."""
     return 128 + (signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM)
 
 
+def _watch(reader: int, unheard: Callable[[], Any]) -> None:
+    number = 0
+    while number not in _KINDS:
+        number = os.read(reader, 1)[0]
+    time.sleep(_GRACE_SECONDS)
+    if not _Last.heard:
+        unheard()
+        os._exit(128 + number)
+
+
 def _on_signal(number: int, frame: types.FrameType | None) -> None:
-    _Last.kind = _KINDS[signal.Signals(number)]
+    _Last.kind, _Last.heard = _KINDS[signal.Signals(number)], True
     _stop(frame)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+MOST_THREADS = 4096
 _SETTINGS = ("default_prng_impl", "threefry_partitionable", "default_matmul_precision")
 
 
@@ -36,10 +37,18 @@ def run_name(experiment: str, variant: str, config: Mapping[str, Any]) -> str:
 def threads() -> int:
     """The size of XLA's thread pool on the CPU, which changes the last bits of results.
 
-    It is `NPROC` where that is set, as `experiments.launch` does before jax starts.
+    It is `NPROC` where that is set, as the launcher does before jax starts.
+
+    Raises:
+      ValueError: If `NPROC` is set to something else than a number of threads.
     """
     given = os.environ.get("NPROC", "")
-    if given.isdigit():
+    if given:
+        if not re.fullmatch("[0-9]{1,6}", given) or not 1 <= int(given) <= MOST_THREADS:
+            raise ValueError(
+                f"`NPROC` must be a number of threads from 1 to {MOST_THREADS}, got {given!r}. "
+                "Set it to the number of cores, or unset it."
+            )
         return int(given)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

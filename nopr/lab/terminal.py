@@ -1,0 +1,46 @@
+"""What a program says: no failure to print it ever decides whether the work is done."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from typing import Any, TextIO
+
+
+def say(line: str) -> None:
+    """Prints one line for the person at the terminal to stderr, at once."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def guard_streams() -> None:
+    """From now on nothing that is printed fails: what cannot be shown is dropped.
+
+    That is so of characters that the terminal does not know, of a pipe that nobody reads, of a full
+    disk, and of streams that are closed.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # or the next file that is opened would take the place of the stream
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout, sys.stderr = guarded(1, sys.stdout), guarded(2, sys.stderr)
+
+
+def guarded(descriptor: int, like: Any = None) -> TextIO:
+    """A text stream to a file descriptor, which drops what cannot be written."""
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Dropping(descriptor, "wb", closefd=False)),
+        encoding=getattr(like, "encoding", None) or "utf-8",
+        errors="backslashreplace",
+        line_buffering=True,
+    )
+
+
+class _Dropping(io.FileIO):
+    def write(self, data: Any) -> int:
+        try:
+            written = super().write(data)
+        except OSError:
+            written = None
+        return memoryview(data).nbytes if written is None else written
