@@ -1,15 +1,16 @@
 """What the experiments share: the pruners by name, and the cube task."""
 
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
-from experiments import cube, held_out, methods
-from experiments.mask_information import run as mask_information
+from experiments.mask_information import cube, published
+from experiments.mask_information.config import Cube
 from nopr import finetune, information, masks, networks, trees
-from nopr.lab import steps
+from nopr.lab import methods, settings, steps, training
 
 NETWORK = networks.mlp((6, 5, 3), inputs=4)
 SHAPES = ((4, 6), (6, 5), (5, 3))
@@ -35,15 +36,7 @@ def problem():
 
 @pytest.fixture(scope="module")
 def task():
-    return cube.task(
-        law="distinct",
-        dimension=2,
-        points=2,
-        width=3,
-        steps=20,
-        learning_rate=0.1,
-        initialization="torch",
-    )
+    return cube.task(Cube(dimension=2, points=2, width=3, steps=20, learning_rate=0.1))
 
 
 # --- Methods -----------------------------------------------------------------------------------
@@ -71,14 +64,6 @@ def test_units_keep_their_whole_rows_and_columns(problem, getkey):
     np.testing.assert_array_equal(second, first[0][:, None] & second.any(axis=0))
     np.testing.assert_array_equal(last, np.broadcast_to(second.any(axis=0)[:, None], last.shape))
     assert [int(mask.sum()) for mask in (first, second, last)] == [4 * 3, 3 * 2, 2 * 3]
-
-
-def test_the_methods_compared_are_known_and_not_none():
-    assert methods.check(("snip", "imp")) == ("snip", "imp")
-    with pytest.raises(ValueError, match=r"must be of grasp, imp, .*, got 'snap'"):
-        methods.check(("snip", "snap"))
-    with pytest.raises(ValueError, match=r"`methods` must name at least one of"):
-        methods.check(())
 
 
 def test_units_go_from_the_layer_they_are_planned_for_however_the_layers_sort(getkey):
@@ -123,14 +108,13 @@ def test_scores_that_are_not_finite_are_an_error_that_names_the_method():
 
 @pytest.mark.parametrize(("validation", "count"), [(240, 240), (240.0, 240), (1 / 6, 240)])
 def test_a_count_to_hold_out_is_a_count_even_where_a_flag_made_it_a_float(validation, count):
-    config = ConfigDict({"seed": 0, "data": {"name": "digits", "validation": validation}})
-    assert len(held_out.load(config).validation.labels) == count
+    images = training.load(settings.Data("digits", validation), seed=0)
+    assert len(images.validation.labels) == count
 
 
 def test_holding_nothing_out_names_the_key():
-    config = ConfigDict({"seed": 0, "data": {"name": "digits", "validation": 1e-5}})
     with pytest.raises(ValueError, match=r"`data\.validation` must hold out .* got 1e-05"):
-        held_out.load(config)
+        training.load(settings.Data("digits", 1e-5), seed=0)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 10, None])
@@ -180,15 +164,7 @@ def test_a_unit_of_the_cube_net_takes_its_weights_and_its_bias_with_it(task):
 
 
 def test_the_task_of_the_paper_has_its_size_and_entropy():
-    task = cube.task(
-        law="distinct",
-        dimension=3,
-        points=6,
-        width=4,
-        steps=500,
-        learning_rate=0.05,
-        initialization="torch",
-    )
+    task = cube.task(Cube())
     assert task.size == 21
     assert len(task.data.weights) == 1792
     assert task.data.entropy_bits == pytest.approx(np.log2(1792))
@@ -196,11 +172,13 @@ def test_the_task_of_the_paper_has_its_size_and_entropy():
 
 
 def test_the_published_curves_have_a_value_at_each_pruned_count():
-    published = dict(mask_information.PUBLISHED)
-    pruned = published.pop("pruned")
-    assert np.all(np.diff(pruned) > 0)
-    assert max(pruned) <= 20
-    for name, bits in published.items():
+    assert np.all(np.diff(published.PRUNED) > 0)
+    assert max(published.PRUNED) <= 20
+    for name, bits in published.BITS.items():
         assert name in methods.TITLES
-        assert len(bits) == len(pruned)
+        assert len(bits) == len(published.PRUNED)
         assert np.all((np.array(bits) > 0) & (np.array(bits) < np.log2(1792)))
+
+
+def test_the_methods_of_the_settings_are_those_that_have_a_title():
+    assert set(get_args(settings.Method)) == set(methods.TITLES)

@@ -1,4 +1,4 @@
-"""The long run of iterative pruning: killed, damaged and gone on with to the same bytes."""
+"""The long run of iterative pruning: killed, damaged and resumed to the same bytes."""
 
 import json
 import math
@@ -10,6 +10,7 @@ import pytest
 
 from experiments.imp_run import config as configs
 from experiments.imp_run import run as imp_run
+from nopr.lab import settings
 
 TINY = {
     "data.validation": 1300,
@@ -58,7 +59,7 @@ def _results(folder):
 def _went_on(ended, damaged, before):
     assert f"checkpoint of step {damaged} in" in ended.err
     assert "is damaged" in ended.err
-    assert f"imp: going on after epoch {before} of {SAVED[-1]}" in ended.err
+    assert f"imp: resuming after epoch {before} of {SAVED[-1]}" in ended.err
 
 
 def test_killed_damaged_and_terminated_it_ends_with_the_same_bytes(tmp_path):
@@ -90,7 +91,7 @@ def test_killed_damaged_and_terminated_it_ends_with_the_same_bytes(tmp_path):
     ended = launched.run(words, cache=cache)
     assert ended.code == 0, ended.err
     assert "damaged" not in ended.err
-    assert f"imp: going on after epoch {newest} of {SAVED[-1]}" in ended.err
+    assert f"imp: resuming after epoch {newest} of {SAVED[-1]}" in ended.err
     assert _results(cut) == _results(whole)
 
 
@@ -112,9 +113,14 @@ def _check_summary(summary):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("pruning.levels", 0, "`pruning.levels` must be at least 1, got 0."),
-        ("pruning.removal", 1.0, "`pruning.removal` must be between 0 and 1, got 1.0."),
-        ("pruning.scope", "net", "`pruning.scope` must be 'global' or 'layer', got 'net'."),
+        ("pruning.levels", 0, "`pruning.levels` must be at least 1 and at most 1000, got 0."),
+        ("pruning.removal", 1.0, "`pruning.removal` must be above 0 and below 1, got 1.0."),
+        ("pruning.removal", 0.9999999, "`pruning.removal` must leave one of 50,200 weights after"),
+        ("network.widths", (10**11,), "`network.widths` must be at least 1 and at most 1048576"),
+        ("network.widths", (2**20, 2**20), "`network` must have at most 2,147,483,647 weights"),
+        ("training.length", f"{10**20}ep", "`training.length` must be at most 2,147,483,647 st"),
+        ("training.length", f"{10**9}ep", "`training.length` must be at most 2,147,483,647 st"),
+        ("pruning.scope", "net", "`pruning.scope` must be one of 'global', 'layer', got 'net'."),
         ("pruning.rewind", "60ep", "`pruning.rewind` must be below `training.length`, '60ep', got"),
         ("training.checkpoint_keep", 0, "`training.checkpoint_keep` must be at least 1, got 0."),
         ("training.checkpoint_every", "0ep", "`training.checkpoint_every` must be at least 1ep"),
@@ -125,4 +131,4 @@ def test_a_config_that_cannot_be_run_is_refused_before_it_runs(key, value, messa
     config = configs.get_config()
     config.update_from_flattened_dict({key: value})
     with pytest.raises(ValueError, match=re.escape(message)):
-        imp_run._setting(config)
+        imp_run._setting(settings.read(configs.Settings, config))

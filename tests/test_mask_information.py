@@ -6,16 +6,16 @@ import json
 import numpy as np
 import pytest
 
-from experiments import methods
-from experiments.mask_information import config as configs
-from experiments.mask_information import run as mask_information
-from nopr.lab import launch
+from experiments.mask_information import page as mask_information_page
+from experiments.mask_information import published
+from experiments.mask_information.config import Settings, get_config
+from nopr.lab import launch, settings
 
 TINY = {
     "initializations": 2,
     "checked": 0,
     "methods": ("magnitude_after", "snip", "synflow", "random"),
-    "training.steps": 5,
+    "task.steps": 5,
     "pruning.most": 5,
     "pruning.synflow_rounds": 3,
     "sensitivity.initialization": ("he",),
@@ -49,16 +49,15 @@ def test_the_summary_has_exact_zeros_for_data_free_masks_and_bits_for_the_others
             bits = summary[f"{row}/pruned_{pruned}/bits"]
             assert 0 < bits <= summary["dataset_entropy_bits"]
         # He's biases are 0, and so are their SNIP scores: the five of them go first, always.
-        assert summary[f"initialisation_he/snip/pruned_{pruned}/bits"] == 0
+        assert summary[f"initialization_he/snip/pruned_{pruned}/bits"] == 0
     assert not any(name.endswith("pruned_6/bits") for name in summary)
 
 
 def test_the_table_sets_the_published_numbers_beside_ours(run):
     lines = (run / "table.txt").read_text().splitlines()
-    published = [line for line in lines if " published" in line]
-    assert [line.split()[1:] for line in published] == [
-        [f"{mask_information.PUBLISHED[name][i]:.2f}" for i in (0, 1)]
-        for name in ("magnitude_after", "snip")
+    theirs = [line for line in lines if " published" in line]
+    assert [line.split()[1:] for line in theirs] == [
+        [f"{published.BITS[name][i]:.2f}" for i in (0, 1)] for name in ("magnitude_after", "snip")
     ]
     zeros = [line for line in lines if line.startswith(("SynFlow", "random (ERK)"))]
     assert len(zeros) == 2
@@ -77,34 +76,25 @@ def test_the_figure_holds_the_computed_and_the_published_points(run):
     assert "data:image/png;base64" in (run / "report.html").read_text()
 
 
-def test_run_again_it_computes_nothing(run, capsys):
-    before = {path: path.read_bytes() for path in run.rglob("*.json")}
-    assert launch.main([*WORDS, f"--workdir={run}"]) == 0
-    assert "mask_information is finished" in capsys.readouterr().out
-    assert {path: path.read_bytes() for path in run.rglob("*.json")} == before
-
-
 def test_the_settings_are_compared_on_the_same_initialisations(rng):
     bits = {
         "as configured": {"imp": rng.normal(size=(5, 20)), "random": np.zeros((5, 20))},
         "steps 1000": {"imp": rng.normal(size=(3, 20))},
     }
-    _, rows = mask_information._sensitivity(configs.get_config(), bits)
-    assert [row["n"] for row in rows] == [3, 3]
+    table = mask_information_page.sensitivity(settings.read(Settings, get_config()), bits)
+    assert "over the same n = 3 initializations" in table.caption
     for row, values in zip(
-        rows, (bits["as configured"]["imp"], bits["steps 1000"]["imp"]), strict=True
+        table.rows, (bits["as configured"]["imp"], bits["steps 1000"]["imp"]), strict=True
     ):
         assert row["9"].n == 3
         assert row["9"].mean == pytest.approx(values[:3, 8].mean())
         assert row["peak"].mean == pytest.approx(values[:3].mean(axis=0).max())
-    title = mask_information._effects_title(rows)
-    assert "over the same n = 3 initialisations" in title
 
 
-def test_the_title_says_on_how_many_initialisations_the_check_was_made(run):
-    assert "H(m | D) = 0 checked on 0 of 2" in (run / "table.txt").read_text()
-    assert "H(m | D) = 0 checked on 0 of 2" in (run / "report.html").read_text()
-    assert methods.checked_text(9, 5) == "H(m | D) = 0 checked on 5 of 5"
+def test_the_caption_names_the_batching_and_how_many_were_checked(run):
+    for name in ("table.txt", "report.html"):
+        text = " ".join((run / name).read_text().split())
+        assert "computed on lanes; H(m | D) = 0 checked on 0 of 2" in text
 
 
 def test_every_setting_of_the_config_as_it_stands_can_be_run_and_stored(tmp_path):
@@ -112,9 +102,9 @@ def test_every_setting_of_the_config_as_it_stands_can_be_run_and_stored(tmp_path
         "initializations": 1,
         "checked": 0,
         "methods": ("magnitude_after", "snip"),
-        "data.dimension": 2,
-        "data.points": 2,
-        "training.steps": 2,
+        "task.dimension": 2,
+        "task.points": 2,
+        "task.steps": 2,
         "pruning.most": 3,
     }
     folder = tmp_path / "run"
@@ -122,11 +112,7 @@ def test_every_setting_of_the_config_as_it_stands_can_be_run_and_stored(tmp_path
     assert launch.main([*words, f"--workdir={folder}"]) == 0
     summary = json.loads((folder / "summary.json").read_bytes())
     settings = {name.split("/")[0] for name in summary if "/" in name}
-    sensitivity = configs.get_config().sensitivity
+    sensitivity = get_config().sensitivity
     fields = ("initialization", "learning_rate", "steps")
     assert len(settings) == 1 + sum(len(sensitivity[field]) for field in fields)
     assert "steps_1000" in settings
-
-
-def test_a_stage_has_a_name_that_can_be_stored_whatever_the_value():
-    assert mask_information._slug("learning rate 1e+16/imp/0") == "learning_rate_1e_16/imp/0"

@@ -1,12 +1,12 @@
-"""The main job, tiny: whole, shown again, killed and gone on with; and its parts."""
+"""The main job, tiny: whole, shown again, killed and resumed; and its parts."""
 
 import csv
 import fcntl
+import functools
 import itertools
 import json
 import math
 import os
-import shlex
 
 import jax
 import launched
@@ -16,12 +16,11 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments import methods
 from experiments.quickstart import config as configs
-from experiments.quickstart import page as quickstart_report
+from experiments.quickstart import page as quickstart_page
 from experiments.quickstart import run as quickstart
-from nopr import algorithms, criteria, networks, pruning
-from nopr.lab import launch
+from nopr import algorithms, criteria, data, finetune, networks, pruning
+from nopr.lab import methods, training
 
 DENSITIES = (0.5, 0.1)
 SEEDS = 2
@@ -154,15 +153,6 @@ def test_the_summary_is_the_mean_and_interval_of_the_csv(summary, rows):
         assert summary[f"{name}_half_width"] == pytest.approx(half)
 
 
-def test_the_report_gives_the_command_that_runs_it_again():
-    parsed = launch.parse(["launch", *WORDS])
-    program, *words = shlex.split(quickstart_report.command(parsed.config))[2:]
-    assert program == "experiments.launch"
-    assert launch.parse(["launch", *words]).config.to_dict() == parsed.config.to_dict()
-    usual = launch.parse(["launch", WORDS[0]]).config
-    assert quickstart_report.command(usual) == "make demo"
-
-
 def test_every_row_says_how_long_was_trained_for_it(whole, rows):
     # IMP removes at most 0.7: one round to 0.5, two more to 0.1; an epoch each, and one after.
     expected = {("dense", "1.0"): 1, ("imp", "0.5"): 2, ("imp", "0.1"): 4}
@@ -170,31 +160,15 @@ def test_every_row_says_how_long_was_trained_for_it(whole, rows):
         after = 2 if row["method"] in methods.AFTER_TRAINING else 1
         epochs = expected.get((row["method"], row["density"]), after)
         assert int(row["training_epochs"]) == epochs, row
-    said = " ".join(quickstart_report.BUDGETS.split())
+    said = " ".join(quickstart_page.BUDGETS.split())
     assert said in " ".join((whole / "run/table.txt").read_text().split())
     assert said in (whole / "run/report.html").read_text()
-
-
-def test_the_table_says_on_how_many_initialisations_the_check_was_made(whole):
-    assert "H(m | D) = 0 checked on the first 0 of each" in (whole / "run/table.txt").read_text()
 
 
 # --- Again, and after a kill -------------------------------------------------------------------
 
 
-def test_run_again_it_says_that_it_is_finished_and_where(whole):
-    before = launched.contents(whole / "run")
-    ended = launched.run([*WORDS, f"--workdir={whole}/run"], cache=whole / "cache")
-    assert ended.code == 0, ended.err
-    assert "quickstart is finished" in ended.out
-    assert f": {whole}/run/report.html" in ended.out
-    assert "Nothing was run" in ended.out
-    assert (whole / "run/table.txt").read_text() in ended.out
-    assert ended.err == ""
-    assert launched.contents(whole / "run") == before
-
-
-def test_killed_while_finetuning_it_goes_on_to_the_same_bytes(whole, tmp_path):
+def test_killed_while_finetuning_it_resumes_to_the_same_bytes(whole, tmp_path):
     words = [*WORDS, f"--workdir={tmp_path}"]
     launched.kill_when("stages/finetuning/chunk-*.json", tmp_path, words, cache=whole / "cache")
     assert not (tmp_path / "summary.json").exists()
@@ -240,37 +214,33 @@ def test_imp_rounds_that_fit_exactly_are_not_made_more():
     assert hits == [1, 2]
 
 
-def test_imp_rounds_refuse_targets_that_rise_and_a_removal_out_of_range():
-    with pytest.raises(ValueError, match=r"must fall from left to right, got \[0\.1, 0\.5\]"):
-        methods.imp_levels([0.1, 0.5], removal=0.2)
-    for removal in (0.0, 1.0, 1.5):
-        with pytest.raises(ValueError, match=rf"between 0 and 1, got {removal}"):
-            methods.imp_levels([0.5], removal=removal)
-
-
 # --- Keys and checks ---------------------------------------------------------------------------
+
+
+def make_setting(learning_rate=0.05):
+    """A setting on random data with one seed, without the loading."""
+    asked = configs.Settings(
+        seeds=1,
+        pruning=configs.Pruning(densities=(0.5,)),
+        training=configs.Training("2ep", 8, learning_rate),
+    )
+    rng = np.random.default_rng(0)
+    split = data.Split(
+        rng.normal(size=(16, 4)).astype(np.float32), np.arange(16, dtype=np.int32) % 3
+    )
+    images = data.Images("random", split, split, split, 3, (0.0,), (1.0,))
+    network = networks.mlp((5, 3), inputs=4)
+    loss = finetune.cross_entropy(network.apply)
+    tx = training.cosine_sgd(asked.training, images, epochs=2)
+    trainer = functools.partial(finetune.trainer, loss, tx, epochs=2, batch_size=8)
+    keys = jax.random.split(jax.random.key(0), 1)
+    task = training.Task(images, network, loss, trainer, 2, keys, learning_rate)
+    return quickstart.Setting(asked, task, quickstart._problem(task, 200.0), None)
 
 
 @pytest.fixture
 def setting():
-    """A setting on random data with one seed, without the loading."""
-    config = configs.get_config()
-    config.update_from_flattened_dict(
-        {"training.length": "2ep", "training.batch_size": 8, "pruning.densities": (0.5,)}
-    )
-    network = networks.mlp((5, 3), inputs=4)
-    rng = np.random.default_rng(0)
-    train = rng.normal(size=(16, 4)).astype(np.float32), np.arange(16, dtype=np.int32) % 3
-    return quickstart.Setting(
-        config=config,
-        network=network,
-        problem=quickstart._problem(config, network, (4,)),
-        keys=jax.random.split(jax.random.key(0), 1),
-        shared={"train": train},
-        scoring=train,
-        trainer=quickstart._trainer(config, network, 16),
-        tune=None,
-    )
+    return make_setting()
 
 
 def test_imp_and_pruning_after_training_have_the_batches_of_the_dense_stage(setting):
@@ -282,28 +252,56 @@ def test_imp_and_pruning_after_training_have_the_batches_of_the_dense_stage(sett
         return {"w": jax.random.normal(key, (4, 5))}
 
     prune = pruning.pruner(criteria.magnitude())
-    expected = train(init(setting.keys[0]), None, None, key=quickstart._train_keys(setting)[0])
-    kept = prune(expected, None, count=7, key=setting.keys[0])["w"]
+    expected = train(init(setting.task.keys[0]), None, None, key=setting.task.train_keys[0])
+    kept = prune(expected, None, count=7, key=setting.task.keys[0])["w"]
     imp = algorithms.imp(prune, init=init, train=train, counts=[7])
     after = algorithms.after_training(
         pruning.pruner(criteria.magnitude(), density=7 / 20), init=init, train=train
     )
     for algorithm in (imp, after):
-        np.testing.assert_array_equal(algorithm(None, key=setting.keys[0])["w"], kept)
+        np.testing.assert_array_equal(algorithm(None, key=setting.task.keys[0])["w"], kept)
 
 
 def test_imp_that_diverges_has_no_mask(setting):
     found = quickstart._choose_masks(setting, "imp", None)
     assert found["layer_0/kernel"].shape == (1, 1, 4, 5)
-    setting.config.training.learning_rate = 1e20
-    diverging = setting._replace(trainer=quickstart._trainer(setting.config, setting.network, 16))
     with pytest.raises(ValueError, match=r"No mask for 'IMP': .*finite"):
-        quickstart._choose_masks(diverging, "imp", None)
+        quickstart._choose_masks(make_setting(1e20), "imp", None)
 
 
 @pytest.mark.parametrize("name", ["snip", "grasp", "magnitude_after"])
 def test_a_score_that_is_not_finite_gives_no_mask(name, setting):
-    scoring = (np.full((16, 4), np.nan, np.float32), setting.scoring[1])
-    dense = jax.tree.map(lambda leaf: leaf * np.nan, jax.vmap(setting.network.init)(setting.keys))
+    images = setting.task.images
+    broken = images.train._replace(images=np.full((16, 4), np.nan, np.float32))
+    task = setting.task._replace(images=images._replace(train=broken))
+    dense = jax.tree.map(lambda leaf: leaf * np.nan, task.initial)
     with pytest.raises(ValueError, match=f"No mask for '{methods.TITLES[name]}': .*finite"):
-        quickstart._choose_masks(setting._replace(scoring=scoring), name, dense)
+        quickstart._choose_masks(setting._replace(task=task), name, dense)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pruning.densities": (0.1, 0.5)}, r"must fall from left to right, got \(0\.1, 0\.5\)"),
+        (
+            {"repair.density": 0.3},
+            r"`repair\.density` must be one of .*, got 0\.3",
+        ),
+        ({"information.width": 1}, r"`information\.width` must be at least 2 for 'units_after'"),
+        ({"pruning.densities": (0.5, 1e-4)}, r"must leave a unit in each of `network\.widths`"),
+        ({"methods": ("snip", "snap")}, r"`methods` must be one of 'grasp', .*, got 'snap'"),
+        ({"methods": ()}, r"`methods` must hold at least one entry, got none"),
+        ({"pruning.imp_removal": 1e-9}, r"`pruning\.imp_removal` must be at least 0\.001"),
+    ],
+)
+def test_a_config_that_cannot_be_run_is_refused(changes, message):
+    config = configs.get_config()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=message):
+        quickstart.check(config)
+
+
+def test_a_density_that_leaves_no_weight_is_refused_before_training():
+    asked = configs.Settings(methods=("snip",), pruning=configs.Pruning(densities=(1e-7,)))
+    with pytest.raises(ValueError, match=r"must leave one of 50,200 weights, got 1e-07"):
+        quickstart._setting(asked)

@@ -1,60 +1,87 @@
 """How many bits a mask knows of its data, computed exactly.
 
-Paper: "No Free Prune: Information-Theoretic Barriers to Pruning at Initialization", Kumar, Luo and
-Sellke, ICML 2024, arXiv:2402.01089, appendix C.2, figure 4 (regression).
-
-    make reproduce NAME=mask_information             about 8 minutes on two cores
-    make reproduce NAME=mask_information_repetition  about an hour on two cores
-
-The first draws distinct points: 1,792 datasets, H(D) = 10.81 bits. The second, the variant
-`repetition`, draws points with replacement and a label per draw: 54,264 multisets with their
-multinomial weights, H(D) = 15.41 bits; IMP and magnitude after training alone take it long.
-
-Expected at 9 and 18 pruned weights (published): IMP 8.80 and 6.15, magnitude after training 8.98
-and 8.06, SNIP 7.11 and 4.65, GraSP 5.41 and 2.81; SynFlow and random exactly 0. The paper leaves
-open whether points repeat, the initialisation law, the learning rate, the number of steps and of
-initialisations, and how it breaks ties; it samples the entropy (32,000 draws, plug-in).
+README.md has the paper, the command and the numbers to expect.
 """
 
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal
+
 from ml_collections import ConfigDict
+
+from nopr.lab import settings
+
+VARIANTS = ("repetition",)
+
+Initialization = Literal["torch", "he", "lecun"]
+
+
+@dataclass(frozen=True)
+class Cube:
+    """The cube task: labelled corners of the cube, a ReLU net of one hidden layer."""
+
+    law: Literal["distinct", "label_per_draw", "label_per_point"] = "distinct"  # of the datasets
+    dimension: Annotated[int, settings.Range(1, 10)] = 3  # of the cube
+    points: Annotated[int, settings.Range(1, 100)] = 6  # examples in a dataset
+    width: Annotated[int, settings.Range(1, 1000)] = 4  # hidden units
+    initialization: Initialization = "torch"  # open in the paper
+    steps: settings.Count = 500  # full-batch gradient steps; open in the paper
+    learning_rate: settings.Positive = 0.05  # open in the paper
+    # How the datasets are batched: "lanes" is many times faster for such tiny nets; each rounds in
+    # its own way.
+    batching: Literal["lanes", "vmap"] = "lanes"
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """How far, and SynFlow's rounds."""
+
+    most: settings.Count = 20  # weights pruned at most, of 21; IMP prunes one a round
+    synflow_rounds: settings.Count = 100
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What the paper leaves open, one at a time from the values of `task`; empty for none."""
+
+    initializations: settings.Count = 3
+    initialization: tuple[Initialization, ...] = ("he", "lecun")
+    learning_rate: tuple[settings.Positive, ...] = (0.01, 0.2)
+    steps: tuple[settings.Count, ...] = (1000,)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The whole experiment."""
+
+    seed: settings.Seed = 0
+    initializations: settings.Count = 5  # keys, each an initialization; the interval is over them
+    methods: settings.Methods = ("magnitude_after", "snip", "grasp", "synflow", "random", "imp")
+    task: Cube = field(default_factory=Cube)
+    pruning: Pruning = field(default_factory=Pruning)
+    # On so many initializations a second pass of `information.exact` checks that H(m | D) is 0.
+    checked: Annotated[int, settings.Range(0)] = 1
+    sensitivity: Sensitivity = field(default_factory=Sensitivity)
+
+    def __post_init__(self):
+        if "units_after" in self.methods:
+            raise ValueError(
+                "`methods` must prune one weight at a time, 'units_after' does not. "
+                "The main job measures it."
+            )
+        weights = (self.task.dimension + 2) * self.task.width + 1
+        if not self.pruning.most < weights:
+            raise ValueError(
+                f"`pruning.most` must be below the {weights} weights of the network, "
+                f"got {self.pruning.most}."
+            )
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config; `variant` is "" (distinct points) or "repetition"."""
-    laws = {"": "distinct", "repetition": "label_per_draw"}
-    if variant not in laws:
-        raise ValueError(f"the variant must be 'repetition' or left out, got {variant!r}")
-    config = ConfigDict()
-    config.experiment = "mask_information"
-    config.seed = 0
-    config.initializations = 5  # keys, each an initialisation; the interval is over them
-    config.methods = ("magnitude_after", "snip", "grasp", "synflow", "random", "imp")
-
-    config.data = ConfigDict()
-    config.data.law = laws[variant]  # distinct, label_per_draw or label_per_point
-    config.data.dimension = 3  # sides of the cube
-    config.data.points = 6  # examples in a dataset
-
-    config.network = ConfigDict()
-    config.network.width = 4  # hidden units
-    config.network.initialization = "torch"  # torch, he or lecun; open in the paper
-
-    config.training = ConfigDict()
-    config.training.steps = 500  # full-batch gradient steps; open in the paper
-    config.training.learning_rate = 0.05  # open in the paper
-
-    config.pruning = ConfigDict()
-    config.pruning.most = 20  # weights pruned at most, of 21; IMP prunes one a round
-    config.pruning.synflow_rounds = 100
-
-    # The second pass of `information.exact`, which checks that H(m | D) is 0, on this many of the
-    # initialisations; it doubles the time.
-    config.checked = 1
-
-    # What the paper leaves open, one at a time from the values above; empty for none.
-    config.sensitivity = ConfigDict()
-    config.sensitivity.initializations = 3
-    config.sensitivity.initialization = () if variant else ("he", "lecun")
-    config.sensitivity.learning_rate = () if variant else (0.01, 0.2)
-    config.sensitivity.steps = () if variant else (1000,)
-    return config
+    if variant not in ("", "repetition"):
+        raise ValueError(f"The variant must be 'repetition' or left out, got {variant!r}.")
+    usual = Settings()
+    if variant:
+        none = Sensitivity(initialization=(), learning_rate=(), steps=())
+        usual = replace(usual, task=Cube(law="label_per_draw"), sensitivity=none)
+    return settings.config(usual)

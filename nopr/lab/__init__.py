@@ -10,15 +10,19 @@ __all__ = [
     "checkpoints",
     "finding",
     "launch",
+    "methods",
+    "page",
     "peers",
     "plots",
     "progress",
     "records",
     "report",
+    "settings",
     "steps",
     "stopping",
     "tables",
     "terminal",
+    "training",
 ]
 
 

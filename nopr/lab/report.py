@@ -32,12 +32,13 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 class Table(NamedTuple):
-    """A table with its caption; rows and columns as in `tables.lay_out`."""
+    """A table with its caption and a note below it; rows and columns as in `tables.lay_out`."""
 
     rows: Sequence[Mapping[str, Any]]
     columns: Sequence[tables.Column]
     caption: str
     group_by: str | None = None
+    note: str = ""
 
 
 class Figure(NamedTuple):
@@ -178,12 +179,15 @@ def _table_html(block: Table) -> str:
         for group in sorted(set(table.groups))
     ]
     notes = "".join(f"<li>{_text(why)}</li>" for why in table.footnotes)
+    # The caption stands outside of the box in which a wide table scrolls, so that it wraps.
     return (
+        f'<p class="caption">{_text(block.caption)}</p>\n'
         f'<div class="wide" tabindex="0" role="region" aria-label="{_text(block.caption)}">\n'
-        f"<table>\n<caption>{_text(block.caption)}</caption>\n<thead><tr>{heads}</tr></thead>\n"
+        f"<table>\n<thead><tr>{heads}</tr></thead>\n"
         + "\n".join(f"<tbody>\n{body}\n</tbody>" for body in bodies)
         + "\n</table>\n</div>"
         + (f'\n<ol class="notes">{notes}</ol>' if notes else "")
+        + (f"\n<p>{_text(block.note)}</p>" if block.note else "")
     )
 
 
@@ -220,17 +224,17 @@ _STYLE = """
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e6e3; --soft: #a8a8a3; --line: #44444a; --paper: #18181b; --shade: #232327; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 76rem; padding: 2.5rem 1.25rem 4rem; color: var(--ink);
+body { margin: 0 auto; max-width: 84rem; padding: 2.5rem 1.25rem 4rem; color: var(--ink);
   background: var(--paper); font: 1rem/1.55 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .6rem; }
 h2 { font-size: 1.25rem; margin: 2.6rem 0 .5rem; }
-p, dl, figcaption { max-width: 46rem; }
+p, dl, figcaption, .notes { max-width: 46rem; }
 .lead { font-size: 1.12rem; }
 .wide { overflow-x: auto; margin: 1rem 0 .3rem; }
-table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; color: var(--soft); padding-bottom: .5rem; }
-th, td { padding: .22rem .7rem; text-align: left; vertical-align: bottom; white-space: pre; }
-th:first-child, td:first-child { padding-left: 0; }
+table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums; }
+.caption { color: var(--soft); margin: 1.4rem 0 -.5rem; }
+th, td { padding: .22rem .42rem; text-align: left; vertical-align: bottom; white-space: pre; }
+th:first-child { padding-left: 0; position: sticky; left: 0; background: var(--paper); }
 .number { text-align: right; }
 thead th { border-bottom: 2px solid var(--ink); }
 tbody th { font-weight: normal; }
@@ -250,6 +254,19 @@ pre { background: var(--shade); border: 1px solid var(--line); border-radius: 6p
 summary { cursor: pointer; padding: .3rem 0; }
 footer { color: var(--soft); font-size: .88rem; margin-top: 3rem;
   border-top: 1px solid var(--line); }
+@page { size: A4 landscape; margin: 12mm; }
+@media print {
+  :root { --ink: #000; --soft: #444; --line: #bbb; --paper: #fff; --shade: #fff; }
+  body { max-width: none; padding: 0; font-size: 9.5pt; }
+  .wide { overflow: visible; }
+  table { font-size: 7pt; }
+  th, td { padding: .12rem .3rem; }
+  thead { display: table-header-group; }
+  tr, figure, pre, dt { break-inside: avoid; }
+  h2, .caption, dt { break-after: avoid; }
+  img { max-height: 150mm; width: auto; }
+  pre { white-space: pre-wrap; }
+}
 """.strip()
 
 _PAGE = """<!DOCTYPE html>

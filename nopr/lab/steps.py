@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from fractions import Fraction
-
 from nopr import finetune
-
-_LENGTH = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ep|it)\s*")
+from nopr.lab.settings import parse_length
 
 
 def per_epoch(examples: int, *, batch_size: int | None, remainder: bool = True) -> int:
@@ -33,7 +29,7 @@ def iterations(length: str, *, steps_per_epoch: int) -> int:
     Raises:
       ValueError: If `length` does not read like `"10ep"` or `"500it"`.
     """
-    number, unit = _parse(length)
+    number, unit = parse_length(length)
     return round(number * steps_per_epoch) if unit == "ep" else int(number)
 
 
@@ -47,7 +43,7 @@ def epochs(length: str, *, steps_per_epoch: int | None = None) -> int:
     Raises:
       ValueError: If `length` is no whole number of epochs.
     """
-    number, unit = _parse(length)
+    number, unit = parse_length(length)
     if unit == "it":
         if steps_per_epoch is None:
             raise ValueError(f"A length in epochs is needed here, such as '10ep', got {length!r}.")
@@ -56,10 +52,3 @@ def epochs(length: str, *, steps_per_epoch: int | None = None) -> int:
         detail = f" at {steps_per_epoch} steps an epoch" if unit == "it" else ""
         raise ValueError(f"A whole number of epochs is needed here, got {length!r}{detail}.")
     return int(number)
-
-
-def _parse(length: str) -> tuple[Fraction, str]:
-    match = _LENGTH.fullmatch(length)
-    if match is None or (match[2] == "it" and "." in match[1]):
-        raise ValueError(f"A length must read like '10ep' or '500it', got {length!r}.")
-    return Fraction(match[1]), match[2]

@@ -70,20 +70,6 @@ class Problem(NamedTuple):
         return sum(math.prod(shape) for shape in self.shapes)
 
 
-def check(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Checks that there are names, and that every one is a method.
-
-    Raises:
-      ValueError: If there are none; else naming the first that is no method.
-    """
-    if not names:
-        raise ValueError(f"`methods` must name at least one of {', '.join(sorted(TITLES))}.")
-    for name in names:
-        if name not in TITLES:
-            raise ValueError(f"`methods` must be of {', '.join(sorted(TITLES))}, got {name!r}.")
-    return tuple(names)
-
-
 def criterion(name: str, problem: Problem) -> Criterion:
     """The criterion that a method scores with."""
     makers: dict[str, Callable[[], Criterion]] = {
@@ -132,16 +118,12 @@ def kept_units(widths: Sequence[int], density: float) -> tuple[int, ...]:
     return tuple(round(density * width) for width in widths)
 
 
-def imp_levels(targets: list[float], *, removal: float) -> tuple[list[float], list[int]]:
+def imp_levels(targets: Sequence[float], *, removal: float) -> tuple[list[float], list[int]]:
     """Densities of the IMP rounds, and which of them are the targets.
 
     Between one target and the next the rounds are geometric and remove at most `removal` of what
     is left.
     """
-    if sorted(targets, reverse=True) != targets:
-        raise ValueError(f"`pruning.densities` must fall from left to right, got {targets}.")
-    if not 0 < removal < 1:
-        raise ValueError(f"`pruning.imp_removal` must be between 0 and 1, got {removal}.")
     levels, hits, last = [], [], 1.0
     for target in targets:
         rounds = max(1, math.ceil(math.log(target / last) / math.log(1 - removal) - 1e-9))
@@ -161,7 +143,7 @@ def trainings(name: str, density: float, *, densities: Sequence[float], removal:
 
 
 def checked_text(checked: int, initializations: int) -> str:
-    """On how many initialisations a second pass of `information.exact` confirmed H(m | D) = 0."""
+    """On how many initializations a second pass of `information.exact` confirmed H(m | D) = 0."""
     return f"H(m | D) = 0 checked on {min(checked, initializations)} of {initializations}"
 
 

@@ -12,66 +12,57 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import methods
+from experiments.mask_information.config import Cube
 from nopr import algorithms, finetune, information, networks, pruning, trees
 from nopr.data import synthetic
+from nopr.lab import methods
 from nopr.typing import Algorithm
 
 
 class Task(NamedTuple):
-    """The enumerated data, the network, and how it is trained."""
+    """The enumerated data, the network, and how it is trained and batched."""
 
     data: synthetic.Enumeration
     network: networks.Network
     problem: methods.Problem
     train: Any
     size: int
+    batching: str
 
 
-def task(
-    *,
-    law: str,
-    dimension: int,
-    points: int,
-    width: int,
-    steps: int,
-    learning_rate: float,
-    initialization: str,
-) -> Task:
+def task(asked: Cube) -> Task:
     """Builds the cube task.
 
-    Args:
-      law: How datasets are drawn; see `synthetic.cube`.
-      dimension: Sides of the cube.
-      points: Examples in a dataset.
-      width: Hidden units.
-      steps: Steps of full-batch gradient descent on the squared error.
-      learning_rate: Of these.
-      initialization: See `networks.Dense`.
-
     Raises:
-      ValueError: If there is no step, or another option is out of range.
+      ValueError: If the datasets cannot be enumerated.
     """
-    if steps < 1:
-        raise ValueError(f"`steps` must be at least 1, got {steps}.")
-    network = networks.mlp((width, 1), inputs=dimension, initialization=initialization)
+    network = networks.mlp(
+        (asked.width, 1), inputs=asked.dimension, initialization=asked.initialization
+    )
     loss = finetune.squared_error(network.apply)
+<<<<<<< HEAD:experiments/cube.py
+=======
+    descend = finetune.gradient_descent(loss, steps=asked.steps, learning_rate=asked.learning_rate)
+>>>>>>> w-exp:experiments/mask_information/cube.py
     like = jax.eval_shape(network.init, jax.random.key(0))
     problem = methods.Problem(
         apply=network.apply,
         loss=loss,
         grasp_loss=loss,
-        input_shape=(dimension,),
+        input_shape=(asked.dimension,),
         layers=network.layers,
         like=trees.select(like, trees.everything),
         where=trees.everything,
     )
     return Task(
-        data=synthetic.cube(dimension=dimension, points=points, law=law),
+        data=synthetic.cube(dimension=asked.dimension, points=asked.points, law=asked.law),
         network=network,
         problem=problem,
-        train=finetune.gradient_descent(loss, steps=steps, learning_rate=learning_rate),
+        train=finetune.gradient_descent(
+            loss, steps=asked.steps, learning_rate=asked.learning_rate
+        ),
         size=problem.size,
+        batching=asked.batching,
     )
 
 
@@ -110,9 +101,15 @@ def algorithm(name: str, task: Task, pruned: Sequence[int], *, synflow_rounds: i
 def measure(
     algorithm: Algorithm, task: Task, *, check: bool = True, key: Any
 ) -> dict[str, np.ndarray]:
-    """Exact bits, ceilings and number of masks, a row a level, for the initialisation of `key`."""
+    """Exact bits, ceilings and number of masks, a row a level, for the initialization of `key`."""
     result = information.exact(
-        algorithm, task.data.datasets, weights=task.data.weights, levels=True, check=check, key=key
+        algorithm,
+        task.data.datasets,
+        weights=task.data.weights,
+        levels=True,
+        check=check,
+        batching=task.batching,
+        key=key,
     )
     return {
         "bits": np.asarray(result.bits),

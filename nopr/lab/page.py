@@ -1,0 +1,144 @@
+"""What an experiment shows: its tables in print, its page, its metrics and its summary.
+
+The sections say once what is shown; the printed tables, `table.txt` and `report.html` follow:
+
+    def show(results, config, run):
+        asked = settings.read(Settings, config)
+        table = report.Table(rows, columns, "Digits, n = 3 seeds: mean and 95% interval")
+        figure = page.figure(run, "accuracy", drawn, rows, caption="...", alt="...")
+        sections = [report.Section("Results", [table, figure])]
+        page.write(run, asked, title="Do masks train?", lead="...", sections=sections)
+        return page.summarize({"snip/test_accuracy_percent": values_by_seed})
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import shlex
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from nopr.lab import plots, records, report, settings, tables
+
+WIDTH = 100
+"""Characters of a printed line of text."""
+
+
+def write(
+    run: records.Run,
+    asked: Any,
+    *,
+    title: str,
+    lead: str,
+    sections: Sequence[report.Section],
+) -> None:
+    """Prints the tables of the sections and writes the page.
+
+    The page ends with the command that runs it again, the settings and the environment.
+
+    Args:
+      run: Where to write.
+      asked: The settings, as `settings.read` gives them.
+      title: The heading of the page, best a question.
+      lead: What was done, in one or two sentences.
+      sections: What is shown.
+    """
+    shown = [block for section in sections for block in section.blocks]
+    run.show_table("\n\n".join(_text(b) for b in shown if isinstance(b, report.Table)))
+    again: list[report.Block] = [
+        report.Command(command(asked)),
+        report.Details("Settings", str(settings.config(asked)).strip()),
+        report.Details("Environment", (run.directory / "environment.json").read_text().strip()),
+    ]
+    sections = [*sections, report.Section("Again", again)]
+    report.build(run.report, title=title, lead=lead, sections=sections)
+
+
+def _text(table: report.Table) -> str:
+    caption = textwrap.fill(table.caption, WIDTH)
+    text = tables.aligned(table.rows, table.columns, title=caption, group_by=table.group_by)
+    return "\n".join([text, *textwrap.wrap(table.note, WIDTH)])
+
+
+def figure(
+    run: records.Run,
+    name: str,
+    drawn: Figure,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    caption: str,
+    alt: str,
+) -> report.Figure:
+    """Saves a figure with the numbers that it shows, for a section.
+
+    Args:
+      run: Where to save.
+      name: The files' name without its ending.
+      drawn: The figure.
+      rows: The numbers that it shows, one mapping a line.
+      caption: How to read it.
+      alt: What it shows, for those who cannot see it.
+    """
+    return report.Figure(plots.save(drawn, rows, run.figures, name).png, caption, alt)
+
+
+def command(asked: Any) -> str:
+    """The command line that runs these settings: the file of their dataclass and what differs."""
+    path = Path(inspect.getfile(type(asked)))
+    if path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
+    flags = [f"--config.{name}={value}" for name, value in _changes(asked, type(asked)())]
+    return shlex.join(["python", "-m", "nopr.lab.launch", f"--config={path}", *flags])
+
+
+def _changes(asked: Any, usual: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for field in dataclasses.fields(asked):
+        value, other = getattr(asked, field.name), getattr(usual, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _changes(value, other, f"{prefix}{field.name}.")
+        elif value != other:
+            yield f"{prefix}{field.name}", value
+
+
+def record(run: records.Run, split: str, name: str, values: Any, *, first: int = 0) -> None:
+    """Records the mean over seeds of `values` [seeds, epochs], epoch by epoch from `first`."""
+    for epoch, value in enumerate(np.asarray(values).mean(axis=0), first):
+        run.metric(epoch, split, name, value)
+
+
+def over_seeds(values: Any, *, scale: float = 1.0) -> tables.Interval:
+    """The mean and its 95% interval over seeds; arrays are first averaged within a seed."""
+    array = np.asarray(values, np.float64)
+    return tables.mean_interval(scale * array.reshape(len(array), -1).mean(axis=1))
+
+
+def summarize(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A flat summary: of numbers by seed the mean, and the half width where there is one.
+
+    Args:
+      values: By name with its unit, a number, a string, an `Interval`, or an array whose first
+        axis is the seeds.
+    """
+    summary: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, str | int | float):
+            summary[name] = value
+            continue
+        found = value if isinstance(value, tables.Interval) else over_seeds(value)
+        summary[name] = found.mean
+        if found.half_width is not None:
+            summary[f"{name}_half_width"] = found.half_width
+    return summary
+
+
+def curve(x: Sequence[Any], values: Any, *, key: str = "x") -> dict[str, Any]:
+    """Columns for `plots`: the mean of `values` [seeds, points] and its interval."""
+    mean, half, _ = tables.mean_interval(values)
+    columns = {key: x, "mean": mean}
+    return columns if half is None else {**columns, "low": mean - half, "high": mean + half}
