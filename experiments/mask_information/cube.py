@@ -40,10 +40,6 @@ def task(asked: Cube) -> Task:
         (asked.width, 1), inputs=asked.dimension, initialization=asked.initialization
     )
     loss = finetune.squared_error(network.apply)
-<<<<<<< HEAD:experiments/cube.py
-=======
-    descend = finetune.gradient_descent(loss, steps=asked.steps, learning_rate=asked.learning_rate)
->>>>>>> w-exp:experiments/mask_information/cube.py
     like = jax.eval_shape(network.init, jax.random.key(0))
     problem = methods.Problem(
         apply=network.apply,
@@ -58,9 +54,7 @@ def task(asked: Cube) -> Task:
         data=synthetic.cube(dimension=asked.dimension, points=asked.points, law=asked.law),
         network=network,
         problem=problem,
-        train=finetune.gradient_descent(
-            loss, steps=asked.steps, learning_rate=asked.learning_rate
-        ),
+        train=finetune.gradient_descent(loss, steps=asked.steps, learning_rate=asked.learning_rate),
         size=problem.size,
         batching=asked.batching,
     )
