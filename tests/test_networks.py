@@ -102,7 +102,7 @@ def test_a_convolution_agrees_with_the_slow_loop(implementation, getkey, x64):
     np.testing.assert_allclose(outputs, expected, rtol=tolerance, atol=tolerance)
 
 
-@settings(max_examples=10, derandomize=True)
+@settings(max_examples=6, derandomize=True)
 @given(
     kernel=st.tuples(st.integers(1, 4), st.integers(1, 3)),
     strides=st.tuples(st.integers(1, 3), st.integers(1, 2)),
@@ -110,27 +110,20 @@ def test_a_convolution_agrees_with_the_slow_loop(implementation, getkey, x64):
     groups=st.sampled_from([1, 2, 4]),
 )
 def test_convolutions_agree_with_flax_in_value_and_gradient(kernel, strides, padding, groups):
+    rng = np.random.default_rng(0)
     with jax.enable_x64(True):
-        keys = jax.random.split(jax.random.key(0), 3)
-        images = jax.random.normal(keys[0], (2, 7, 6, 4))
         options = {"strides": strides, "padding": padding}
-        theirs = nn.Conv(8, kernel, feature_group_count=groups, param_dtype=float, **options)
-        params = theirs.init(keys[1], images)
-        weights = jax.random.normal(keys[2], theirs.apply(params, images).shape)
-        layers = [theirs]
-        for implementation in ("patches", "xla"):
-            layers.append(
-                networks.Conv(
-                    8, kernel, "he", implementation=implementation, groups=groups, **options
-                )
-            )
-            ours = layers[-1].init(keys[1], images)
-            assert jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, params)
+        layers = [nn.Conv(8, kernel, feature_group_count=groups, **options)]
+        for name in ("patches", "xla"):
+            layers.append(networks.Conv(8, kernel, implementation=name, groups=groups, **options))
+        weights = {"kernel": rng.normal(size=(*kernel, 4 // groups, 8)), "bias": rng.normal(size=8)}
+        params = {"params": jax.tree.map(jnp.asarray, weights)}
+        images = jnp.asarray(rng.normal(size=(2, 7, 6, 4)))
 
         @jax.jit
         def pulled(params, images):
             results = [jax.vjp(layer.apply, params, images) for layer in layers]
-            return [(outputs, back(weights)) for outputs, back in results]
+            return [(outputs, back(jnp.cos(outputs))) for outputs, back in results]
 
         expected, *rest = pulled(params, images)
         for found in rest:
