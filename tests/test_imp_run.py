@@ -81,7 +81,7 @@ def test_killed_damaged_and_terminated_it_ends_with_the_same_bytes(tmp_path):
     )
     _went_on(ended, damaged, before)
     assert ended.err.splitlines()[-1] == (
-        f"Stopped; what is done is in {cut}. The same command goes on from there."
+        f"Stopped; what is done is in {cut}. The same command resumes from there."
     )
     assert "Traceback" not in ended.err
     # The write that was under way is done, and nothing is half written.

@@ -91,7 +91,7 @@ def stage(job, tries, rng):
 
 
 def checkpoint(job, tries, rng):
-    """The newest checkpoint: any file of orbax's or the manifest."""
+    """The newest checkpoint: its arrays or its seal."""
     said = _of_a_checkpoint
     return _rows(job, tries, rng, "checkpoint", "checkpoints/*/7.*", said, "the one before used")
 
