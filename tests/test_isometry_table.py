@@ -170,7 +170,7 @@ def test_training_that_is_cut_off_goes_on_from_its_checkpoint(tmp_path, monkeypa
     with pytest.raises(Cut):
         train(tmp_path / "cut")
     (checkpoint,) = (tmp_path / "cut/checkpoints").iterdir()
-    (checkpoint / ".3.new.tmp").mkdir()  # What a kill within `save` leaves.
+    (checkpoint / ".3.npz.1.tmp").touch()  # What a kill within `save` leaves.
     resumed = train(tmp_path / "cut")
     assert saved == [1, 2, 3]
     assert jax.tree.structure(resumed) == jax.tree.structure(whole)
@@ -222,7 +222,7 @@ def test_killed_between_checkpoints_it_goes_on_to_the_same_bytes(tmp_path):
     assert summary["l1_orthp/mean_jsv_after_pruning"] == pytest.approx(1, abs=1e-5)
 
     words = [*WORDS, f"--workdir={killed}"]
-    launched.kill_when("checkpoints/l1_orthp_lr_1e-2-*/1", killed, words, cache=cache)
+    launched.kill_when("checkpoints/l1_orthp_lr_1e-2-*/1.json", killed, words, cache=cache)
     ended = launched.run(words, cache=cache)
     assert ended.code == 0, ended.err
     assert "finetuned/l1/1e-2: done before" in ended.err
