@@ -1,21 +1,21 @@
-"""Runs one experiment in a run directory of its own; run again, it resumes or says it is done.
+"""Runs one experiment in a run directory of its own; run again, it resumes or shows its result.
 
 python -m nopr.lab.launch --config=FILE.py[:variant] [flags]
 
   --config=FILE.py[:variant]  the config: of a folder with a run.py, or a file that defines `run`
   --config.KEY=VALUE          changes one field of it
   --workdir=DIR               where to write; runs/NAME[-variant]-HASH by default
-  --rerun                     sets a run that is there aside and begins anew
+  --rerun                     sets an earlier run aside and begins anew
   --show                      makes the tables, figures and report of a finished run again
   --traceback                 shows where an error was raised
   --list                      lists the experiments here and in experiments/
 
 On several hosts, the same command on each, and
 
-  --coordinator=HOST:PORT     the address of process 0
-  --processes=N --process=I   how many there are, and which one this is
+  --coordinator=HOST:PORT     address of process 0
+  --processes=N --process=I   number of processes, and the index of this one
   --distributed               instead of these three, on Slurm and TPU: found in the environment
-  --patience=SECONDS          a process that is silent for so long is lost; 30 by default
+  --patience=SECONDS          silence after which a process counts as lost; 30 by default
 
 The exit status is 0 when the run is done, 1 after an error, 2 for a command that cannot be carried
 out, 75 when another process was lost, 130 or 143 when stopped. After the last three the same
@@ -31,6 +31,7 @@ import inspect
 import os
 import re
 import sys
+import traceback
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -44,8 +45,7 @@ from nopr.lab import finding, peers, records, stopping, terminal
 
 # jax is imported late, so that a bad flag is reported at once.
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
-_USER_ERRORS = (ArithmeticError, MemoryError, ModuleNotFoundError, OSError, ValueError)
-_USER_ERRORS = (*_USER_ERRORS, records.RunError)
+_USER_ERRORS = (ArithmeticError, MemoryError, OSError, ValueError, ModuleNotFoundError)
 _FULL = (  # where something wrote that knows nothing of runs
     "The disk is full: what is done is in {}, and is unchanged. "
     "Free some space and run the same command again."
@@ -63,7 +63,7 @@ _ALONE = (
 
 
 class UsageError(Exception):
-    """The command cannot be carried out as it was written; the message says what to change."""
+    """The command cannot be carried out as written; the message names what to change."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,8 @@ class Command:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line `argv` (with the program's name first) and returns the exit status."""
-    if {"--help", "-help", "-h"} & set(argv[1:]):
-        print((__doc__ or "").strip())
-        return 0
-    if "--list" in argv[1:]:
-        print(listing(finding.find()))
+    if {"--help", "-help", "-h", "--list"} & set(argv[1:]):
+        print(listing(finding.find()) if "--list" in argv[1:] else (__doc__ or "").strip())
         return 0
     command = None
     try:
@@ -99,13 +96,13 @@ def main(argv: Sequence[str]) -> int:
         terminal.say(_STOPPED.format(command.workdir) if command else "Stopped.")
         return stopping.status(stop)
     except Exception as error:
-        return _failed(error, command, traceback="--traceback" in argv)
+        return _failed(error, command, show_place="--traceback" in argv)
     peers.end()
     return 0
 
 
-def _failed(error: Exception, command: Command | None, *, traceback: bool) -> int:
-    """Says in one line what went wrong, and returns the exit status; raises mistakes in code."""
+def _failed(error: Exception, command: Command | None, *, show_place: bool) -> int:
+    """Reports in one line what went wrong, and returns the exit status; raises bugs."""
     peers.end()
     if isinstance(error, peers.AloneError) and command is not None and command.peers is not None:
         line, status = _ALONE.format(10 * command.peers.patience_seconds), peers.LOST
@@ -113,7 +110,9 @@ def _failed(error: Exception, command: Command | None, *, traceback: bool) -> in
         line, status = _LOST.format(command.workdir), peers.LOST
     elif isinstance(error, UsageError):
         line, status = _line(error), 2
-    elif traceback or not (isinstance(error, _USER_ERRORS) or _is_of_jax(error)):
+    elif show_place or not (
+        isinstance(error, (*_USER_ERRORS, records.RunError)) or _is_of_jax(error)
+    ):
         raise error
     elif command is not None and getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         line, status = _FULL.format(command.workdir), 1
@@ -141,8 +140,8 @@ def parse(argv: Sequence[str]) -> Command:
       UsageError: For anything that cannot be understood; the message is one line.
     """
     for word in argv:
-        if not word.isprintable():
-            raise UsageError(f"The command line must be printable text, got {word!r}.")
+        if any("\ud800" <= letter <= "\udfff" for letter in word):  # bytes of no text
+            raise UsageError(f"The command line must be text in UTF-8, got {word!r}.")
     path, rest = _split_config(list(argv))
     config, variant, code = _load_config(path)
     values = flags.FlagValues()
@@ -159,13 +158,11 @@ def parse(argv: Sequence[str]) -> Command:
         experiment = values.config.get("experiment") or finding.name_of(code.config)
         name = records.run_name(experiment, variant, values.config.to_dict())
         workdir = Path(values.workdir).expanduser() if values.workdir else Path("runs") / name
-    except (flags.Error, ArithmeticError, AttributeError, LookupError, RuntimeError) as error:
-        raise UsageError(_line(error)) from error
-    except (TypeError, ValueError) as error:
+        records.threads()  # refuses an `NPROC` at which XLA would hang
+    except Exception as error:
         raise UsageError(_line(error)) from error
     if extra:
         raise UsageError(f"{extra[0]!r} is not a flag. Flags read like --config.KEY=VALUE.")
-    _check_threads()
     return Command(
         config=values.config,
         variant=variant,
@@ -177,14 +174,6 @@ def parse(argv: Sequence[str]) -> Command:
         traceback=values.traceback,
         peers=_peers(values),
     )
-
-
-def _check_threads() -> None:
-    """Refuses a size of XLA's thread pool that XLA would take for another, or hang at."""
-    try:
-        records.threads()
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 def _peers(values: flags.FlagValues) -> peers.Peers | None:
@@ -329,23 +318,22 @@ def _launch(command: Command) -> None:
         previous = records.set_aside(command.workdir)
         if previous is not None:
             print(f"The run that was there is now in {previous}")
-    with records.open_run(
-        command.workdir,
-        config=command.config.to_dict(),
-        experiment=command.experiment,
-        variant=command.variant,
-        sources=[command.code.run],
-        reopen=command.show,
-    ) as run:
+    with (
+        records.open_run(
+            command.workdir,
+            config=command.config.to_dict(),
+            experiment=command.experiment,
+            variant=command.variant,
+            sources=[command.code.run],
+            reopen=command.show,
+        ) as run,
+        contextlib.nullcontext() if first else contextlib.redirect_stdout(None),
+    ):
         if run.finished:
-            if first:
-                _print_finished(command.experiment, run)
-            return
-        if first:
+            _print_finished(command.experiment, run)
+        else:
             print(f"{command.experiment}: writing to {run.directory}", flush=True)
-        with contextlib.nullcontext() if first else contextlib.redirect_stdout(None):
             _compute_and_show(command, module or _checked(command), run)
-        if first:
             print(f"Done: {run.report if run.report.exists() else run.directory}", flush=True)
     processes.disconnect()
 
@@ -390,7 +378,11 @@ def run_program() -> None:
     """Carries out the command line of this program and ends it with the exit status."""
     terminal.guard_streams()
     stopping.listen(lambda: terminal.say(_UNHEARD))
-    status = main(sys.argv)
+    try:
+        status = main(sys.argv)
+    except Exception:
+        traceback.print_exc()
+        status = 1
     stopping.ignore()
     sys.stdout.flush()
     sys.stderr.flush()

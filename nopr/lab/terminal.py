@@ -1,4 +1,4 @@
-"""What a program says: no failure to print it ever decides whether the work is done."""
+"""What a program prints: failing to print it never decides whether the work is done."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def say(line: str) -> None:
 
 
 def guard_streams() -> None:
-    """From now on nothing that is printed fails: what cannot be shown is dropped.
+    """Makes printing never fail: what cannot be shown is dropped.
 
-    That is so of characters that the terminal does not know, of a pipe that nobody reads, of a full
-    disk, and of streams that are closed.
+    Such are characters that the terminal does not know, and whatever goes to a pipe that nobody
+    reads, to a full disk or to a closed stream.
     """
     for descriptor in range(3):
         try:

@@ -110,7 +110,7 @@ def start(folder, directory, *words, prefix=(), path=None, **variables):
         "TMPDIR": str(folder),  # a launch that is killed leaves its temporary files
         **{name: str(value) for name, value in variables.items()},
     }
-    config = f"--config={TESTS / 'campaign' / 'config.py'}"
+    config = f"--config={(path or TESTS) / 'campaign' / 'config.py'}"
     command = [sys.executable, "-c", _PROGRAM, config, f"--workdir={directory}", *words]
     return subprocess.Popen(
         [*prefix, *command],

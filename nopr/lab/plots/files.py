@@ -12,6 +12,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from nopr.lab import records
 from nopr.lab.plots.canvas import STYLE, Curves, Rows, check_finite
 
 _DPI = 150
@@ -46,8 +47,8 @@ def save(figure: Figure, rows: Rows, directory: str | os.PathLike[str], name: st
         figure.savefig(picture, format="png", dpi=_DPI, metadata={"Software": None})
     saved = Saved(Path(directory, f"{name}.png"), Path(directory, f"{name}.csv"))
     saved.png.parent.mkdir(parents=True, exist_ok=True)
-    _write(saved.csv, table)
-    _write(saved.png, picture.getvalue())
+    records.write_bytes(saved.csv, table)
+    records.write_bytes(saved.png, picture.getvalue())
     return saved
 
 
@@ -82,13 +83,3 @@ def _csv(rows: Rows) -> bytes:
                 check_finite(f"column {key!r} of row {number}", value)
         writer.writerow({k: v.item() if isinstance(v, np.generic) else v for k, v in row.items()})
     return text.getvalue().encode()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Writes to a temporary name and renames, so that a killed run leaves no half file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 
 class RunError(RuntimeError):
-    """A run directory cannot be used. The message is one line and says what to do."""
+    """A run directory or file cannot be used. The message is one line with the remedy."""
 
 
 def write_bytes(path: str | Path, data: bytes, *, sync_name: bool = True) -> Path:

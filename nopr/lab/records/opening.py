@@ -31,7 +31,7 @@ def open_run(
     reopen: bool = False,
     say: Callable[[str], Any] = terminal.say,
 ) -> Generator[Run, None, None]:
-    """Opens a run directory for this program alone, new or to go on with.
+    """Opens a run directory for this program alone, to begin or to resume.
 
     Under several `nopr.processes`, process 0 holds the directory and writes everything in it but
     the stored chunks of sweeps, which each process keeps under the same path, on a disk of its own
@@ -48,7 +48,7 @@ def open_run(
       say: Called with one line for a person at a time.
 
     Yields:
-      The run; its `finished` tells whether anything is to be done.
+      The run; nothing is left to be done if it is `finished`.
 
     Raises:
       RunError: If the directory cannot be written, is in use by a live run, or holds something
@@ -95,7 +95,7 @@ def set_aside(workdir: str | Path) -> Path | None:
 
 @contextlib.contextmanager
 def _refusal_shared() -> Generator[None, None, None]:
-    """Tells the other processes why process 0 cannot run, so that they need not wait."""
+    """Shares with the other processes why process 0 cannot run, so that they need not wait."""
     try:
         yield
     except (RunError, ValueError) as error:

@@ -58,7 +58,7 @@ class Store:
             data, intact = b"", False
         mine = {"sha256": hashlib.sha256(data).hexdigest(), "name": name}
         if not intact or {key: found.get(key) for key in mine} != mine:
-            self.say(f"{path} is damaged (its SHA-256 is another); it is not used.")
+            self.say(f"{path} is damaged (it does not match its seal); it is not used.")
             return None
         if found.get("context") != self.context:
             changes = differences(found.get("context") or {}, self.context)
