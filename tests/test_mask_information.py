@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 
+from experiments.mask_information import cube, published
 from experiments.mask_information import page as mask_information_page
-from experiments.mask_information import published
+from experiments.mask_information import run as mask_information
 from experiments.mask_information.config import Settings, get_config
 from nopr.lab import launch, settings
 
@@ -97,22 +98,15 @@ def test_the_caption_names_the_batching_and_how_many_were_checked(run):
         assert "computed on lanes; H(m | D) = 0 checked on 0 of 2" in text
 
 
-def test_every_setting_of_the_config_as_it_stands_can_be_run_and_stored(tmp_path):
-    tiny = {
-        "initializations": 1,
-        "checked": 0,
-        "methods": ("magnitude_after", "snip"),
-        "task.dimension": 2,
-        "task.points": 2,
-        "task.steps": 2,
-        "pruning.most": 3,
-    }
-    folder = tmp_path / "run"
-    words = [*WORDS[:2], *(f"--config.{key}={value}" for key, value in tiny.items())]
-    assert launch.main([*words, f"--workdir={folder}"]) == 0
-    summary = json.loads((folder / "summary.json").read_bytes())
-    settings = {name.split("/")[0] for name in summary if "/" in name}
-    sensitivity = get_config().sensitivity
-    fields = ("initialization", "learning_rate", "steps")
-    assert len(settings) == 1 + sum(len(sensitivity[field]) for field in fields)
-    assert "steps_1000" in settings
+def test_every_setting_of_the_config_as_it_stands_can_be_built_and_stored():
+    asked = settings.read(Settings, get_config())
+    chosen = list(mask_information._settings(asked))
+    changed = asked.sensitivity
+    assert len(chosen) == 1 + sum(
+        map(len, (changed.initialization, changed.learning_rate, changed.steps))
+    )
+    assert [setting.initializations for setting in chosen] == [5, *[3] * (len(chosen) - 1)]
+    assert all(cube.task(setting.task).size == 21 for setting in chosen)
+    names = [mask_information.slug(setting.name) for setting in chosen]
+    assert names[-1] == "steps_1000"
+    assert mask_information.slug("learning rate 1e+16/imp/0") == "learning_rate_1e_16/imp/0"

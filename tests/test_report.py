@@ -231,14 +231,31 @@ def test_a_report_can_be_read_without_seeing_it(png, tmp_path):
     page = Page(build(png, tmp_path / "report.html").read_text(encoding="utf-8"))
     assert page.all("html") == [{"lang": "en"}]
     assert [image["alt"] for image in page.all("img")] == ["A chart"]
-    assert len(page.all("caption")) == len(page.all("table")) == 1
+    captions = [p for p in page.all("p") if p.get("class") == "caption"]
+    assert len(captions) == len(page.all("table")) == 1
     scopes = [head["scope"] for head in page.all("th")]
     assert scopes == ["col"] * 4 + ["row"] * 3
     assert len(page.all("details")) == len(page.all("summary")) == 1
 
 
-def test_a_report_is_made_for_light_and_dark(png):
-    assert "prefers-color-scheme: dark" in report.page(title="t", lead="l", sections=sections(png))
+def test_a_report_is_made_for_light_dark_and_paper(png):
+    text = report.page(title="t", lead="l", sections=sections(png))
+    for rule in ("prefers-color-scheme: dark", "@media print", "size: A4 landscape"):
+        assert rule in text
+
+
+def test_a_wide_table_scrolls_in_its_box_and_its_caption_wraps_outside_of_it(png):
+    text = report.page(title="t", lead="l", sections=sections(png))
+    box = text[text.index('<div class="wide"') : text.index("</table>")]
+    assert ".wide { overflow-x: auto" in text
+    assert '<p class="caption">Kept</p>' in text
+    assert "<caption" not in box
+
+
+def test_the_note_of_a_table_stands_below_it():
+    table = report.Table(ROWS, COLUMNS, "Kept", note="What a row took.")
+    text = report.page(title="t", lead="l", sections=[report.Section("s", [table])])
+    assert text.index("</table>") < text.index("<p>What a row took.</p>")
 
 
 def test_every_text_is_escaped(png, tmp_path):

@@ -258,13 +258,16 @@ footer { color: var(--soft); font-size: .88rem; margin-top: 3rem;
 @media print {
   :root { --ink: #000; --soft: #444; --line: #bbb; --paper: #fff; --shade: #fff; }
   body { max-width: none; padding: 0; font-size: 9.5pt; }
+  h1 { font-size: 16pt; }
+  h2 { font-size: 12pt; margin-top: 1.2rem; }
   .wide { overflow: visible; }
-  table { font-size: 7pt; }
-  th, td { padding: .12rem .3rem; }
+  table { font-size: 7.5pt; }
+  th, td { padding: .1rem .35rem; }
+  th:first-child { position: static; }
   thead { display: table-header-group; }
   tr, figure, pre, dt { break-inside: avoid; }
   h2, .caption, dt { break-after: avoid; }
-  img { max-height: 150mm; width: auto; }
+  img { max-height: 110mm; width: auto; }
   pre { white-space: pre-wrap; }
 }
 """.strip()
