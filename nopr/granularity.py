@@ -219,7 +219,7 @@ def inputs_from(outs: Bool[Array, " out"] | None, shape: tuple[int, ...]) -> Boo
     return jnp.tile(outs, shape[-2] // outs.shape[0])
 
 
-def _pooled(scores: Array) -> Array:
+def _pooled(scores: Any) -> Array:
     return jnp.mean(scores, axis=tuple(range(scores.ndim - 1)))
 
 

@@ -110,26 +110,6 @@ def test_stacked_batches_sum_their_gradients_before_anything_else(make, problem,
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), scores, expected)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.int32])
-@pytest.mark.parametrize(
-    "criterion",
-    [
-        criteria.random(),
-        criteria.magnitude(),
-        criteria.snip(loss),
-        criteria.grasp(loss),
-        criteria.synflow(apply, input_shape=(5,)),
-        criteria.invert(criteria.magnitude()),
-    ],
-    ids=["random", "magnitude", "snip", "grasp", "synflow", "invert"],
-)
-def test_masks_that_are_not_bool_are_refused(criterion, dtype, problem, getkey):
-    params, batch = problem
-    wrong = jax.tree.map(lambda leaf: np.ones(leaf.shape, dtype), trees.select(params))
-    with pytest.raises(ValueError, match=f"must be bool, got {dtype.__name__} at 'layer_0/kernel'"):
-        criterion(params, batch, masks=wrong, key=getkey())
-
-
 @pytest.mark.usefixtures("double")
 def test_masked_grasp_is_that_of_the_network_without_the_pruned_weights(problem, rng):
     params, batch = problem

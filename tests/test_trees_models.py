@@ -141,9 +141,9 @@ CASES = {
         "params/Embed_0/embedding",
         *(f"params/MultiHeadDotProductAttention_0/{path}" for path in ATTENTION),
     ],
-    nnx_state: [f"{path}/value" for path in NNX],
-    nnx_module: [f"{path}/value" for path in NNX],
-    nnx_split: [f"{path}/value" for path in NNX],
+    nnx_state: NNX,
+    nnx_module: NNX,
+    nnx_split: NNX,
     pure_dict: NNX,
     equinox: [
         "conv/weight",
