@@ -1,3 +1,4 @@
+import inspect
 from typing import Any, NamedTuple
 
 import jax
@@ -476,7 +477,7 @@ def test_rates_change_at_the_start_of_their_epochs():
             "`epochs` must be a whole number of at least 1, got 0",
         ),
         (
-            lambda: finetune.trainer(_LOSS, _TX, epochs=1.5, batch_size=4),
+            lambda: inspect.unwrap(finetune.trainer)(_LOSS, _TX, epochs=1.5, batch_size=4),
             "`epochs` must be a whole number of at least 1, got 1.5",
         ),
         (
@@ -484,15 +485,15 @@ def test_rates_change_at_the_start_of_their_epochs():
             "`epochs` must be a whole number of at least 1, got True",
         ),
         (
-            lambda: finetune.trainer(_LOSS, _TX, epochs=1, batch_size="4"),
+            lambda: inspect.unwrap(finetune.trainer)(_LOSS, _TX, epochs=1, batch_size="4"),
             "`batch_size` must be a whole number of at least 1, got '4'",
         ),
         (
-            lambda: finetune.trainer(_LOSS, _TX, epochs=1, batch_size=4, convolutions="fast"),
+            lambda: inspect.unwrap(finetune.resolve_convolutions)("fast"),
             "`convolutions` must be one of 'auto', 'patches', 'xla', got 'fast'",
         ),
         (
-            lambda: finetune.steps_per_epoch(10, batch_size=2.5),
+            lambda: inspect.unwrap(finetune.steps_per_epoch)(10, batch_size=2.5),
             "`batch_size` must be a whole number of at least 1, got 2.5",
         ),
         (

@@ -136,23 +136,19 @@ def resume_imp(
         now = now._replace(
             level=np.int32(0), rewound=fitted.carry, carry=fitted.carry, before=fitted.history
         )
-    for level in range(int(now.level), len(kept_counts) + 1):
-        fitted = _train(run, now)
+    while True:
+        level, fitted = int(now.level), _train(run, now)
         now = now._replace(carry=fitted.carry, history=_put(now.history, level, fitted.history))
-        if level < len(kept_counts):
-            kept = pruner(
-                fitted.params,
-                batch(data),
-                masks=fitted.masks,
-                count=int(kept_counts[level]),
-                key=prune_key,
-            )
-            now = now._replace(
-                level=np.int32(level + 1),
-                carry=_under(kept, now.rewound, tx),
-                masks=_put(now.masks, level + 1, kept),
-            )
-    return Iterated(fitted, *jax.tree.map(jnp.asarray, (now.masks, now.history, now.before)))
+        if level == len(kept_counts):
+            found = jax.tree.map(jnp.asarray, (now.masks, now.history, now.before))
+            return Iterated(fitted, *found)
+        count = int(kept_counts[level])
+        kept = pruner(fitted.params, batch(data), masks=fitted.masks, count=count, key=prune_key)
+        now = now._replace(
+            level=np.int32(level + 1),
+            carry=_under(kept, now.rewound, tx),
+            masks=_put(now.masks, level + 1, kept),
+        )
 
 
 class _State(NamedTuple):
@@ -261,7 +257,7 @@ def _history(state: _State) -> History | None:
     return jax.tree.map(lambda column: column[int(state.level)], state.history)
 
 
-def _under(masks: Masks, carry: Carry, tx: transforms.Transformation) -> Carry:
+def _under(masks: Masks, carry: Carry, tx: Any) -> Carry:
     """The carry with its training as it was, less the weights that are pruned now."""
     everywhere = jax.tree.map(lambda leaf: jnp.ones(jnp.shape(leaf), bool), carry.params)
     kept = trees.overlay(lambda _, mask: mask, everywhere, masks)

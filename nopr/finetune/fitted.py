@@ -88,7 +88,7 @@ class Fitted(NamedTuple):
     @property
     def carry(self) -> Carry:
         """What `advance` and `resume` continue from."""
-        return Carry(*self[: len(Carry._fields)])
+        return Carry(**{name: getattr(self, name) for name in Carry._fields})
 
 
 def raise_if_not_finite(fitted: Any, *, runs: str = "runs", remedy: str = REMEDY) -> None:

@@ -235,7 +235,7 @@ def _run(first: Carry, data: Batch, *, plan: Plan) -> Fitted:
         best = _Best(jnp.full((), -jnp.inf, jnp.float32), first.params, masks, indices[0])
     (carry, best), epochs = jax.lax.scan(body, (first, best), indices)
     finite = jnp.all(epochs.finite) & stayed_finite(first.params, carry.params)
-    fitted = Fitted(*carry, history=History(epochs.loss, epochs.metrics), finite=finite)
+    fitted = Fitted(**carry._asdict(), history=History(epochs.loss, epochs.metrics), finite=finite)
     if best is not None:
         masks = best.masks if changing else carry.masks
         fitted = fitted._replace(best_params=best.params, best_masks=masks, best_epoch=best.epoch)

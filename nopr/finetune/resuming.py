@@ -150,7 +150,8 @@ def run_in_segments(
             keeper.save(first + done, (carry, history))
         if progress is not None:
             progress(done, epochs)
-    return Fitted(*carry, history=jax.tree.map(jnp.asarray, history), finite=jnp.array(True))
+    history = jax.tree.map(jnp.asarray, history)
+    return Fitted(**carry._asdict(), history=history, finite=jnp.array(True))
 
 
 def restored(keeper: Keeper, target: PyTree) -> tuple[int, PyTree] | None:

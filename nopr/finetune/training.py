@@ -72,7 +72,7 @@ def trainer(
     if batch_size is not None:
         whole_number("batch_size", batch_size)
     convolutions_.resolve_convolutions(convolutions, mesh=parallel.over(mesh))
-    step_loss = loss if stateful else stateless(cast(Loss, loss))
+    step_loss = cast(StepLoss, loss) if stateful else stateless(cast(Loss, loss))
 
     def train(params: Params, masks: Masks | None, data: Batch, *, key: Key[Array, ""]) -> Fitted:
         plan = loop.make_plan(
@@ -174,4 +174,5 @@ def _descend(
     done = jnp.full((), steps, jnp.int32)
     carry = first._replace(params=params, opt_state=opt_state, epoch=done, step=done)
     finite = jnp.isfinite(losses).all() & stayed_finite(first.params, params)
-    return parallel.whole(Fitted(*carry, history=History(losses, {}), finite=finite), mesh)
+    history = History(losses, {})
+    return parallel.whole(Fitted(**carry._asdict(), history=history, finite=finite), mesh)
