@@ -212,8 +212,9 @@ BAD = {
     ),
     "no text": (
         [GOOD, "--workdir=bad\udcff"],
-        "must be printable text, got '--workdir=bad\\udcff'",
+        "must be text in UTF-8, got '--workdir=bad\\udcff'",
     ),
+    "too large": ([GOOD, f"--config.stages={2**63}"], "--config.stages must fit into 64 bits, got"),
     "an overflow": ([GOOD, "--config.rate=1e300"], "cannot convert float infinity to integer"),
     "missing data": ([GOOD, "--config.data.name=mnist"], "'mnist' was looked for in /nowhere."),
 }
