@@ -257,6 +257,8 @@ def test_nan_is_an_error_where_a_stage_must_be_finite(opened):
     with opened() as run:
         with pytest.raises(ValueError, match=r"'s' has 1 of 3 values .* at 'curve/loss'"):
             run.stage("s", lambda: VALUES, finite=True)
+        with pytest.raises(ValueError, match=r"has 1 of 2 values .* at 'x'"):
+            run.stage("s", lambda: {"x": jnp.array([1, jnp.nan], jnp.bfloat16)}, finite=True)
         assert run.stage("s", lambda: {"x": 1, "name": "a"}, finite=True)["x"] == 1
 
 

@@ -91,11 +91,12 @@ class Run:
         """The result of `compute()`, from the disk if an earlier run of this got so far.
 
         Args:
-          name: Names the stage; unique in the run.
-          compute: Returns a nested dict (or NamedTuple) of arrays, numbers and strings.
-          code: What else the result depends on, such as a version or a length. The config, the
-            source of nopr and its experiments, the versions, the device and jax's settings for
-            precision and random numbers are seen to.
+          name: Name of the stage, unique in the run.
+          compute: Function that returns a nested dict (or NamedTuple) of arrays, numbers and
+            strings.
+          code: Whatever else the result depends on, such as a version or a length. The config, the
+            code that the run imports, the versions, the device and jax's settings for precision
+            and random numbers count already.
           finite: Whether NaN and infinities are an error.
 
         Returns:
@@ -136,13 +137,13 @@ class Run:
         """Records one number; the same (step, split, name) again replaces what was there.
 
         Args:
-          step: The step or epoch it belongs to.
-          split: Such as `"train"` or `"test"`.
-          name: What it is, with its unit, such as `"snip/density_0.2/accuracy"`.
-          value: A number; NaN and infinities are written as null.
+          step: Step or epoch of the number.
+          split: Part of the data, such as `"train"` or `"test"`.
+          name: Name with its unit, such as `"snip/density_0.2/accuracy"`.
+          value: Number; NaN and infinities are written as null.
 
-        Write what a stage returned, after it, rather than inside its `compute`: then the metrics
-        are whole however often the run was cut off.
+        Record what a stage returned after the stage rather than inside its `compute`: the metrics
+        are then complete however often the run was cut off.
         """
         self._check_unfinished()
         number = float(value)
@@ -217,7 +218,7 @@ class Run:
     def _begin(self) -> None:
         """Clears what a killed run left half-written and notes what this one runs on."""
         with explained(self.directory):
-            for left in self.directory.rglob(".*.tmp"):
+            for left in filter(Path.is_file, self.directory.rglob(".*.tmp")):
                 left.unlink()
             (self.directory / "DONE").unlink(missing_ok=True)
         path = self.directory / "environment.json"
@@ -267,13 +268,15 @@ def _kept(store: Store, name: str, values: Any) -> dict[str, Any]:
 
 
 def _check_finite(name: str, values: Any, path: str = "") -> None:
+    import jax.numpy as jnp  # late, so that the launcher starts without it
+
     values = values._asdict() if hasattr(values, "_asdict") else values
     if isinstance(values, Mapping):
         for key, value in values.items():
             _check_finite(name, value, f"{path}/{key}".lstrip("/"))
         return
     array = np.asarray(values)
-    if array.dtype.kind in "fc" and not np.isfinite(array).all():
+    if jnp.issubdtype(array.dtype, jnp.inexact) and not np.isfinite(array).all():
         count = int((~np.isfinite(array)).sum())
         raise ValueError(
             f"The stage {name!r} has {count} of {array.size} values that are NaN or infinite "
