@@ -381,7 +381,8 @@ def test_figures_leave_no_global_state_behind():
 def test_save_writes_the_figure_and_the_numbers_that_it_shows(tmp_path):
     rows = accuracy_rows()
     saved = plots.save(plots.accuracy_against_density(rows), rows, tmp_path / "new", "accuracy")
-    assert saved == (tmp_path / "new/accuracy.png", tmp_path / "new/accuracy.csv")
+    assert saved == tuple(tmp_path / f"new/accuracy.{kind}" for kind in ("png", "pdf", "csv"))
+    assert saved.pdf.read_bytes().startswith(b"%PDF-")
     assert saved.png.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     image = mpl.image.imread(saved.png)
     assert image.shape[0] > 600
@@ -397,8 +398,19 @@ def test_save_writes_the_figure_and_the_numbers_that_it_shows(tmp_path):
 def test_the_same_figure_gives_the_same_bytes(tmp_path):
     rows = plots.curve_rows(bit_curves(), PUBLISHED)
     one, other = (plots.save(build("bits"), rows, tmp_path / name, "bits") for name in "ab")
-    assert one.png.read_bytes() == other.png.read_bytes()
-    assert one.csv.read_bytes() == other.csv.read_bytes()
+    for here, there in zip(one, other, strict=True):
+        assert here.read_bytes() == there.read_bytes()
+
+
+def test_a_figure_for_a_paper_has_no_title(tmp_path):
+    figure, rows = build("bits"), plots.curve_rows(bit_curves(), PUBLISHED)
+    with_title = mpl.image.imread(plots.save(figure, rows, tmp_path, "a").png)
+    without = mpl.image.imread(plots.save(figure, rows, tmp_path, "b", titled=False).png)
+    assert without.shape[1] == with_title.shape[1]
+    lost = with_title.shape[0] - without.shape[0]
+    np.testing.assert_array_equal(without[50:], with_title[lost + 50 :])
+    assert lost > 40
+    assert (without[:8] == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -413,7 +425,7 @@ def test_rows_that_cannot_be_saved_leave_what_was_there(rows, message, tmp_path)
         plots.save(build("bits"), rows, tmp_path, "figure")
     assert [path.read_bytes() for path in saved] == before
     assert saved.csv.read_text() == "a,b\n1.0,\n"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["figure.csv", "figure.png"]
+    assert {p.name for p in tmp_path.iterdir()} == {f"figure.{k}" for k in ("csv", "pdf", "png")}
 
 
 def test_a_write_that_fails_leaves_no_half_file(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 README.md has the paper, the command and the numbers to expect.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated
 
 from ml_collections import ConfigDict
@@ -88,13 +88,13 @@ class Settings:
         "snip",
         "random",
     )
-    data: settings.Data = field(default_factory=settings.Data)
-    network: Network = field(default_factory=Network)
-    training: Training = field(default_factory=Training)
-    pruning: Pruning = field(default_factory=Pruning)
-    repair: Repair = field(default_factory=Repair)
-    measuring: Measuring = field(default_factory=Measuring)
-    information: Information = field(default_factory=Information)
+    data: settings.Data = settings.Data()
+    network: Network = Network()
+    training: Training = Training()
+    pruning: Pruning = Pruning()
+    repair: Repair = Repair()
+    measuring: Measuring = Measuring()
+    information: Information = Information()
 
     def __post_init__(self):
         if "units_after" not in self.methods:

@@ -1,10 +1,8 @@
 """Training as experiments do it: a dataset, a network, many masks and seeds in one sweep.
 
     task = training.task(asked.data, asked.training, widths=(300, 100), seed=0, seeds=5)
-    params = task.initial
-    kept = jax.vmap(lambda p: prune(p, batch, key=key))(params)
-    found = training.sweep(task, {"snip": {"params": params, "masks": kept}}, run)
-    found["snip"]["test_accuracy"]  # a number a seed
+    found = training.sweep(task, {("SNIP", 0.05): training.pruned(task, prune)}, run)
+    found["SNIP", 0.05]["test_accuracy"]  # a number a seed
 
 All seeds of a network start from `task.initial` and see the batches of `task.train_keys`, so that
 networks differ by their masks alone.
@@ -26,7 +24,7 @@ import optax
 
 from nopr import data, finetune, masks, networks, sweeps, trees
 from nopr.lab import checkpoints, progress, records, settings, steps
-from nopr.typing import Apply, Loss, Masks, Params
+from nopr.typing import Apply, Loss, Masks, Params, Pruner
 
 _MOST = 2**31 - 1
 
@@ -253,21 +251,34 @@ def tuning(task: Task, measure: Measure | None = None) -> Callable[[Any, Any], d
     return tune
 
 
+def pruned(task: Task, prune: Pruner, *, examples: int = 512) -> dict[str, Any]:
+    """A case for `sweep`: the initial networks of all seeds, each with masks of its own.
+
+    Args:
+      task: The network, its data and the seeds.
+      prune: Chooses the masks, with a key a seed.
+      examples: How many training examples it scores on.
+    """
+    batch, params = task.examples(examples), task.initial
+    kept = jax.jit(jax.vmap(lambda p, key: prune(p, batch, key=key)))(params, task.keys)
+    return {"params": params, "masks": kept}
+
+
 def sweep(
     task: Task,
-    cases: Mapping[str, Mapping[str, Any]],
+    cases: Mapping[Any, Mapping[str, Any]],
     run: records.Run | None = None,
     *,
     tune: Callable[[Any, Any], dict[str, Any]] | None = None,
     shared: Mapping[str, Any] | None = None,
     block: int | None = None,
     name: str = "training",
-) -> dict[str, dict[str, Any]]:
+) -> dict[Any, dict[str, Any]]:
     """Trains every case on every seed in one sweep, whose blocks are stored as they finish.
 
     Args:
       task: The network, its data and the seeds.
-      cases: By name, `params` and `masks` stacked over seeds.
+      cases: By name (anything hashable), `params` and `masks` stacked over seeds; see `pruned`.
       run: Where results are stored; None stores nothing.
       tune: As `tuning` makes it, by default `tuning(task)`.
       shared: What all cases read besides the parts of the data.
@@ -292,7 +303,7 @@ def sweep(
             store=None if run is None else run.store(name),
             progress=show,
         )
-    names = [case for case in cases for _ in range(seeds)]
+    names = [str(case) for case in cases for _ in range(seeds)]
     failed = sorted({names[index] for index in swept.failures})
     if failed:
         raise ValueError(
