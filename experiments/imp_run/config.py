@@ -23,7 +23,7 @@ class Network:
 class Training(settings.Training):
     """Of each level, those epochs before the rewind epoch included."""
 
-    length: settings.Length = "60ep"
+    length: settings.Length | None = "60ep"
     checkpoint_every: settings.Length = "20ep"  # within a level; its end is one too
     checkpoint_keep: settings.Count = 2  # how many stay; 2 outlast a damaged last one
 

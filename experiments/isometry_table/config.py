@@ -96,5 +96,5 @@ def get_config(variant: str = "") -> ConfigDict:
     """The config; `variant` is "" (MLP-7-Linear) or "relu"."""
     if variant not in ("", "relu"):
         raise ValueError(f"The variant must be 'relu' or left out, got {variant!r}.")
-    changed = {"network": Network("relu"), "pruning": Pruning(0.9)} if variant else {}
-    return settings.config(Settings(**changed))
+    relu = Settings(network=Network("relu"), pruning=Pruning(0.9))
+    return settings.config(relu if variant else Settings())

@@ -21,13 +21,6 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Training(settings.Training):
-    """Of the dense net, and again after pruning."""
-
-    length: settings.Length | None = None  # by default 30ep for digits and 3ep for larger sets
-
-
-@dataclass(frozen=True)
 class Pruning:
     """How far and how."""
 
@@ -90,7 +83,7 @@ class Settings:
     )
     data: settings.Data = settings.Data()
     network: Network = Network()
-    training: Training = Training()
+    training: settings.Training = settings.Training()  # of the dense net, and after pruning
     pruning: Pruning = Pruning()
     repair: Repair = Repair()
     measuring: Measuring = Measuring()

@@ -162,13 +162,19 @@ def arrays(images: data.Images) -> dict[str, Any]:
 
 
 def epochs(
-    length: str, images: data.Images, batch_size: int, *, name: str = "training.length", least=1
+    length: str | None,
+    images: data.Images,
+    batch_size: int,
+    *,
+    name: str = "training.length",
+    least: int = 1,
 ) -> int:
-    """The whole epochs that a length stands for.
+    """The whole epochs that a length stands for; None is 30 for digits and 3 for larger sets.
 
     Raises:
       ValueError: If they are no whole number, fewer than `least`, or too many to count their steps.
     """
+    length = length or ("30ep" if images.name == "digits" else "3ep")
     per_epoch = steps.per_epoch(len(images.train.labels), batch_size=batch_size)
     count = steps.epochs(length, steps_per_epoch=per_epoch)
     if count < least:
