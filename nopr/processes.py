@@ -1,8 +1,8 @@
 """Several processes of one program, on one host or many, as JAX runs them.
 
-Every process runs the same program and reaches the same calls in the same order. Alone, a program
-is process 0 of 1 and the calls cost nothing, so that code need not ask. What goes between processes
-is bytes: no arithmetic touches them.
+Every process runs the same program and reaches the same calls in the same order. A program on its
+own is process 0 of 1 and the calls cost nothing, so that code need not ask. Only bytes pass between
+processes: no arithmetic touches them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 
 import numpy as np
 
-# jax is imported late, so that a program can settle its environment, or fork, before it starts.
+# jax is imported late, so that a program can settle its environment before it starts.
 _STATUS = re.compile(
     "(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE|UNKNOWN):"
 )
@@ -32,18 +32,18 @@ def connect(
     """Joins the other processes of this program; call it before anything else of JAX.
 
     What is None is found in the environment, on Slurm, Open MPI, Kubernetes and Cloud TPU, as by
-    `jax.distributed.initialize`, which this calls. JAX ends the process itself, from C++, where
-    the others do not come or one of them is lost; `experiments.launch` turns that into one line.
+    `jax.distributed.initialize`, which this calls. JAX aborts the process from C++ if the others
+    do not come or one of them is lost; `nopr.lab.launch` turns that into one line.
 
     Args:
       coordinator: Host and port of process 0, such as `"10.0.0.1:1234"`.
       count: Number of processes.
       index: Which one this is, from 0.
-      patience_seconds: A process that is silent for so long is lost: the others then end. To come
-        up, the processes wait ten times as long for each other.
+      patience_seconds: Silence after which a process counts as lost, and the others end. At the
+        start, the processes wait ten times as long for each other.
 
     Raises:
-      ValueError: If something is given neither here nor in the environment, or does not fit.
+      ValueError: If something is given neither here nor in the environment, or is out of range.
       RuntimeError: If JAX has started already.
     """
     import jax
@@ -73,13 +73,13 @@ def connect(
 
 
 def disconnect() -> None:
-    """Waits until all processes have come to this call, and parts; for the end of a program."""
+    """Waits until all processes have reached this call, and parts; for the end of a program."""
     if _joined():
         sys.modules["jax"].distributed.shutdown()
 
 
 def is_loss(error: BaseException) -> bool:
-    """Whether an error came of another process that did not answer, here or inside of JAX."""
+    """Whether an error was caused by another process that did not answer, here or in JAX."""
     return isinstance(error, Lost) or (count() > 1 and _STATUS.match(str(error)) is not None)
 
 
@@ -94,7 +94,7 @@ def count() -> int:
 
 
 def share(data: bytes | None) -> bytes:
-    """The bytes of process 0, in every process; what the others give is not looked at.
+    """The bytes of process 0, in every process; what the others give is ignored.
 
     Raises:
       ValueError: If it is 2 GiB or more.

@@ -30,14 +30,14 @@ SAVED = (1, *(1 + 3 * level + done for level in range(LEVELS) for done in (2, 3)
 
 
 def _newest(folder):
-    return max(folder.glob("checkpoints/imp-*/[0-9]*"), key=lambda path: int(path.name))
+    return max(folder.glob("checkpoints/imp-*/[0-9]*.npz"), key=lambda path: int(path.stem))
 
 
 def _damage(folder, change):
-    """Changes the largest file of the newest checkpoint; returns its step and the one before."""
-    step = int(_newest(folder).name)
-    largest = max(_newest(folder).rglob("d/*"), key=lambda path: path.stat().st_size)
-    largest.write_bytes(change(bytearray(largest.read_bytes())))
+    """Changes the arrays of the newest checkpoint; returns its step and the one before."""
+    newest = _newest(folder)
+    step = int(newest.stem)
+    newest.write_bytes(change(bytearray(newest.read_bytes())))
     return step, SAVED[SAVED.index(step) - 1]
 
 
@@ -57,8 +57,7 @@ def _results(folder):
 
 
 def _went_on(ended, damaged, before):
-    assert f"checkpoint of step {damaged} in" in ended.err
-    assert "is damaged" in ended.err
+    assert f"/{damaged}.npz is damaged" in ended.err
     assert f"imp: resuming after epoch {before} of {SAVED[-1]}" in ended.err
 
 
@@ -68,26 +67,26 @@ def test_killed_damaged_and_terminated_it_ends_with_the_same_bytes(tmp_path):
     assert ended.code == 0, ended.err
     assert "n = 1 seed, so there is no interval" in " ".join(ended.out.split())
     assert (whole / "report.html").exists()
-    assert int(_newest(whole).name) == SAVED[-1]
+    assert int(_newest(whole).stem) == SAVED[-1]
     _check_summary(json.loads((whole / "summary.json").read_bytes()))
 
     words = [*WORDS, f"--workdir={cut}"]
-    launched.kill_when("checkpoints/imp-*/3", cut, words, cache=cache)
+    launched.kill_when("checkpoints/imp-*/3.json", cut, words, cache=cache)
     damaged, before = _damage(cut, _flip_a_bit)
-    ended = launched.kill_when("checkpoints/imp-*/7", cut, words, cache=cache)
+    ended = launched.kill_when("checkpoints/imp-*/7.json", cut, words, cache=cache)
     _went_on(ended, damaged, before)
     damaged, before = _damage(cut, lambda data: data[:-1])
     ended = launched.kill_when(
-        "checkpoints/imp-*/10", cut, words, cache=cache, number=signal.SIGTERM
+        "checkpoints/imp-*/10.json", cut, words, cache=cache, number=signal.SIGTERM
     )
     _went_on(ended, damaged, before)
     assert ended.err.splitlines()[-1] == (
-        f"Stopped; what is done is in {cut}. The same command goes on from there."
+        f"Stopped; what is done is in {cut}. The same command resumes from there."
     )
     assert "Traceback" not in ended.err
     # The write that was under way is done, and nothing is half written.
-    assert all(path.name.isdigit() for path in _newest(cut).parent.iterdir())
-    newest = int(_newest(cut).name)
+    assert all(path.stem.isdigit() for path in _newest(cut).parent.iterdir())
+    newest = int(_newest(cut).stem)
     ended = launched.run(words, cache=cache)
     assert ended.code == 0, ended.err
     assert "damaged" not in ended.err

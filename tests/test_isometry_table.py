@@ -150,7 +150,7 @@ def test_training_that_is_cut_off_resumes_from_its_checkpoint(tmp_path, monkeypa
     with pytest.raises(Cut):
         train(tmp_path / "cut")
     (checkpoint,) = (tmp_path / "cut/checkpoints").iterdir()
-    (checkpoint / ".3.new.tmp").mkdir()  # What a kill within `save` leaves.
+    (checkpoint / ".3.npz.1.tmp").touch()  # What a kill within `save` leaves.
     resumed = train(tmp_path / "cut")
     assert saved == [1, 2, 3]
     assert jax.tree.structure(resumed) == jax.tree.structure(whole)

@@ -1,8 +1,9 @@
-"""The launcher: bad commands cost one line and no time; a run that is cut off goes on."""
+"""The launcher: bad commands cost one line and no time; runs are shown, stopped and shared."""
 
 import contextlib
 import json
 import os
+import pwd
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from nopr import data
 from nopr.lab import launch, steps
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,6 +31,10 @@ def run(config, run):
         raise FileNotFoundError(f"The data set {config.data.name!r} was looked for\\nin /nowhere.")
     if config.rate < 0:
         raise TypeError("a mistake in the code")
+    if config.rate > 1e200:
+        int(config.rate * config.rate)
+    for _ in range(config.words):
+        print("Erd\u0151s")
     total = 0.0
     for index in range(config.stages):
         def compute():
@@ -50,7 +56,7 @@ def get_config(variant=""):
     if variant not in ("", "long"):
         raise ValueError(f"`variant` must be long, got {variant!r}.")
     return ConfigDict({
-        "stages": 5 if variant else 3, "rate": 0.5, "quiet": False,
+        "stages": 5 if variant else 3, "rate": 0.5, "quiet": False, "words": 0,
         "data": {"name": "digits"},
     })
 """
@@ -200,6 +206,16 @@ BAD = {
         [GOOD, "--distributed", "--patience=0"],
         "--patience must be at least 1 second, got 0.",
     ),
+    "a huge port": (
+        [GOOD, "--coordinator=localhost:99999", "--processes=2", "--process=0"],
+        "--coordinator must read like HOST:PORT, got 'localhost:99999'.",
+    ),
+    "no text": (
+        [GOOD, "--workdir=bad\udcff"],
+        "must be text in UTF-8, got '--workdir=bad\\udcff'",
+    ),
+    "too large": ([GOOD, f"--config.stages={2**63}"], "--config.stages must fit into 64 bits, got"),
+    "an overflow": ([GOOD, "--config.rate=1e300"], "cannot convert float infinity to integer"),
     "missing data": ([GOOD, "--config.data.name=mnist"], "'mnist' was looked for in /nowhere."),
 }
 
@@ -245,40 +261,40 @@ def test_the_place_of_an_error_is_shown_when_asked(here):
         launch.main(["launch", GOOD, "--config.data.name=mnist", "--traceback"])
 
 
+@pytest.mark.parametrize("given", ["\u00b2", "0", "-1", "100000", "two", " 2"])
+def test_a_size_of_the_thread_pool_that_is_none_is_refused(here, capsys, monkeypatch, given):
+    monkeypatch.setenv("NPROC", given)
+    assert launch.main(["launch", GOOD, "--workdir=runs/pool"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"`NPROC` must be a number of threads from 1 to 4096, got {given!r}. Set it" in line
+
+
+def test_nobody_needs_a_home(here, capsys, monkeypatch):
+    """As in a container that runs as a user without a passwd entry."""
+
+    def nobody(number):
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    assert data.load("digits").classes == 10
+    assert launch.main(["launch", GOOD, "--workdir=~/x"]) == 2
+    assert "home directory" in capsys.readouterr().err
+    monkeypatch.setenv("HOME", str(here / "home"))
+    assert launch.main(["launch", GOOD, "--workdir=~/x"]) == 0
+    assert (here / "home/x/DONE").exists()
+
+
 # --- Runs --------------------------------------------------------------------------------------
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(place):
-    code, out, err = _run(place, "--workdir=runs/whole")
-    assert code == 0, err
-    assert "writing to runs/whole" in out
-
-    with _paused(place, "--workdir=runs/killed") as process:
-        second, _, refusal = _run(place, "--workdir=runs/killed")
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert second == 1
-    assert refusal.splitlines() == [
-        f"error: 'runs/killed' is in use by another run (process {process.pid}). "
-        "Wait until it ends, or choose another work directory."
-    ]
-
-    code, resumed, err = _run(place, "--workdir=runs/killed")
-    assert code == 0, err
-    assert "stage_0: done before" in err
-    assert "stage_1: done in" in err
-    assert _contents(place / "runs/killed") == _contents(place / "runs/whole")
-    assert out.splitlines()[1:3] == resumed.splitlines()[1:3]
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_stopped_run_says_how_to_go_on(place, number, code):
-    with _paused(place, f"--workdir=runs/stopped_{code}") as process:
-        process.send_signal(number)
+def test_an_interrupted_run_names_how_to_resume(place):
+    with _paused(place, "--workdir=runs/stopped") as process:
+        process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
-    assert process.returncode == code
+    assert process.returncode == 130
     assert err.splitlines()[-1] == (
-        f"Stopped; what is done is in runs/stopped_{code}. The same command goes on from there."
+        "Stopped; what is done is in runs/stopped. The same command resumes from there."
     )
     assert "Traceback" not in err
 
@@ -307,15 +323,32 @@ def test_a_finished_run_is_shown_and_not_run_again_unless_asked(here, capsys):
     assert Path(f"{directory}.previous-1", "DONE").exists()
 
 
+@pytest.mark.parametrize("streams", [">&- 2>&-", ">/dev/full 2>/dev/full", "| head -1"])
+def test_what_is_printed_does_not_decide_whether_a_run_is_finished(place, streams):
+    name = f"runs/streams{len(streams)}"
+    command = f"{sys.executable} -m experiments.launch {GOOD} --workdir={name} --config.words=9999"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{command} {streams}"],
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done
+    assert "Traceback" not in done.stderr
+    assert (place / name / "DONE").exists()
+
+
 def test_a_work_directory_of_another_config_is_refused(here, capsys):
-    assert launch.main(["launch", GOOD, "--workdir=runs/one"]) == 0
-    before = _contents(here / "runs/one")
+    assert launch.main(["launch", GOOD, "--workdir=runs/mine"]) == 0
+    before = _contents(here / "runs/mine")
     capsys.readouterr()
-    assert launch.main(["launch", GOOD, "--workdir=runs/one", "--config.rate=1"]) == 1
+    assert launch.main(["launch", GOOD, "--workdir=runs/mine", "--config.rate=1"]) == 1
     error = capsys.readouterr().err
     assert "another config: config.rate (0.5 there, 1.0 here)" in error
     assert len(error.splitlines()) == 1
-    assert _contents(here / "runs/one") == before
+    assert _contents(here / "runs/mine") == before
 
 
 def test_a_run_that_goes_on_keeps_its_thread_pool(here, monkeypatch):
@@ -357,24 +390,20 @@ def _two(place, by, *words, more=((), ())):
     return [(process.returncode, *each) for process, each in zip(started, said, strict=True)]
 
 
-@pytest.mark.parametrize("by", [_by_flags, _by_slurm])
-def test_two_processes_leave_what_one_does(place, by):
-    name = by.__name__
-    whole = _start(place, f"--workdir=runs/one{name}", NPROC="2")
+def test_two_processes_leave_what_one_does(place):
+    whole = _start(place, "--workdir=runs/one", NPROC="2")
     assert whole.communicate(timeout=60)
     assert whole.returncode == 0
-    first, second = _two(place, by, f"--workdir=runs/two{name}")
+    first, second = _two(place, _by_slurm, "--workdir=runs/two")
     assert (first[0], second[0]) == (0, 0), (first, second)
-    one, two = (_contents(place / f"runs/{count}{name}") for count in ("one", "two"))
-    assert one == two
+    assert _contents(place / "runs/one") == _contents(place / "runs/two")
     assert "total" in first[1]
     assert "total" not in second[1]
     assert second[2] == ""
 
-    again = _two(place, by, f"--workdir=runs/two{name}")
+    again = _two(place, _by_flags, "--workdir=runs/two")
     assert [code for code, *_ in again] == [0, 0]
     assert "Nothing was run" in again[0][1]
-    assert _contents(place / f"runs/two{name}") == two
 
 
 def test_processes_of_another_config_are_refused_by_all(place):

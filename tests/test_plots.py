@@ -67,8 +67,6 @@ def value_groups():
 def build(kind):
     if kind == "accuracy":
         return plots.accuracy_against_density(accuracy_rows(), order=METHODS)
-    if kind == "accuracy, linear":
-        return plots.accuracy_against_density(accuracy_rows(), scale="linear")
     if kind == "bits":
         return plots.bits_against_pruned(bit_curves(), 10.81, PUBLISHED, n=5)
     if kind == "singular values":
@@ -77,7 +75,7 @@ def build(kind):
     return plots.lines_with_intervals(curves, title="t", x_label="epoch", y_label="loss, nats")
 
 
-KINDS = ("accuracy", "accuracy, linear", "bits", "singular values", "lines")
+KINDS = ("accuracy", "bits", "singular values", "lines")
 
 
 def lines(figure):
@@ -148,7 +146,7 @@ def test_the_dense_reference_is_a_level_line_with_its_interval():
     np.testing.assert_allclose([band.get_y(), band.get_height()], [97.2, 0.8], rtol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["accuracy", "accuracy, linear", "lines"])
+@pytest.mark.parametrize("kind", ["accuracy", "lines"])
 def test_every_series_is_named(kind):
     shown = {text.get_text() for text, _ in texts(build(kind))}
     assert shown.issuperset(METHODS)
@@ -427,17 +425,6 @@ def test_rows_that_cannot_be_saved_leave_what_was_there(rows, message, tmp_path)
     assert [path.read_bytes() for path in saved] == before
     assert saved.csv.read_text() == "a,b\n1.0,\n"
     assert {p.name for p in tmp_path.iterdir()} == {f"figure.{k}" for k in ("csv", "pdf", "png")}
-
-
-def test_a_write_that_fails_leaves_no_half_file(tmp_path, monkeypatch):
-    def full(self, data):
-        self.write_text("half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space left"):
-        plots.save(build("lines"), [{"a": 1}], tmp_path, "figure")
-    assert not list(tmp_path.iterdir())
 
 
 def test_curve_rows_are_one_row_a_point():

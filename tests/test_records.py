@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from nopr.lab import records
-from nopr.lab.records import context
+from nopr.lab.records import context, opening
 from nopr.lab.records.files import explained
 
 CONFIG = {"data": {"name": "digits", "classes": (1, 2)}, "rate": 0.1}
@@ -197,6 +197,43 @@ def test_settings_changed_within_a_run_count_for_its_stages(opened, said, name, 
     assert any(f"out of date: {name} (" in line for line in said)
 
 
+def test_results_do_not_stand_for_one_another(opened, said):
+    """Neither two stages nor the chunks of two sweeps can take each other's place."""
+    with opened() as run:
+        for name in ("a", "b"):
+            run.stage(name, lambda name=name: {"x": name})
+            run.store(name).put("0000", {"x": name})
+        for one, two in (("a", "b"), ("a/0000", "b/0000")):
+            for kind in ("npz", "json"):
+                first, second = (run.directory / f"stages/{name}.{kind}" for name in (one, two))
+                swapped = second.read_bytes(), first.read_bytes()
+                first.write_bytes(swapped[0])
+                second.write_bytes(swapped[1])
+        assert run.store("a").get("0000") is None
+        assert run.stage("a", lambda: {"x": "anew"})["x"] == "anew"
+    assert sum("is not used" in line for line in said) == 2
+
+
+def test_keys_come_back_as_they_are_or_are_refused(tmp_path):
+    store = records.Store(tmp_path, context={"shape": (2, 3), "count": {1: "a"}})
+    store.put("a", {"x": 1, "x.npy": 2, "y%dtype=int4": 3, "z/w": {"%2F": 4}})
+    again = records.Store(tmp_path, context={"shape": (2, 3), "count": {1: "a"}}).get("a")
+    assert again == {"x": 1, "x.npy": 2, "y%dtype=int4": 3, "z/w": {"%2F": 4}}
+    with pytest.raises(ValueError, match=r"names that differ as text, got \[1, '1'\] at 'a'"):
+        store.put("b", {"a": {1: 2, "1": 3}})
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "int4", "uint4"])
+def test_the_small_dtypes_of_jax_come_back(tmp_path, dtype):
+    store = records.Store(tmp_path, context={})
+    values = jnp.arange(6, dtype=dtype).reshape(2, 3)
+    store.put("a", {"x": values, "scalar": values[1, 2]})
+    found = store.get("a")
+    assert found["x"].dtype == found["scalar"].dtype == values.dtype
+    np.testing.assert_array_equal(found["x"], np.asarray(values))
+    assert float(found["scalar"]) == 5
+
+
 def test_a_store_keeps_chunks_apart_by_name(opened):
     with opened() as run:
         one, two = run.store("sweep"), run.store("other")
@@ -208,8 +245,8 @@ def test_a_store_keeps_chunks_apart_by_name(opened):
 
 @pytest.mark.parametrize(
     "value",
-    [None, object(), jax.random.key(0), jnp.ones(2, jnp.bfloat16), [[1], [2, 3]]],
-    ids=["None", "object", "key", "bfloat16", "ragged"],
+    [None, object(), jax.random.key(0), np.ma.masked_less(np.arange(3), 1), [[1], [2, 3]]],
+    ids=["None", "object", "key", "masked", "ragged"],
 )
 def test_what_cannot_be_stored_is_refused_with_its_name(opened, value):
     with opened() as run, pytest.raises(ValueError, match="at 'a/b'"):
@@ -220,6 +257,8 @@ def test_nan_is_an_error_where_a_stage_must_be_finite(opened):
     with opened() as run:
         with pytest.raises(ValueError, match=r"'s' has 1 of 3 values .* at 'curve/loss'"):
             run.stage("s", lambda: VALUES, finite=True)
+        with pytest.raises(ValueError, match=r"has 1 of 2 values .* at 'x'"):
+            run.stage("s", lambda: {"x": jnp.array([1, jnp.nan], jnp.bfloat16)}, finite=True)
         assert run.stage("s", lambda: {"x": 1, "name": "a"}, finite=True)["x"] == 1
 
 
@@ -244,10 +283,10 @@ def test_a_metric_written_again_replaces_the_first(opened):
         run.metric(0, "train", "loss", 0.5)
         run.metric(0, "train", "loss", 0.25)
         run.metric(0, "test", "loss", jnp.ones(()))
-    assert _rows(run) == [
-        {"step": 0, "split": "train", "name": "loss", "value": 0.25},
-        {"step": 1, "split": "train", "name": "loss", "value": None},
-        {"step": 0, "split": "test", "name": "loss", "value": 1.0},
+    assert [{**row, "seal": ""} for row in _rows(run)] == [
+        {"step": 0, "split": "train", "name": "loss", "value": 0.25, "seal": ""},
+        {"step": 1, "split": "train", "name": "loss", "value": None, "seal": ""},
+        {"step": 0, "split": "test", "name": "loss", "value": 1.0, "seal": ""},
     ]
 
 
@@ -259,9 +298,29 @@ def test_a_torn_last_line_is_dropped_and_said(opened, said, cut):
     path = run.directory / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-cut])
     with opened() as run:
-        assert any("dropped 1 broken line" in line for line in said)
+        assert any("dropped 1 line(s) that were cut off or altered" in line for line in said)
         run.metric(2, "train", "loss", 2)
     assert [row["step"] for row in _rows(run)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("old", [b'"value": 1.0', b'"split": "train"', b'"step": 1'])
+def test_a_line_that_was_altered_is_dropped_and_reported(opened, said, old):
+    with opened() as run:
+        for step in range(3):
+            run.metric(step, "train", "loss", float(step))
+    path = run.directory / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1].replace(old, old.replace(b"1", b"7").replace(b"rain", b"est"))
+    path.write_bytes(b"".join(lines))
+    with opened() as run:
+        assert any("dropped 1 line" in line for line in said)
+        assert [row["step"] for row in _rows(run)] == [0, 2]
+        run.metric(1, "train", "loss", 1.0)
+        run.finish({"x": 1})
+    path.write_bytes(path.read_bytes().replace(b"loss", b"lost"))
+    with opened() as run:
+        assert not run.finished
+    assert any("metrics.jsonl is damaged" in line for line in said)
 
 
 def test_metrics_of_other_code_are_dropped(opened, tmp_path):
@@ -392,6 +451,34 @@ def test_a_read_only_directory_is_refused(said):
                 records.open_run(Path(folder, name), config=CONFIG, experiment="light").__enter__()
         assert os.listdir(folder) == []
         os.chmod(folder, 0o755)
+
+
+def test_a_run_that_is_set_aside_while_another_opens_it_is_held_by_one(opened, monkeypatch):
+    """The lock that the second has taken by then is on a file that was renamed."""
+    with opened():
+        pass
+    lock, moved = opening._lock, []
+
+    def lock_late(file, directory):
+        if not moved:
+            moved.append(1)
+            os.rename(directory, directory.with_name("aside"))
+        lock(file, directory)
+
+    monkeypatch.setattr(opening, "_lock", lock_late)
+    with opened() as run:
+        assert (run.directory / "LOCK").read_text() == f"{os.getpid()}\n"
+        with pytest.raises(records.RunError, match="in use"):
+            opened().__enter__()
+
+
+def test_checkpoints_of_other_settings_are_reported(opened, said):
+    with opened() as run:
+        (run.checkpoints("a")).mkdir(parents=True)
+        assert not said
+        with jax.enable_x64(True):
+            run.checkpoints("a")
+    assert said == ["a: the checkpoints of other code, settings or threads are not used."]
 
 
 def test_a_run_is_set_aside_under_a_new_name(opened, tmp_path):

@@ -36,7 +36,7 @@ class Peers(NamedTuple):
     coordinator: str | None
     count: int | None
     index: int | None
-    patience_seconds: int
+    patience_seconds: float
 
 
 class AloneError(Exception):
@@ -44,10 +44,10 @@ class AloneError(Exception):
 
 
 def abort_in_one_line(line: Callable[[], str]) -> None:
-    """From now on an abort from C++ says one line and ends with `LOST`; C++ logs to a file.
+    """Makes an abort from C++ print one line and exit with `LOST`; C++ logs to a file.
 
     Args:
-      line: Gives what to say. The file with the log is named after it, and stays.
+      line: Returns the line. The path of the log follows it, and the log stays.
     """
     shown = os.dup(2)
     sys.stderr = terminal.guarded(shown, sys.stderr)
@@ -71,7 +71,7 @@ def abort_in_one_line(line: Callable[[], str]) -> None:
 
 
 def end() -> None:
-    """The program ends in order: from now on an abort says nothing, and the log goes."""
+    """Ends the program in order: an abort prints nothing from now on, and the log is removed."""
     if _kept:
         _last_word.acquire(timeout=60)
         _kept[1].unlink(missing_ok=True)
@@ -100,7 +100,7 @@ def connect(peers: Peers) -> None:
 
 
 def _receive(host: str, port: int, mine: dict[str, Any], limit: float) -> None:
-    """Process 0: waits for all others, and tells them whether they fit together."""
+    """Waits in process 0 for all others, and answers whether they fit together."""
     both = socket.has_dualstack_ipv6()
     try:
         server = socket.create_server(
@@ -110,9 +110,10 @@ def _receive(host: str, port: int, mine: dict[str, Any], limit: float) -> None:
             backlog=mine["count"],
         )
     except OSError as error:
+        why = os.strerror(error.errno or 0)
         raise ValueError(
-            f"Port {port} of {host} cannot be used ({error.strerror}). Give another port in "
-            "--coordinator, the same on every host."
+            f"Port {port} of {host} cannot be used ({why}). Give another port in --coordinator, "
+            "the same on every host."
         ) from error
     there: dict[int, socket.socket] = {}
     fault = ""
@@ -140,7 +141,7 @@ def _receive(host: str, port: int, mine: dict[str, Any], limit: float) -> None:
 
 
 def _report(host: str, port: int, mine: dict[str, Any], limit: float) -> None:
-    """Another process: reports to process 0 and waits for its answer."""
+    """Reports another process to process 0 and waits for the answer."""
     while True:
         try:
             with socket.create_connection((host, port), timeout=5) as server:

@@ -1,4 +1,4 @@
-"""For the person at the terminal: how much is done, the rate, the time left, the failures."""
+"""Progress for the person at the terminal: how much is done, the rate, the time left, failures."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def bar(**options: Any) -> tqdm:
 def sweeping(description: str, *, unit: str) -> Generator[Callable[[sweeps.Status], None]]:
     """Shows a sweep of `sweeps.run(progress=...)`; in process 0, of the share of that process.
 
-    On a terminal it is a bar, elsewhere a line every half minute. What came from the store counts
-    as done, but not in the rate.
+    On a terminal it is a bar, elsewhere a line every half minute. Cases from the store count as
+    done, but not in the rate.
     """
     if processes.count() > 1:
         description = f"{description} (process 0 of {processes.count()})"
@@ -52,11 +52,11 @@ def line(description: str, status: sweeps.Status, *, unit: str) -> str:
 
 class _Lines:
     def __init__(self, description: str, unit: str):
-        self._description, self._unit, self._told = description, unit, time.monotonic()
+        self._description, self._unit, self._shown = description, unit, time.monotonic()
 
     def __call__(self, status: sweeps.Status) -> None:
-        if time.monotonic() - self._told >= _LINE_SECONDS:
-            self._told = time.monotonic()
+        if time.monotonic() - self._shown >= _LINE_SECONDS:
+            self._shown = time.monotonic()
             print(line(self._description, status, unit=self._unit), file=sys.stderr, flush=True)
 
 

@@ -44,7 +44,7 @@ class _Last:
 
 
 def listen(unheard: Callable[[], Any] | None = None) -> None:
-    """From now on SIGTERM raises `Terminated`, and SIGINT, unless ignored, KeyboardInterrupt.
+    """Makes SIGTERM raise `Terminated`, and SIGINT, unless ignored, KeyboardInterrupt.
 
     Args:
       unheard: Called in a thread where the main thread has not seen a signal within 20 seconds;
@@ -62,7 +62,7 @@ def listen(unheard: Callable[[], Any] | None = None) -> None:
 
 
 def ignore() -> None:
-    """From now on neither does anything; for the end, when everything is written."""
+    """Makes both do nothing; for the end, when everything is written."""
     signal.setitimer(signal.ITIMER_REAL, 0)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

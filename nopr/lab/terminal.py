@@ -1,11 +1,11 @@
-"""What a program says: no failure to print it ever decides whether the work is done."""
+"""What a program prints: failing to print it never decides whether the work is done."""
 
 from __future__ import annotations
 
 import io
 import os
 import sys
-from typing import Any, TextIO
+from typing import Any
 
 
 def say(line: str) -> None:
@@ -14,10 +14,10 @@ def say(line: str) -> None:
 
 
 def guard_streams() -> None:
-    """From now on nothing that is printed fails: what cannot be shown is dropped.
+    """Makes printing never fail: what cannot be shown is dropped.
 
-    That is so of characters that the terminal does not know, of a pipe that nobody reads, of a full
-    disk, and of streams that are closed.
+    Such are characters that the terminal does not know, and whatever goes to a pipe that nobody
+    reads, to a full disk or to a closed stream.
     """
     for descriptor in range(3):
         try:
@@ -27,7 +27,7 @@ def guard_streams() -> None:
     sys.stdout, sys.stderr = guarded(1, sys.stdout), guarded(2, sys.stderr)
 
 
-def guarded(descriptor: int, like: Any = None) -> TextIO:
+def guarded(descriptor: int, like: Any = None) -> io.TextIOWrapper:
     """A text stream to a file descriptor, which drops what cannot be written."""
     return io.TextIOWrapper(
         io.BufferedWriter(_Dropping(descriptor, "wb", closefd=False)),

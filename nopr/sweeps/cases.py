@@ -88,4 +88,9 @@ def is_key(leaf: Any) -> bool:
 
 def _canonical(leaf: Any) -> np.ndarray:
     array = np.asarray(leaf)
+    if array.dtype.name in ("int2", "uint2", "int4", "uint4"):  # XLA packs them as it likes
+        raise ValueError(
+            f"Cases and what they share must have dtypes of whole bytes, got {array.dtype}. "
+            "Convert it to int8."
+        )
     return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)

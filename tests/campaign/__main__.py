@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 from campaign import clocks, damage, disks, launches, pairs, stops
 
-_VERSIONS = ("jax", "jaxlib", "numpy", "optax", "orbax-checkpoint")
+_VERSIONS = ("jax", "jaxlib", "numpy", "optax")
 
 
 class Fault(NamedTuple):
@@ -67,10 +67,9 @@ _PAGE = """# The fault campaign
 A small but real job (a stage, a sweep of 20 stored chunks, iterative pruning with 12 checkpoints
 written in the background, metrics, a table, a file of a library that knows nothing of runs, a
 summary) is hit by every fault below, at random moments and in random bytes. Of everything that it
-leaves then, the bytes are compared with those of a run that nothing happened to; of checkpoints,
-in which Orbax notes times, that they are whole, and of the same steps. Exit statuses and the lines
-on stderr are checked as well. The campaign fails if a byte is another, if something is not said,
-or if it takes more than one line.
+leaves then, checkpoints among it, the bytes are compared with those of a run that nothing happened
+to. Exit statuses and the lines on stderr are checked as well. The campaign fails if a byte is
+another, if something is not said, or if it takes more than one line.
 
     {command}
 
@@ -79,8 +78,7 @@ or if it takes more than one line.
 {table}
 
 Not tried: a loss of power, network file systems, a disk that becomes read-only under a running
-launch, hosts on a real network (the two processes are on the loopback), altered lines in the middle
-of metrics.jsonl (only torn ones are noticed).
+launch, hosts on a real network (the two processes are on the loopback).
 
 `tests/test_faults.py` runs the same with one to three tries of each fault. `tests/campaign/` is the
 code.

@@ -10,7 +10,7 @@ from pathlib import Path
 from campaign import launches
 from campaign.launches import Row, expect
 
-_HALF_AT = "checkpoints/*/7/manifest.json"  # of 12 checkpoints, of which 2 are kept
+_HALF_AT = "checkpoints/*/7.json"  # of 12 checkpoints, of which 2 are kept
 
 
 def half_done(job):
@@ -72,20 +72,12 @@ def _tried(job, tries, rng, choose, said):
 
 def _of_a_result(directory, path, line):
     result = re.escape(str(path.with_suffix(".npz")))
-    damaged = rf"{result} is damaged \(its SHA-256 is another\); computing it again\."
-    altered = rf"{result} is out of date: .+; computing it again\."
+    damaged = rf"{result} is damaged \(it does not match its seal\); it is not used\."
+    altered = rf"{result} is out of date: .+; it is not used\."
     return re.fullmatch(damaged if path.suffix == ".npz" else f"{damaged}|{altered}", line)
 
 
-def _of_a_checkpoint(directory, path, line):
-    del directory
-    (folder,) = [parent for parent in path.parents if parent.name == "7"]
-    name = re.escape(path.relative_to(folder).as_posix())
-    return re.fullmatch(
-        rf"The checkpoint of step 7 in {re.escape(str(folder.parent))} is damaged "
-        rf"\({name} is (missing or )?altered\); trying the one before\.",
-        line,
-    )
+_of_a_checkpoint = _of_a_result
 
 
 def chunk(job, tries, rng):
@@ -99,9 +91,9 @@ def stage(job, tries, rng):
 
 
 def checkpoint(job, tries, rng):
-    """The newest checkpoint: any file of orbax's or the manifest."""
+    """The newest checkpoint: its arrays or its seal."""
     said = _of_a_checkpoint
-    return _rows(job, tries, rng, "checkpoint", "checkpoints/*/7/**/*", said, "the one before used")
+    return _rows(job, tries, rng, "checkpoint", "checkpoints/*/7.*", said, "the one before used")
 
 
 def _rows(job, tries, rng, name, pattern, said, remedy):
@@ -129,9 +121,7 @@ def _rows(job, tries, rng, name, pattern, said, remedy):
 
 
 def _kind(path):
-    if "checkpoints" not in path.parts:
-        return "data" if path.suffix == ".npz" else "seal"
-    return "manifest" if path.name == "manifest.json" else "data"
+    return "data" if path.suffix == ".npz" else "seal"
 
 
 def summary(job, tries, rng):
@@ -192,11 +182,9 @@ def foreign(job, tries, rng):
         ended = launches.run(job, directory)
         path = directory / f"stages/nets/{name}.npz"
         said = {
-            "config": f"{path} is out of date: config.rate (0.2 there, 0.1 here); computing it "
-            "again.",
-            "code": rf"{path} is out of date: source \('\w+' there, '\w+' here\); computing it "
-            "again.",
-            "cases": f"The stored {name} is of other cases; computing again.",
+            "config": f"{path} is out of date: config.rate (0.2 there, 0.1 here); it is not used.",
+            "code": rf"{path} is out of date: source \('\w+' there, '\w+' here\); it is not used\.",
+            "cases": f"{path} is damaged (it does not match its seal); it is not used.",
         }[kind]
         line = said if kind == "code" else re.escape(said)
         known = len(ended.lines) == 1 and re.fullmatch(line, ended.lines[0])

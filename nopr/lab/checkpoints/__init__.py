@@ -1,9 +1,8 @@
-"""Checkpoints: a pytree on disk, bit for bit, noticed when damaged. The only importer of orbax.
+"""Checkpoints: a pytree on disk, bit for bit, and damage to it noticed.
 
-Orbax writes the arrays; beside them lies a manifest of our own with the SHA-256 of every file and
-the path, shape and dtype of every leaf, because orbax reads a flipped bit without a word. A
-checkpoint is written aside and renamed, so that a half-written one is never seen; which of them is
-the newest is said by its step and never by a clock.
+A checkpoint is a result of `records.Store`, named by its step: an npz file of the leaves and a seal
+with its SHA-256. It is written aside and renamed, so that a half-written one is never seen. The
+newest is the one of the highest step, whatever the clock says.
 
     with checkpoints.Saver("run/checkpoints", keep=2) as saver:
         found = saver.restore(state)
@@ -16,8 +15,6 @@ Every process of a `jax.distributed` job may call this: the first one writes and
 no call waits for another process. Leaves have to be whole on that process, as replicated ones are.
 """
 
-from nopr.lab.checkpoints.files import CheckpointError
-from nopr.lab.checkpoints.saver import Saver
-from nopr.lab.checkpoints.saving import restore, save, steps
+from nopr.lab.checkpoints.saver import Saver, restore, save, steps
 
-__all__ = ["CheckpointError", "Saver", "restore", "save", "steps"]
+__all__ = ["Saver", "restore", "save", "steps"]

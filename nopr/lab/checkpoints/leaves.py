@@ -1,9 +1,11 @@
-"""Leaves: as rows of the manifest, as arrays on the host, and back as what they were."""
+"""Leaves: described in rows, as arrays on the host, and back as what they were."""
 
 from __future__ import annotations
 
 import itertools
-from typing import Any, NamedTuple
+import json
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,24 +15,21 @@ from jaxtyping import PyTree
 from nopr import trees
 
 
-class Stored(NamedTuple):
-    """The array that stands for a leaf, and the generator of a typed PRNG key."""
-
-    array: np.ndarray
-    generator: str | None
-
-
 def rows(tree: PyTree) -> list[dict[str, Any]]:
-    """What the manifest says of each leaf, and what a target must agree with."""
-    return [_row(path, leaf) for path, leaf in _named(tree)]
+    """What a checkpoint records of each leaf, and what a target must agree with."""
+    found = [_row(path, leaf) for path, leaf in _named(tree)]
+    if not found:
+        raise ValueError("`tree` must have at least one array, got none.")
+    return found
 
 
-def on_host(tree: PyTree) -> list[Stored]:
-    """Copies of the leaves that nothing else writes to.
+def on_host(tree: PyTree) -> dict[str, Any]:
+    """Copies of the leaves that nothing else writes to, and what it takes to read them.
 
     Raises:
-      ValueError: If a leaf is spread over processes; names it.
+      ValueError: If a leaf is spread over processes, or is no array or number; names it.
     """
+    described = json.dumps(rows(tree))
     for path, leaf in _named(tree):
         if isinstance(leaf, jax.Array):
             if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
@@ -40,30 +39,38 @@ def on_host(tree: PyTree) -> list[Stored]:
                 )
             if not _is_key(leaf):
                 leaf.copy_to_host_async()  # All leaves on their way at once.
-    return [_stored(leaf) for leaf in jax.tree.leaves(tree)]
+    arrays, generators = {}, {}
+    for index, leaf in enumerate(jax.tree.leaves(tree)):
+        arrays[str(index)] = _owned(leaf)
+        if _is_key(leaf):
+            generators[str(index)] = str(jax.random.key_impl(leaf))
+    return {"leaves": described, "generators": generators, "arrays": arrays}
 
 
-def check_rows(there: list[dict[str, Any]], target: PyTree, *, name: str) -> None:
-    """Checks that the rows of a checkpoint are those of `target`.
+def as_target(found: Mapping[str, Any], target: PyTree, *, name: str) -> PyTree:
+    """The arrays of a checkpoint as a tree like `target`, each leaf of the kind it has there.
+
+    Args:
+      found: What `on_host` gave, as it was stored.
+      target: The tree that is wanted.
+      name: The checkpoint, for messages.
 
     Raises:
-      ValueError: Naming the first leaf in which they differ.
+      ValueError: Naming the first leaf in which the checkpoint and `target` differ.
     """
-    for old, new in itertools.zip_longest(there, rows(target)):
+    for old, new in itertools.zip_longest(json.loads(str(found["leaves"])), rows(target)):
         if old != new:
             raise ValueError(
                 f"The checkpoint {name!r} does not match `target`: it has "
                 f"{_phrase(old)}, where `target` has {_phrase(new)}."
             )
-
-
-def as_target(values: list[np.ndarray], generators: list[str | None], target: PyTree) -> PyTree:
-    """The stored arrays as a tree like `target`, each the kind of thing that the target has."""
-    leaves = [
-        _like(value, generator, leaf)
-        for value, generator, leaf in zip(values, generators, jax.tree.leaves(target), strict=True)
+    leaves, structure = jax.tree.flatten(target)
+    generators = found.get("generators", {})
+    values = [
+        _like(found["arrays"][str(index)], leaf, generators.get(str(index)))
+        for index, leaf in enumerate(leaves)
     ]
-    return jax.tree.unflatten(jax.tree.structure(target), leaves)
+    return jax.tree.unflatten(structure, values)
 
 
 def _named(tree: PyTree) -> list[tuple[str, Any]]:
@@ -77,11 +84,6 @@ def _row(path: str, leaf: Any) -> dict[str, Any]:
         raise ValueError(
             f"`tree` must hold arrays and numbers, got {type(leaf).__name__} at {path!r}."
         )
-    if 0 in like.shape:
-        raise ValueError(
-            f"`tree` has a leaf of size 0 at {path!r} (shape {tuple(like.shape)}), which a "
-            "checkpoint cannot hold. Leave it out, or put None there."
-        )
     return {"path": path, "shape": list(like.shape), "dtype": str(like.dtype)}
 
 
@@ -89,21 +91,17 @@ def _is_key(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _stored(leaf: Any) -> Stored:
-    if _is_key(leaf):
-        return Stored(_owned(jax.random.key_data(leaf)), str(jax.random.key_impl(leaf)))
-    return Stored(_owned(leaf), None)
-
-
 def _owned(leaf: Any) -> np.ndarray:
     """A copy; on the CPU NumPy looks into the buffer of jax itself, elsewhere it has its own."""
+    if _is_key(leaf):
+        leaf = jax.random.key_data(leaf)
     found = np.asarray(leaf)
     return found if isinstance(leaf, jax.Array) and found.flags.owndata else np.array(found)
 
 
-def _like(value: np.ndarray, generator: str | None, leaf: Any) -> Any:
+def _like(value: Any, leaf: Any, generator: Any) -> Any:
     if generator is not None:
-        return jax.random.wrap_key_data(_placed(value, leaf), impl=generator)
+        return jax.random.wrap_key_data(_placed(value, leaf), impl=str(generator))
     if isinstance(leaf, np.generic):
         return np.asarray(value)[()]
     if isinstance(leaf, np.ndarray):

@@ -1,80 +1,140 @@
-"""Saving in the background, one write at a time."""
+"""Saving, at once or in the background, and reading the newest checkpoint that is whole."""
 
 from __future__ import annotations
 
+import operator
+import re
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import jax
 from jaxtyping import PyTree
 
-from nopr.lab.checkpoints import files, saving
-from nopr.lab.checkpoints.files import CheckpointError
-from nopr.lab.checkpoints.saving import Say
+from nopr.lab import records, terminal
+from nopr.lab.checkpoints import leaves
+
+Say = Callable[[str], Any]
+"""Called with one line for a person at a time."""
+
+
+def steps(directory: str | Path) -> tuple[int, ...]:
+    """The steps that have a checkpoint, ascending, whole or not."""
+    names = _store(directory, terminal.say).names()
+    return tuple(sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name)))
+
+
+def save(directory: str | Path, step: Any, tree: PyTree, *, keep: int = 2) -> None:
+    """Saves `tree` as the checkpoint of `step`, and returns when it is safely on the disk.
+
+    Args:
+      directory: Folder of the checkpoints; made if missing.
+      step: A whole number that is not negative. A checkpoint of the same step is replaced.
+      tree: Any pytree of arrays, numbers and typed PRNG keys: params, masks with None leaves,
+        optimizer states. Of several processes the first writes; the others only check.
+      keep: Number of the newest checkpoints that stay, at least 1. With 2, a damaged last one
+        still leaves the one before. The one just saved stays in any case.
+
+    Raises:
+      ValueError: If a leaf is not an array or number, or spread over processes; names it.
+      RunError: If it cannot be written; older checkpoints are untouched.
+    """
+    with Saver(directory, keep=keep) as saver:
+        saver.save(step, tree)
+
+
+def restore(
+    directory: str | Path, target: PyTree, *, say: Say | None = None
+) -> tuple[int, PyTree] | None:
+    """Reads the newest checkpoint that is whole.
+
+    Args:
+      directory: Folder of the checkpoints.
+      target: Tree of the same leaves, arrays or `jax.ShapeDtypeStruct`s. The result has its
+        structure; a leaf is a JAX array on the target's device where the target's is, NumPy or a
+        Python number where the target's is.
+      say: Called with one line for each damaged checkpoint passed over; prints to stderr by
+        default.
+
+    Returns:
+      The step and the tree, or None if there is no whole checkpoint.
+
+    Raises:
+      ValueError: If the checkpoint is of another tree than `target`; names the leaf.
+    """
+    store = _store(directory, say or terminal.say)
+    for step in reversed(steps(directory)):
+        found = store.get(str(step))
+        if found is not None:
+            name = str(store.directory / str(step))
+            return step, leaves.as_target(found, target, name=name)
+    return None
 
 
 class Saver:
-    """Saves checkpoints while the program goes on; a context manager.
+    """Saves checkpoints while the program continues; a context manager.
 
     `save` copies the leaves to the host before it returns, so that buffers may be donated or
-    written to right after it, and the disk is written in the background. There is never more than
+    overwritten right after it, and the disk is written in the background. There is never more than
     one write under way: a `save` waits for the one before. What goes wrong in the background is
     raised by the next `save`, `restore`, `wait` or `close`.
 
-    Leaving the `with` waits for the write, also where an error or a signal ends it; then an error
-    of the write is only said, and the one that is on its way goes on. A process that is killed
-    leaves whole checkpoints alone.
+    Leaving the `with` waits for the write, even when an error or a signal ends the block. A failed
+    write is then only reported, and the original error is raised. A process that is killed leaves
+    only whole checkpoints.
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 2, say: Say | None = None):
         """Prepares to save in a folder; nothing is read or written yet.
 
         Args:
-          directory: Holds the checkpoints, one folder a step; made by the first `save`.
-          keep: How many of the newest checkpoints stay, at least 1.
+          directory: Folder of the checkpoints; made by the first `save`.
+          keep: Number of the newest checkpoints that stay, at least 1.
           say: Called with one line for a person at a time; prints to stderr by default.
 
         Raises:
           ValueError: If `keep` is less than 1.
         """
-        saving.check_keep(keep)
-        self._directory = Path(directory).absolute()
+        if keep < 1:
+            raise ValueError(f"`keep` must be at least 1, got {keep}.")
+        self._store = _store(directory, say or terminal.say)
         self._keep = keep
-        self._say = say or saving.to_stderr
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
-        self._underway: Future[Path] | None = None
+        self._underway: Future[None] | None = None
         self._passed_over: frozenset[int] = frozenset()
         self._closed = False
 
-    def save(self, step: int, tree: PyTree) -> None:
+    def save(self, step: Any, tree: PyTree) -> None:
         """Copies `tree`, and begins to write it as the checkpoint of `step`.
 
         Of several processes the first writes; the others only check.
 
         Args:
-          step: Not negative. A checkpoint of the same step is replaced.
+          step: As for `checkpoints.save`.
           tree: As for `checkpoints.save`.
 
         Raises:
           ValueError: If `tree` cannot be saved, or the saver is closed.
-          CheckpointError: If the write before this one failed; `tree` is not saved then.
+          RunError: If the write before this one failed; `tree` is not saved then.
         """
         if self._closed:
-            raise ValueError(f"The saver of {str(self._directory)!r} is closed. Make another.")
-        self.wait()
-        snapshot = saving.take(step, tree)
-        if jax.process_index() == 0:
-            stale, self._passed_over = self._passed_over, frozenset()
-            self._underway = self._writer.submit(
-                files.commit, self._directory, step, *snapshot, keep=self._keep, stale=stale
+            raise ValueError(
+                f"The saver of {str(self._store.directory)!r} is closed. Make another."
             )
+        self.wait()
+        step = _checked(step)
+        values = leaves.on_host(tree)
+        if jax.process_index() == 0:
+            stale, self._passed_over = self._passed_over - {step}, frozenset()
+            self._underway = self._writer.submit(self._write, step, values, stale)
 
     def restore(self, target: PyTree) -> tuple[int, PyTree] | None:
         """Reads the newest checkpoint that is whole, once the write under way is done.
 
-        What was passed over because it is damaged goes with the next `save`, so that it does not
-        count among those that are kept.
+        Damaged checkpoints that were passed over are removed by the next `save`, so that they do
+        not count among those that are kept.
 
         Args:
           target: As for `checkpoints.restore`.
@@ -84,22 +144,19 @@ class Saver:
 
         Raises:
           ValueError: If the checkpoint is of another tree than `target`; names the leaf.
-          CheckpointError: If the write before this failed.
+          RunError: If the write before this failed.
         """
         self.wait()
-        found = saving.restore(self._directory, target, say=self._say)
+        found = restore(self._store.directory, target, say=self._store.say)
         newest = -1 if found is None else found[0]
-        there = files.steps(self._directory)
-        self._passed_over = frozenset(step for step in there if step > newest)
-        if jax.process_index() == 0:
-            files.tidy(self._directory, newest=newest, keep=self._keep)
+        self._passed_over = frozenset(s for s in steps(self._store.directory) if s > newest)
         return found
 
     def wait(self) -> None:
         """Waits until the last `save` is safely on the disk.
 
         Raises:
-          CheckpointError: If it could not be written; said once.
+          RunError: If it could not be written; raised once.
         """
         if self._underway is not None:
             # Kept until it is done: a signal may end this wait, and `close` waits again.
@@ -111,7 +168,7 @@ class Saver:
         """Waits for the last `save`; the saver takes nothing more.
 
         Raises:
-          CheckpointError: If it could not be written.
+          RunError: If it could not be written.
         """
         self._closed = True
         try:
@@ -130,10 +187,33 @@ class Saver:
         trace: TracebackType | None,
     ) -> None:
         """Waits for the last `save`, however the block was left."""
-        if error is None:
-            self.close()
-            return
         try:
             self.close()
-        except CheckpointError as failure:
-            self._say(str(failure))
+        except records.RunError as failure:
+            if error is None:
+                raise
+            self._store.say(str(failure))
+
+    def _write(self, step: int, values: dict[str, Any], stale: frozenset[int]) -> None:
+        """Writes a checkpoint, then removes the `stale` and all but the newest ones."""
+        for left in self._store.directory.glob(".*.tmp"):  # of a process that was killed
+            left.unlink(missing_ok=True)
+        self._store.put(str(step), values)
+        there = [each for each in steps(self._store.directory) if each not in stale]
+        for gone in {*there[: -self._keep], *stale} - {step}:
+            self._store.remove(str(gone))
+
+
+def _store(directory: str | Path, say: Say) -> records.Store:
+    return records.Store(Path(directory).absolute(), context={}, say=say)
+
+
+def _checked(step: Any) -> int:
+    """The step as Python's integer, whatever kind of whole number it is."""
+    try:
+        found = -1 if isinstance(step, bool) else operator.index(step)
+    except TypeError:
+        found = -1
+    if found < 0:
+        raise ValueError(f"`step` must be a whole number from 0 on, got {step!r}.")
+    return found

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from nopr.lab import records
 from nopr.lab.plots.canvas import STYLE, Curves, Rows, check_finite
 
 _DPI = 150
@@ -58,9 +59,8 @@ def save(
             figure.savefig(picture, format=kind, dpi=_DPI, metadata=undated, bbox_inches=box)
             contents[kind] = picture.getvalue()
     saved = Saved(*(Path(directory, f"{name}.{kind}") for kind in Saved._fields))
-    saved.png.parent.mkdir(parents=True, exist_ok=True)
     for kind, content in contents.items():
-        _write(getattr(saved, kind), content)
+        records.write_bytes(getattr(saved, kind), content)
     return saved
 
 
@@ -102,13 +102,3 @@ def _csv(rows: Rows) -> bytes:
                 check_finite(f"column {key!r} of row {number}", value)
         writer.writerow({k: v.item() if isinstance(v, np.generic) else v for k, v in row.items()})
     return text.getvalue().encode()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Writes to a temporary name and renames, so that a killed run leaves no half file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -13,9 +13,9 @@ its SHA-256 and the code and machine it came from, and is computed again when an
 """
 
 from nopr.lab.records.context import MOST_THREADS, digest, environment, run_name, threads
-from nopr.lab.records.files import RunError, sync_directory, write_bytes, write_csv, write_text
+from nopr.lab.records.files import RunError, read_json, write_bytes, write_csv, write_text
 from nopr.lab.records.opening import open_run, set_aside
-from nopr.lab.records.run import Run, read_json
+from nopr.lab.records.run import Run
 from nopr.lab.records.sources import source_digest
 from nopr.lab.records.store import Store
 
@@ -31,7 +31,6 @@ __all__ = [
     "run_name",
     "set_aside",
     "source_digest",
-    "sync_directory",
     "threads",
     "write_bytes",
     "write_csv",

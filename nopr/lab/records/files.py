@@ -6,6 +6,7 @@ import contextlib
 import csv
 import errno
 import io
+import json
 import os
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 
 class RunError(RuntimeError):
-    """A run directory cannot be used. The message is one line and says what to do."""
+    """A run directory or file cannot be used. The message is one line with the remedy."""
 
 
 def write_bytes(path: str | Path, data: bytes, *, sync_name: bool = True) -> Path:
@@ -44,7 +45,11 @@ def write_bytes(path: str | Path, data: bytes, *, sync_name: bool = True) -> Pat
             aside.unlink(missing_ok=True)
             raise
         if sync_name:
-            sync_directory(path.parent)
+            descriptor = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
     return path
 
 
@@ -81,13 +86,13 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     return write_text(path, text.getvalue())
 
 
-def sync_directory(path: str | Path) -> None:
-    """Makes the names in a directory durable: a rename is only safe after this."""
-    descriptor = os.open(path, os.O_RDONLY)
+def read_json(path: str | Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None if there is none that can be read."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        found = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
-"""metrics.jsonl: one line for each (step, split, name)."""
+"""metrics.jsonl: one line for each (step, split, name), each sealed."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -25,13 +26,12 @@ class Metrics:
             else:
                 self._lines[key] = line
         if broken:
-            say(f"{path}: dropped {broken} broken line(s), cut off by a kill or a crash.")
+            say(f"{path}: dropped {broken} line(s) that were cut off or altered.")
             self._rewrite()
 
     def add(self, step: int, split: str, name: str, value: float | None) -> None:
         """Records one value; None where it is not a finite number."""
-        row = {"step": step, "split": split, "name": name, "value": value}
-        key, line = (step, split, name), (json.dumps(row, allow_nan=False) + "\n").encode()
+        key, line = (step, split, name), _sealed(step, split, name, value)
         before = self._lines.get(key)
         if before is None:
             self._append(line)
@@ -60,9 +60,17 @@ class Metrics:
         write_bytes(self._path, b"".join(self._lines.values()))
 
 
+def _sealed(step: Any, split: Any, name: Any, value: Any) -> bytes:
+    row = {"step": step, "split": split, "name": name, "value": value}
+    seal = hashlib.sha256(json.dumps(row, allow_nan=False).encode()).hexdigest()[:8]
+    return (json.dumps({**row, "seal": seal}) + "\n").encode()
+
+
 def _key(line: bytes) -> tuple[Any, ...] | None:
+    """What a whole line is of; None for one that is torn or altered."""
     try:
         found = json.loads(line)
-        return (found["step"], found["split"], found["name"]) if line.endswith(b"\n") else None
-    except (ValueError, KeyError, TypeError):
+        key = (found["step"], found["split"], found["name"])
+        return key if line == _sealed(*key, found["value"]) else None
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import itertools
 import json
 import os
@@ -13,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from nopr import processes
+from nopr.lab import terminal
 from nopr.lab.records.context import canonical, differences
-from nopr.lab.records.files import RunError, explained, write_text
-from nopr.lab.records.run import Member, Run, read_json
-from nopr.lab.records.store import to_stderr
+from nopr.lab.records.files import RunError, explained, read_json, write_text
+from nopr.lab.records.run import Member, Run
 
 
 @contextlib.contextmanager
@@ -28,9 +29,9 @@ def open_run(
     variant: str = "",
     sources: Sequence[str | Path] = (),
     reopen: bool = False,
-    say: Callable[[str], Any] = to_stderr,
+    say: Callable[[str], Any] = terminal.say,
 ) -> Generator[Run, None, None]:
-    """Opens a run directory for this program alone, new or to go on with.
+    """Opens a run directory for this program alone, to begin or to resume.
 
     Under several `nopr.processes`, process 0 holds the directory and writes everything in it but
     the stored chunks of sweeps, which each process keeps under the same path, on a disk of its own
@@ -47,7 +48,7 @@ def open_run(
       say: Called with one line for a person at a time.
 
     Yields:
-      The run; its `finished` tells whether anything is to be done.
+      The run; nothing is left to be done if it is `finished`.
 
     Raises:
       RunError: If the directory cannot be written, is in use by a live run, or holds something
@@ -94,7 +95,7 @@ def set_aside(workdir: str | Path) -> Path | None:
 
 @contextlib.contextmanager
 def _refusal_shared() -> Generator[None, None, None]:
-    """Tells the other processes why process 0 cannot run, so that they need not wait."""
+    """Shares with the other processes why process 0 cannot run, so that they need not wait."""
     try:
         yield
     except (RunError, ValueError) as error:
@@ -119,26 +120,35 @@ def _check_members(mine: Mapping[str, Any]) -> None:
 @contextlib.contextmanager
 def _locked(directory: Path) -> Generator[None, None, None]:
     """Holds the kernel's lock on the directory, which goes with the process however it ends."""
-    with explained(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        if not (directory / "LOCK").exists():
-            _check_ours(directory)
-        lock = open(directory / "LOCK", "ab+", buffering=0)  # noqa: SIM115
-    with lock:
+    path = directory / "LOCK"
+    while True:
         with explained(directory):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.seek(0)
-                holder = lock.read().decode(errors="replace").strip() or "unknown"
-                raise RunError(
-                    f"{str(directory)!r} is in use by another run (process {holder}). "
-                    "Wait until it ends, or choose another work directory."
-                ) from None
-            lock.truncate(0)
-            with contextlib.suppress(OSError):  # it is held without its name on a full disk, too
-                lock.write(f"{os.getpid()}\n".encode())
-        yield
+            directory.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                _check_ours(directory)
+            lock = open(path, "ab+", buffering=0)  # noqa: SIM115
+        with lock:
+            _lock(lock, directory)
+            # The directory may have been set aside in between, and the file with it.
+            if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                yield
+                return
+
+
+def _lock(lock: io.FileIO, directory: Path) -> None:
+    with explained(directory):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().decode(errors="replace").strip() or "unknown"
+            raise RunError(
+                f"{str(directory)!r} is in use by another run (process {holder}). "
+                "Wait until it ends, or choose another work directory."
+            ) from None
+        lock.truncate(0)
+        with contextlib.suppress(OSError):  # it is held without its name on a full disk, too
+            lock.write(f"{os.getpid()}\n".encode())
 
 
 def _check_ours(directory: Path) -> None:

@@ -15,10 +15,12 @@ import numpy as np
 
 from nopr import processes
 from nopr.lab.records.context import canonical, context, environment, settings
-from nopr.lab.records.files import RunError, explained, plain_scalar, write_text
+from nopr.lab.records.files import RunError, explained, plain_scalar, read_json, write_text
 from nopr.lab.records.metrics import Metrics
 from nopr.lab.records.sources import source_digest
 from nopr.lab.records.store import Store, packed, unpacked
+
+_SEALED = ("summary.json", "metrics.jsonl")
 
 
 class Run:
@@ -60,18 +62,18 @@ class Run:
         return self._folder("figures")
 
     def checkpoints(self, name: str) -> Path:
-        """The folder for the `nopr.checkpoints` of one part of the run.
+        """The folder for the `nopr.lab.checkpoints` of one part of the run.
 
-        It is another one when the config, the source or the versions change, so that what was
-        saved by other code is never gone on with. Of several processes the first writes there, and
-        the others read where the disk is shared.
+        It is another one when the config, the source or the versions change, so that a run never
+        resumes from what other code saved. Of several processes the first writes there, and the
+        others read where the disk is shared.
         """
         depends = canonical({**self._depends(), "config": self._config})
         digest = hashlib.sha256(depends.encode()).hexdigest()[:10]
-        return self._checkpoints() / f"{name}-{digest}"
-
-    def _checkpoints(self) -> Path:
-        return self._folder("checkpoints")
+        folder = self._kept.parent / "checkpoints" / f"{name}-{digest}"
+        if not folder.exists() and any(folder.parent.glob(f"{name}-{'?' * 10}")):
+            self.say(f"{name}: the checkpoints of other code, settings or threads are not used.")
+        return folder
 
     @property
     def report(self) -> Path:
@@ -89,11 +91,12 @@ class Run:
         """The result of `compute()`, from the disk if an earlier run of this got so far.
 
         Args:
-          name: Names the stage; unique in the run.
-          compute: Returns a nested dict (or NamedTuple) of arrays, numbers and strings.
-          code: What else the result depends on, such as a version or a length. The config, the
-            source of nopr and its experiments, the versions, the device and jax's settings for
-            precision and random numbers are seen to.
+          name: Name of the stage, unique in the run.
+          compute: Function that returns a nested dict (or NamedTuple) of arrays, numbers and
+            strings.
+          code: Whatever else the result depends on, such as a version or a length. The config, the
+            code that the run imports, the versions, the device and jax's settings for precision
+            and random numbers count already.
           finite: Whether NaN and infinities are an error.
 
         Returns:
@@ -127,20 +130,20 @@ class Run:
     def store(self, name: str = "", *, code: str = "") -> Store:
         """Results kept under `name`, as the chunks of a sweep are; see `stage` for `code`."""
         self._check_unfinished()
-        depends = {**self._depends(), "config": self._config, "code": code}
+        depends = {**self._depends(), "config": self._config, "code": code, "store": name}
         return Store(self._kept / name, context=depends, say=self._warn)
 
     def metric(self, step: int, split: str, name: str, value: Any) -> None:
         """Records one number; the same (step, split, name) again replaces what was there.
 
         Args:
-          step: The step or epoch it belongs to.
-          split: Such as `"train"` or `"test"`.
-          name: What it is, with its unit, such as `"snip/density_0.2/accuracy"`.
-          value: A number; NaN and infinities are written as null.
+          step: Step or epoch of the number.
+          split: Part of the data, such as `"train"` or `"test"`.
+          name: Name with its unit, such as `"snip/density_0.2/accuracy"`.
+          value: Number; NaN and infinities are written as null.
 
-        Write what a stage returned, after it, rather than inside its `compute`: then the metrics
-        are whole however often the run was cut off.
+        Record what a stage returned after the stage rather than inside its `compute`: the metrics
+        are then complete however often the run was cut off.
         """
         self._check_unfinished()
         number = float(value)
@@ -179,7 +182,7 @@ class Run:
         text = json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
         write_text(self.directory / "summary.json", text)
         facts = {
-            "summary_sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "sha256": {name: self._sha256(name) for name in _SEALED},
             "source": self._source,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         }
@@ -202,23 +205,21 @@ class Run:
         if not done.exists():
             return False, False
         facts = read_json(done) or {}
-        try:
-            summary = (self.directory / "summary.json").read_bytes()
-        except OSError:
-            summary = b""
-        if hashlib.sha256(summary).hexdigest() != facts.get("summary_sha256"):
-            self.say(f"{self.directory / 'summary.json'} is damaged; making it again.")
-            return False, False
+        for name in _SEALED:
+            if self._sha256(name) != (facts.get("sha256") or {}).get(name):
+                self.say(f"{self.directory / name} is damaged; making it again.")
+                return False, False
         return True, facts.get("source") != self._source
+
+    def _sha256(self, name: str) -> str:
+        path = self.directory / name
+        return hashlib.sha256(path.read_bytes() if path.exists() else b"").hexdigest()
 
     def _begin(self) -> None:
         """Clears what a killed run left half-written and notes what this one runs on."""
         with explained(self.directory):
-            for left in self.directory.rglob(".*.tmp"):
-                if (
-                    left.is_file()
-                ):  # half-written checkpoints are folders; `checkpoints` clears them
-                    left.unlink()
+            for left in filter(Path.is_file, self.directory.rglob(".*.tmp")):
+                left.unlink()
             (self.directory / "DONE").unlink(missing_ok=True)
         path = self.directory / "environment.json"
         before = read_json(path)
@@ -256,21 +257,8 @@ class Member(Run):
     def show_table(self, text: str) -> None:
         """Nothing: process 0 shows it."""
 
-    def _checkpoints(self) -> Path:
-        # Where process 0 writes: on a shared disk this one goes on from the same step.
-        return self._kept.parent / "checkpoints"
-
     def _state(self) -> tuple[bool, bool]:
         return self._found
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None if there is none that can be read."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def _kept(store: Store, name: str, values: Any) -> dict[str, Any]:
@@ -280,13 +268,15 @@ def _kept(store: Store, name: str, values: Any) -> dict[str, Any]:
 
 
 def _check_finite(name: str, values: Any, path: str = "") -> None:
+    import jax.numpy as jnp  # late, so that the launcher starts without it
+
     values = values._asdict() if hasattr(values, "_asdict") else values
     if isinstance(values, Mapping):
         for key, value in values.items():
             _check_finite(name, value, f"{path}/{key}".lstrip("/"))
         return
     array = np.asarray(values)
-    if array.dtype.kind in "fc" and not np.isfinite(array).all():
+    if jnp.issubdtype(array.dtype, jnp.inexact) and not np.isfinite(array).all():
         count = int((~np.isfinite(array)).sum())
         raise ValueError(
             f"The stage {name!r} has {count} of {array.size} values that are NaN or infinite "

@@ -55,7 +55,7 @@ def closure(roots: Iterable[str | Path]) -> set[Path]:
 def _imports(file: Path, changed_ns: int) -> tuple[set[tuple[str, int]], bool]:
     """The dotted names that a file imports, with their level, and whether it imports lazily.
 
-    The name is `?` where only a run could tell it.
+    The name is `?` where it is known only at run time.
     """
     del changed_ns
     found: set[tuple[str, int]] = set()

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import re
-import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,15 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from nopr.lab import terminal
 from nopr.lab.records.context import canonical, differences
-from nopr.lab.records.files import explained, write_bytes, write_text
+from nopr.lab.records.files import explained, read_json, write_bytes
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")
-
-
-def to_stderr(line: str) -> None:
-    """Prints one line for the person at the terminal, at once."""
-    print(line, file=sys.stderr, flush=True)
+_EXTENDED = "%dtype="  # before a dtype that NumPy's files do not know; keys have no bare %
 
 
 @dataclass(frozen=True)
@@ -34,38 +30,39 @@ class Store:
     nested dict of NumPy arrays, with NumPy scalars for what had no dimensions.
 
     Attributes:
-      directory: Where the files are: `name.npz`, and `name.json` with its SHA-256 and context.
-      context: What the results depend on besides their name: plain values, for they are compared.
+      directory: Where the files are: `name.npz`, and `name.json` with its seal: SHA-256, name and
+        context.
+      context: What the results depend on besides their name: plain values, which are compared as
+        JSON has them.
       say: Called with one line where a file is damaged or out of date.
     """
 
     directory: Path
     context: Mapping[str, Any]
-    say: Callable[[str], Any] = to_stderr
+    say: Callable[[str], Any] = terminal.say
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "directory", Path(self.directory))
-        canonical(self.context, name="context")
+        object.__setattr__(self, "context", json.loads(canonical(self.context, name="context")))
 
     def get(self, name: str) -> dict[str, Any] | None:
         """The result under `name`, or None if it is missing, damaged or out of date."""
         path, seal = self._paths(name)
         if not seal.exists():
             return None
+        found = read_json(seal) or {}
         try:
-            text = seal.read_bytes().decode()
-            found = json.loads(text)
             data = path.read_bytes()
-            intact = (text, found["sha256"]) == (_text(found), hashlib.sha256(data).hexdigest())
-            context = dict(found["context"])
-        except (OSError, ValueError, KeyError, TypeError):
-            intact, data, context = False, b"", {}
-        if not intact:
-            self.say(f"{path} is damaged (its SHA-256 is another); computing it again.")
+            intact = seal.read_bytes() == _text(found)
+        except OSError:
+            data, intact = b"", False
+        mine = {"sha256": hashlib.sha256(data).hexdigest(), "name": name}
+        if not intact or {key: found.get(key) for key in mine} != mine:
+            self.say(f"{path} is damaged (it does not match its seal); it is not used.")
             return None
-        if context != self.context:
-            changes = differences(context, self.context)
-            self.say(f"{path} is out of date: {changes}; computing it again.")
+        if found.get("context") != self.context:
+            changes = differences(found.get("context") or {}, self.context)
+            self.say(f"{path} is out of date: {changes}; it is not used.")
             return None
         return unpacked(data)
 
@@ -81,8 +78,19 @@ class Store:
         with explained(seal):
             seal.unlink(missing_ok=True)
         write_bytes(path, data, sync_name=False)  # the seal's comes later, in the same folder
-        facts = {"sha256": hashlib.sha256(data).hexdigest(), "context": dict(self.context)}
-        write_text(seal, _text(facts))
+        sha256 = hashlib.sha256(data).hexdigest()
+        write_bytes(seal, _text({"sha256": sha256, "name": name, "context": self.context}))
+
+    def names(self) -> list[str]:
+        """The names in the directory itself that have a result, whole or not."""
+        files = (*self.directory.glob("*.json"), *self.directory.glob("*.npz"))
+        return sorted({path.stem for path in files})
+
+    def remove(self, name: str) -> None:
+        """Removes a result, its seal first."""
+        for path in reversed(self._paths(name)):
+            with explained(path):
+                path.unlink(missing_ok=True)
 
     def _paths(self, name: str) -> tuple[Path, Path]:
         if not _NAME.fullmatch(name):
@@ -90,32 +98,62 @@ class Store:
         return self.directory / f"{name}.npz", self.directory / f"{name}.json"
 
 
-def _text(facts: Mapping[str, Any]) -> str:
-    return json.dumps(facts, indent=2) + "\n"
+def _text(facts: Mapping[str, Any]) -> bytes:
+    return (json.dumps(facts, indent=2) + "\n").encode()
 
 
 def packed(values: Any) -> bytes:
-    """An npz file; the same values give the same bytes (the dates inside are fixed)."""
+    """An npz file; the same values give the same bytes (the dates inside are fixed).
+
+    Raises:
+      ValueError: If a value is neither array, number nor string, or two have one name; names it.
+    """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for path, array in _arrays(values, ()):
             name = "/".join(part.replace("%", "%25").replace("/", "%2F") for part in path)
+            extended = _is_extended(array.dtype)
+            name += f"{_EXTENDED}{array.dtype.name}" if extended else ""
+            plain = array.view(f"u{array.dtype.itemsize}") if extended else array
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, array, allow_pickle=False)
+                np.lib.format.write_array(file, plain, allow_pickle=False)
     return buffer.getvalue()
+
+
+def unpacked(data: bytes) -> dict[str, Any]:
+    """The nested dict in the bytes that `packed` made."""
+    tree: dict[str, Any] = {}
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        for entry in archive.namelist():
+            name, _, dtype = entry.removesuffix(".npy").partition(_EXTENDED)
+            with archive.open(entry) as file:
+                array = np.lib.format.read_array(file, allow_pickle=False)
+            *path, last = (p.replace("%2F", "/").replace("%25", "%") for p in name.split("/"))
+            branch = tree
+            for part in path:
+                branch = branch.setdefault(part, {})
+            branch[last] = (_as_extended(array, dtype) if dtype else array)[()]
+    return tree
 
 
 def _arrays(values: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
     values = values._asdict() if hasattr(values, "_asdict") else values
     if isinstance(values, Mapping):
-        for key, value in values.items():
-            yield from _arrays(value, (*path, str(key)))
+        names = [str(key) for key in values]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"A result must have names that differ as text, got {list(values)} at "
+                f"{'/'.join(path)!r}. Rename one."
+            )
+        for name, value in zip(names, values.values(), strict=True):
+            yield from _arrays(value, (*path, name))
         return
     try:
         array = np.asarray(values)
     except (TypeError, ValueError):
         array = np.asarray(None)
-    if array.dtype.kind not in "biufcSU" or not path:
+    known = array.dtype.kind in "biufcSU" or _is_extended(array.dtype)
+    if not known or not path or isinstance(values, np.ma.MaskedArray):
         raise ValueError(
             f"A result must be arrays, numbers and strings, got {type(values).__name__} "
             f"of dtype {getattr(values, 'dtype', array.dtype)} at {'/'.join(path)!r}. Convert it."
@@ -123,14 +161,12 @@ def _arrays(values: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...
     yield path, array
 
 
-def unpacked(data: bytes) -> dict[str, Any]:
-    """The nested dict in the bytes that `packed` made."""
-    tree: dict[str, Any] = {}
-    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-        for name in archive.files:
-            *path, last = (p.replace("%2F", "/").replace("%25", "%") for p in name.split("/"))
-            branch = tree
-            for part in path:
-                branch = branch.setdefault(part, {})
-            branch[last] = archive[name][()]
-    return tree
+def _is_extended(dtype: np.dtype) -> bool:
+    """Whether it is one of JAX's own, such as bfloat16, float8 or int4."""
+    return dtype.type.__module__.partition(".")[0] == "ml_dtypes"
+
+
+def _as_extended(array: np.ndarray, name: str) -> np.ndarray:
+    import jax.numpy as jnp  # late, so that the launcher starts without it
+
+    return array.view(np.dtype(getattr(jnp, name)))
