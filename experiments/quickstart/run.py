@@ -158,7 +158,7 @@ def _sweep(
 
 def _train_dense(setting: Setting) -> dict[str, Any]:
     params = setting.task.initial
-    cases = {"dense": {"params": params, "masks": training.full_masks(params)}}
+    cases = {"dense": {"params": params, "masks": jax.vmap(trees.full_masks)(params)}}
     return _sweep(setting, cases)["dense"]
 
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nopr import data, finetune, masks, networks, sweeps, trees
+from nopr import data, finetune, masks, networks, sweeps
 from nopr.lab import checkpoints, progress, records, settings, steps
 from nopr.typing import Apply, Loss, Masks, Params, Pruner
 
@@ -201,10 +201,7 @@ def sgd(training: Any, rate: optax.ScalarOrSchedule) -> optax.GradientTransforma
 
 
 def accuracies(apply: Apply, parts: Mapping[str, Any]) -> Callable[[Params], dict[str, Any]]:
-    """`monitor(params)`: accuracy and loss on the validation and the test part.
-
-    Select by validation alone; the test numbers are for curves.
-    """
+    """`monitor(params)`: accuracy and loss on the validation and the test part."""
 
     def monitor(params: Params) -> dict[str, Any]:
         found = {}
@@ -399,8 +396,3 @@ def with_checkpoints(
 
 
 _CURVES = ("validation_accuracy", "test_accuracy")
-
-
-def full_masks(params: Params) -> Masks:
-    """Masks of params stacked over seeds that keep everything."""
-    return jax.vmap(trees.full_masks)(params)
