@@ -20,7 +20,7 @@ from experiments.quickstart import config as configs
 from experiments.quickstart import page as quickstart_page
 from experiments.quickstart import run as quickstart
 from nopr import algorithms, criteria, data, finetune, networks, pruning
-from nopr.lab import methods, training
+from nopr.lab import methods, settings, training
 
 DENSITIES = (0.5, 0.1)
 SEEDS = 2
@@ -222,7 +222,7 @@ def make_setting(learning_rate=0.05):
     asked = configs.Settings(
         seeds=1,
         pruning=configs.Pruning(densities=(0.5,)),
-        training=configs.Training("2ep", 8, learning_rate),
+        training=settings.Training("2ep", 8, learning_rate),
     )
     rng = np.random.default_rng(0)
     split = data.Split(

@@ -3,7 +3,7 @@
 import importlib
 import re
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import pytest
@@ -26,7 +26,7 @@ class Settings:
     block: Annotated[int, settings.Range(1)] | None = None
     densities: settings.Densities = (0.5, 0.1)
     quick: bool = False
-    inner: Inner = field(default_factory=Inner)
+    inner: Inner = Inner()
 
     def __post_init__(self):
         if self.quick and self.seeds > 5:

@@ -3,7 +3,7 @@
 README.md has the paper, the command and the numbers to expect.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from ml_collections import ConfigDict
@@ -23,7 +23,7 @@ class Network:
 class Training(settings.Training):
     """Of each level, those epochs before the rewind epoch included."""
 
-    length: settings.Length = "60ep"
+    length: settings.Length | None = "60ep"
     checkpoint_every: settings.Length = "20ep"  # within a level; its end is one too
     checkpoint_keep: settings.Count = 2  # how many stay; 2 outlast a damaged last one
 
@@ -43,10 +43,10 @@ class Settings:
     """The long run."""
 
     seed: settings.Seed = 0  # of the split, the initialization and the data order
-    data: settings.Data = field(default_factory=settings.Data)
-    network: Network = field(default_factory=Network)
-    training: Training = field(default_factory=Training)
-    pruning: Pruning = field(default_factory=Pruning)
+    data: settings.Data = settings.Data()
+    network: Network = Network()
+    training: Training = Training()
+    pruning: Pruning = Pruning()
 
 
 def get_config() -> ConfigDict:

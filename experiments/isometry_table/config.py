@@ -4,7 +4,7 @@ README.md has the paper, the command and the numbers to expect.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from ml_collections import ConfigDict
@@ -69,15 +69,12 @@ class Settings:
 
     seed: settings.Seed = 0
     seeds: settings.Count = 3
-    data: settings.Data = field(
-        # Padding makes 32x32 of 28x28.
-        default_factory=lambda: settings.Data("mnist", validation=5000, pad=2)
-    )
-    network: Network = field(default_factory=Network)
-    training: Training = field(default_factory=Training)
-    pruning: Pruning = field(default_factory=Pruning)
-    finetuning: Finetuning = field(default_factory=Finetuning)
-    measuring: Measuring = field(default_factory=Measuring)
+    data: settings.Data = settings.Data("mnist", validation=5000, pad=2)  # 28x28 becomes 32x32
+    network: Network = Network()
+    training: Training = Training()
+    pruning: Pruning = Pruning()
+    finetuning: Finetuning = Finetuning()
+    measuring: Measuring = Measuring()
 
     def __post_init__(self):
         width = self.network.width
@@ -99,5 +96,5 @@ def get_config(variant: str = "") -> ConfigDict:
     """The config; `variant` is "" (MLP-7-Linear) or "relu"."""
     if variant not in ("", "relu"):
         raise ValueError(f"The variant must be 'relu' or left out, got {variant!r}.")
-    changed = {"network": Network("relu"), "pruning": Pruning(0.9)} if variant else {}
-    return settings.config(Settings(**changed))
+    relu = Settings(network=Network("relu"), pruning=Pruning(0.9))
+    return settings.config(relu if variant else Settings())

@@ -87,18 +87,19 @@ def _setting(asked: Settings) -> Setting:
         activation, seeds = asked.network.activation, asked.seeds
         return training.mlp(images, widths, activation=activation, copies=seeds)
 
-    lengths = {
-        "training.length": asked.training.length,
-        "finetuning.length": asked.finetuning.length,
-        "training.checkpoint_every": asked.training.checkpoint_every,
-    }
-    epochs = [
-        training.epochs(length, images, asked.training.batch_size, name=name)
-        for name, length in lengths.items()
-    ]
+    epochs = partial(training.epochs, images=images, batch_size=asked.training.batch_size)
     small = kept_units(asked.network.width, asked.pruning.ratio)
     keys = jax.random.split(jax.random.key(asked.seed), asked.seeds)
-    return Setting(asked, images, *epochs, mlp(asked.network.width), mlp(small), keys)
+    return Setting(
+        asked=asked,
+        images=images,
+        epochs=epochs(asked.training.length),
+        finetuning_epochs=epochs(asked.finetuning.length, name="finetuning.length"),
+        every=epochs(asked.training.checkpoint_every, name="training.checkpoint_every"),
+        network=mlp(asked.network.width),
+        small=mlp(small),
+        keys=keys,
+    )
 
 
 # --- Training ------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 README.md has the paper, the command and the numbers to expect.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from ml_collections import ConfigDict
@@ -56,11 +56,11 @@ class Settings:
     seed: settings.Seed = 0
     initializations: settings.Count = 5  # keys, each an initialization; the interval is over them
     methods: settings.Methods = ("magnitude_after", "snip", "grasp", "synflow", "random", "imp")
-    task: Cube = field(default_factory=Cube)
-    pruning: Pruning = field(default_factory=Pruning)
+    task: Cube = Cube()
+    pruning: Pruning = Pruning()
     # On so many initializations a second pass of `information.exact` checks that H(m | D) is 0.
     checked: Annotated[int, settings.Range(0)] = 1
-    sensitivity: Sensitivity = field(default_factory=Sensitivity)
+    sensitivity: Sensitivity = Sensitivity()
 
     def __post_init__(self):
         if "units_after" in self.methods:

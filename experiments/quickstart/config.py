@@ -3,7 +3,7 @@
 README.md has the paper, the command and the numbers to expect.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated
 
 from ml_collections import ConfigDict
@@ -18,13 +18,6 @@ class Network:
 
     widths: settings.Widths = (300, 100)  # hidden units
     initialization: Initialization = "he"
-
-
-@dataclass(frozen=True)
-class Training(settings.Training):
-    """Of the dense net, and again after pruning."""
-
-    length: settings.Length | None = None  # by default 30ep for digits and 3ep for larger sets
 
 
 @dataclass(frozen=True)
@@ -88,13 +81,13 @@ class Settings:
         "snip",
         "random",
     )
-    data: settings.Data = field(default_factory=settings.Data)
-    network: Network = field(default_factory=Network)
-    training: Training = field(default_factory=Training)
-    pruning: Pruning = field(default_factory=Pruning)
-    repair: Repair = field(default_factory=Repair)
-    measuring: Measuring = field(default_factory=Measuring)
-    information: Information = field(default_factory=Information)
+    data: settings.Data = settings.Data()
+    network: Network = Network()
+    training: settings.Training = settings.Training()  # of the dense net, and after pruning
+    pruning: Pruning = Pruning()
+    repair: Repair = Repair()
+    measuring: Measuring = Measuring()
+    information: Information = Information()
 
     def __post_init__(self):
         if "units_after" not in self.methods:

@@ -7,7 +7,6 @@ density, seed); exact information on the cube task.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -62,7 +61,7 @@ class Outcome(NamedTuple):
     dense: Mapping[str, Any]
     found: Mapping[Job, Mapping[str, Any]]
     cube: cube.Task
-    bits: Mapping[str, Mapping[str, np.ndarray]]
+    bits: Mapping[Any, Mapping[str, np.ndarray]]
 
 
 def check(config: ConfigDict) -> None:
@@ -96,10 +95,9 @@ def _jobs(asked: Settings) -> list[Job]:
 
 
 def _setting(asked: Settings) -> Setting:
-    length = asked.training.length or ("30ep" if asked.data.name == "digits" else "3ep")
     task = training.task(
         asked.data,
-        replace(asked.training, length=length),
+        asked.training,
         widths=asked.network.widths,
         initialization=asked.network.initialization,
         seed=asked.seed,
@@ -160,11 +158,11 @@ def _sweep(
 
 def _train_dense(setting: Setting) -> dict[str, Any]:
     params = setting.task.initial
-    cases = {"dense": {"params": params, "masks": training.full_masks(params)}}
+    cases = {"dense": {"params": params, "masks": jax.vmap(trees.full_masks)(params)}}
     return _sweep(setting, cases)["dense"]
 
 
-def _case(setting: Setting, job: Job, kept: dict[str, Any], dense: Params) -> dict[str, Any]:
+def _case(setting: Setting, job: Job, kept: Mapping[Any, Any], dense: Params) -> dict[str, Any]:
     """Params and masks of one job, stacked over seeds."""
     level = setting.asked.pruning.densities.index(job.density)
     mask = jax.tree.map(lambda leaf: leaf[:, level], _masks_like(setting, kept[job.method]))

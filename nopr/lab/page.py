@@ -106,6 +106,69 @@ def _changes(asked: Any, usual: Any, prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{field.name}", value
 
 
+def compare(
+    run: records.Run,
+    asked: Any,
+    results: Mapping[tuple[str, float], Mapping[str, Any]],
+    *,
+    title: str,
+    lead: str,
+    about: str,
+    published: Mapping[tuple[str, float], float] | None = None,
+) -> dict[str, Any]:
+    """Shows networks trained under masks: table, figure, metrics and page, and the summary.
+
+    Args:
+      run: Where to write.
+      asked: The settings, as `settings.read` gives them.
+      results: By method and density, what `training.sweep` gives.
+      title: The heading of the page, best a question.
+      lead: What was done, in one or two sentences.
+      about: The data and the network, for captions, such as `"digits, 64-300-100-10 ReLU net"`.
+      published: By method and density, test accuracies in % to stand beside these.
+
+    Returns:
+      The summary.
+    """
+    columns = [
+        tables.Column("method", "method"),
+        tables.Column("density", "density", 3),
+        tables.Column("kept", "kept\nweights", 0),
+        tables.Column("last", "test acc, %\nlast epoch"),
+        tables.Column("selected", "test acc, %\nselected"),
+    ]
+    if published:
+        columns.append(tables.Column("published", "published"))
+    rows, points, values = [], [], {}
+    for (method, density), found in results.items():
+        name = f"{method}/density_{density:g}"
+        last = over_seeds(found["test_accuracy"], scale=100)
+        selected = over_seeds(found["selected_test_accuracy"], scale=100)
+        row = {"method": method, "density": density, "kept": over_seeds(found["kept"]).mean}
+        theirs = (published or {}).get((method, density))
+        rows.append({**row, "last": last, "selected": selected, "published": theirs})
+        points.append({**row, "mean": last.mean, "half_width": last.half_width, "n": last.n})
+        values[f"{name}/test_accuracy_percent"] = last
+        values[f"{name}/selected_test_accuracy_percent"] = selected
+        record(run, "train", f"{name}/loss", found["loss"])
+        record(run, "validation", f"{name}/accuracy", found["validation_accuracy"])
+    caption = (
+        f"{about}, n = {rows[0]['last'].n} seeds: mean and 95% interval; selected: the epoch of "
+        "the best validation accuracy"
+    )
+    drawn = figure(
+        run,
+        "accuracy_against_density",
+        plots.accuracy_against_density(points, title=title),
+        points,
+        caption="Test accuracy of the last epoch. Higher is better, further right is sparser.",
+        alt="Test accuracy against the share of weights kept, one line a method.",
+    )
+    blocks = [report.Table(rows, columns, caption, "method"), drawn]
+    write(run, asked, title=title, lead=lead, sections=[report.Section("Results", blocks)])
+    return summarize(values)
+
+
 def record(run: records.Run, split: str, name: str, values: Any, *, first: int = 0) -> None:
     """Records the mean over seeds of `values` [seeds, epochs], epoch by epoch from `first`."""
     for epoch, value in enumerate(np.asarray(values).mean(axis=0), first):

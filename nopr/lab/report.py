@@ -79,9 +79,7 @@ class Section(NamedTuple):
     blocks: Sequence[Block]
 
 
-def build(
-    path: str | Path, *, title: str, lead: str, sections: Sequence[Section], footer: str = ""
-) -> Path:
+def build(path: str | Path, *, title: str, lead: str, sections: Sequence[Section]) -> Path:
     """Writes one self-contained HTML page.
 
     Args:
@@ -89,7 +87,6 @@ def build(
       title: The heading of the page.
       lead: What was done and what came out, in a few plain sentences.
       sections: The page below the lead.
-      footer: A last line, such as the commit.
 
     Returns:
       The path.
@@ -99,16 +96,13 @@ def build(
         has no `alt`, or a number of a table is not finite.
       records.RunError: If the page cannot be written.
     """
-    return records.write_text(path, page(title=title, lead=lead, sections=sections, footer=footer))
+    return records.write_text(path, page(title=title, lead=lead, sections=sections))
 
 
-def page(*, title: str, lead: str, sections: Sequence[Section], footer: str = "") -> str:
+def page(*, title: str, lead: str, sections: Sequence[Section]) -> str:
     """The page of `build` as text."""
     parts = [_section_html(section) for section in sections]
-    foot = f"<footer><p>{_text(footer)}</p></footer>" if footer else ""
-    return _PAGE.format(
-        title=_text(title), style=_STYLE, lead=_text(lead), body="\n".join(parts), footer=foot
-    )
+    return _PAGE.format(title=_text(title), style=_STYLE, lead=_text(lead), body="\n".join(parts))
 
 
 def _section_html(section: Section) -> str:
@@ -252,8 +246,6 @@ dd { margin: 0; }
 pre { background: var(--shade); border: 1px solid var(--line); border-radius: 6px; padding: .8rem;
   overflow-x: auto; font: .86rem/1.5 ui-monospace, "DejaVu Sans Mono", monospace; }
 summary { cursor: pointer; padding: .3rem 0; }
-footer { color: var(--soft); font-size: .88rem; margin-top: 3rem;
-  border-top: 1px solid var(--line); }
 @page { size: A4 landscape; margin: 12mm; }
 @media print {
   :root { --ink: #000; --soft: #444; --line: #bbb; --paper: #fff; --shade: #fff; }
@@ -290,7 +282,6 @@ _PAGE = """<!DOCTYPE html>
 <main>
 {body}
 </main>
-{footer}
 </body>
 </html>
 """

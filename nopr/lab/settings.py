@@ -135,7 +135,7 @@ class Data:
 class Training:
     """SGD with momentum; the learning rate falls to 0 along half a cosine."""
 
-    length: Length = "30ep"
+    length: Length | None = None  # by default 30ep for digits and 3ep for larger sets
     batch_size: Count = 64  # examples
     learning_rate: Positive = 0.05  # at first
     momentum: Annotated[float, Range(0, 1, below=True)] = 0.9

@@ -1,10 +1,8 @@
 """Training as experiments do it: a dataset, a network, many masks and seeds in one sweep.
 
     task = training.task(asked.data, asked.training, widths=(300, 100), seed=0, seeds=5)
-    params = task.initial
-    kept = jax.vmap(lambda p: prune(p, batch, key=key))(params)
-    found = training.sweep(task, {"snip": {"params": params, "masks": kept}}, run)
-    found["snip"]["test_accuracy"]  # a number a seed
+    found = training.sweep(task, {("SNIP", 0.05): training.pruned(task, prune)}, run)
+    found["SNIP", 0.05]["test_accuracy"]  # a number a seed
 
 All seeds of a network start from `task.initial` and see the batches of `task.train_keys`, so that
 networks differ by their masks alone.
@@ -24,9 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nopr import data, finetune, masks, networks, sweeps, trees
+from nopr import data, finetune, masks, networks, sweeps
 from nopr.lab import checkpoints, progress, records, settings, steps
-from nopr.typing import Apply, Loss, Masks, Params
+from nopr.typing import Apply, Loss, Masks, Params, Pruner
 
 _MOST = 2**31 - 1
 
@@ -164,13 +162,19 @@ def arrays(images: data.Images) -> dict[str, Any]:
 
 
 def epochs(
-    length: str, images: data.Images, batch_size: int, *, name: str = "training.length", least=1
+    length: str | None,
+    images: data.Images,
+    batch_size: int,
+    *,
+    name: str = "training.length",
+    least: int = 1,
 ) -> int:
-    """The whole epochs that a length stands for.
+    """The whole epochs that a length stands for; None is 30 for digits and 3 for larger sets.
 
     Raises:
       ValueError: If they are no whole number, fewer than `least`, or too many to count their steps.
     """
+    length = length or ("30ep" if images.name == "digits" else "3ep")
     per_epoch = steps.per_epoch(len(images.train.labels), batch_size=batch_size)
     count = steps.epochs(length, steps_per_epoch=per_epoch)
     if count < least:
@@ -197,10 +201,7 @@ def sgd(training: Any, rate: optax.ScalarOrSchedule) -> optax.GradientTransforma
 
 
 def accuracies(apply: Apply, parts: Mapping[str, Any]) -> Callable[[Params], dict[str, Any]]:
-    """`monitor(params)`: accuracy and loss on the validation and the test part.
-
-    Select by validation alone; the test numbers are for curves.
-    """
+    """`monitor(params)`: accuracy and loss on the validation and the test part."""
 
     def monitor(params: Params) -> dict[str, Any]:
         found = {}
@@ -253,21 +254,34 @@ def tuning(task: Task, measure: Measure | None = None) -> Callable[[Any, Any], d
     return tune
 
 
+def pruned(task: Task, prune: Pruner, *, examples: int = 512) -> dict[str, Any]:
+    """A case for `sweep`: the initial networks of all seeds, each with masks of its own.
+
+    Args:
+      task: The network, its data and the seeds.
+      prune: Chooses the masks, with a key a seed.
+      examples: How many training examples it scores on.
+    """
+    batch, params = task.examples(examples), task.initial
+    kept = jax.jit(jax.vmap(lambda p, key: prune(p, batch, key=key)))(params, task.keys)
+    return {"params": params, "masks": kept}
+
+
 def sweep(
     task: Task,
-    cases: Mapping[str, Mapping[str, Any]],
+    cases: Mapping[Any, Mapping[str, Any]],
     run: records.Run | None = None,
     *,
     tune: Callable[[Any, Any], dict[str, Any]] | None = None,
     shared: Mapping[str, Any] | None = None,
     block: int | None = None,
     name: str = "training",
-) -> dict[str, dict[str, Any]]:
+) -> dict[Any, dict[str, Any]]:
     """Trains every case on every seed in one sweep, whose blocks are stored as they finish.
 
     Args:
       task: The network, its data and the seeds.
-      cases: By name, `params` and `masks` stacked over seeds.
+      cases: By name (anything hashable), `params` and `masks` stacked over seeds; see `pruned`.
       run: Where results are stored; None stores nothing.
       tune: As `tuning` makes it, by default `tuning(task)`.
       shared: What all cases read besides the parts of the data.
@@ -292,7 +306,7 @@ def sweep(
             store=None if run is None else run.store(name),
             progress=show,
         )
-    names = [case for case in cases for _ in range(seeds)]
+    names = [str(case) for case in cases for _ in range(seeds)]
     failed = sorted({names[index] for index in swept.failures})
     if failed:
         raise ValueError(
@@ -383,8 +397,3 @@ def with_checkpoints(
 
 
 _CURVES = ("validation_accuracy", "test_accuracy")
-
-
-def full_masks(params: Params) -> Masks:
-    """Masks of params stacked over seeds that keep everything."""
-    return jax.vmap(trees.full_masks)(params)

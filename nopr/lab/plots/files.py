@@ -1,4 +1,4 @@
-"""Figures on disk: a PNG, and beside it the CSV of the numbers that it shows."""
+"""Figures on disk: a PNG, a PDF, and beside them the CSV of the numbers that they show."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from nopr.lab import records
 from nopr.lab.plots.canvas import STYLE, Curves, Rows, check_finite
@@ -22,11 +23,19 @@ class Saved(NamedTuple):
     """Where a figure and its numbers were written."""
 
     png: Path
+    pdf: Path
     csv: Path
 
 
-def save(figure: Figure, rows: Rows, directory: str | os.PathLike[str], name: str) -> Saved:
-    """Writes `NAME.png` and `NAME.csv`: the figure, and the numbers that it shows.
+def save(
+    figure: Figure,
+    rows: Rows,
+    directory: str | os.PathLike[str],
+    name: str,
+    *,
+    titled: bool = True,
+) -> Saved:
+    """Writes `NAME.png`, `NAME.pdf` and `NAME.csv`: the figure, and the numbers that it shows.
 
     Each file appears whole or not at all, and the same figure gives the same bytes.
 
@@ -35,21 +44,31 @@ def save(figure: Figure, rows: Rows, directory: str | os.PathLike[str], name: st
       rows: The numbers shown, one mapping a line; what is missing or None is an empty cell.
       directory: Where to write; made if it is not there.
       name: The files' name without its ending.
+      titled: Whether title and subtitle are part of the PNG and PDF; in a paper they are not.
 
     Returns:
-      The paths of both files.
+      The paths of the files.
 
     Raises:
       ValueError: If there are no rows or a number is not finite; nothing is written then.
     """
-    table, picture = _csv(rows), io.BytesIO()
+    contents = {"csv": _csv(rows)}
     with mpl.rc_context(STYLE):
-        figure.savefig(picture, format="png", dpi=_DPI, metadata={"Software": None})
-    saved = Saved(Path(directory, f"{name}.png"), Path(directory, f"{name}.csv"))
-    saved.png.parent.mkdir(parents=True, exist_ok=True)
-    records.write_bytes(saved.csv, table)
-    records.write_bytes(saved.png, picture.getvalue())
+        for kind, undated in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+            picture, box = io.BytesIO(), None if titled else _below_title(figure)
+            figure.savefig(picture, format=kind, dpi=_DPI, metadata=undated, bbox_inches=box)
+            contents[kind] = picture.getvalue()
+    saved = Saved(*(Path(directory, f"{name}.{kind}") for kind in Saved._fields))
+    for kind, content in contents.items():
+        records.write_bytes(getattr(saved, kind), content)
     return saved
+
+
+def _below_title(figure: Figure) -> Bbox:
+    """The part of a figure that ends above its highest axes."""
+    width, height = figure.get_size_inches()
+    top = max(axes.get_position().y1 for axes in figure.axes) * height
+    return Bbox([[0, 0], [width, min(height, top + 0.15)]])
 
 
 def curve_rows(curves: Curves, published: Curves | None = None) -> list[dict[str, Any]]:

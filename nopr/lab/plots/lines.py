@@ -28,7 +28,6 @@ def accuracy_against_density(
     title: str = "Accuracy kept as weights are removed",
     reference: str = "dense",
     order: Sequence[str] = (),
-    scale: Literal["log_error", "linear"] = "log_error",
 ) -> Figure:
     """Test accuracy of every method against the share of weights that it keeps.
 
@@ -38,11 +37,11 @@ def accuracy_against_density(
       title: The message of the figure.
       reference: The method drawn as a level line with its interval, if it is there.
       order: Names in the order that gives each its colour; others follow as they appear.
-      scale: The accuracy axis: spaced by the logarithm of the error, so that 98% and 99% are
-        as far apart as 80% and 90%, or linear.
 
     Returns:
-      The figure; sparser networks are further right. The numbers that it shows are the rows.
+      The figure; sparser networks are further right. The accuracy axis is spaced by the logarithm
+      of the error, so that 98% and 99% are as far apart as 80% and 90%. The numbers that it shows
+      are the rows.
 
     Raises:
       ValueError: If no row is a pruned network, a number is not finite or out of range, or the
@@ -56,7 +55,7 @@ def accuracy_against_density(
     with mpl.rc_context(canvas.STYLE):
         figure, axes = series.panel([*lines, *levels], title, subtitle)
         _set_density_axis(axes, [row["density"] for row in points])
-        _set_accuracy_axis(axes, [*lines, *levels], scale)
+        _set_accuracy_axis(axes, [*lines, *levels])
         for level in levels:
             _draw_level(axes, level, reference)
         series.draw(axes, lines, interval="bar")
@@ -95,7 +94,9 @@ def bits_against_pruned(
     Raises:
       ValueError: If there are no curves, a number is not finite or the ceiling is not positive.
     """
-    _check_ceiling(ceiling_bits)
+    canvas.check_finite("`ceiling_bits`", ceiling_bits)
+    if ceiling_bits <= 0:
+        raise ValueError(f"`ceiling_bits` must be above 0, got {ceiling_bits}.")
     order = tuple(dict.fromkeys((*order, *curves)))
     lines = series.from_curves(_over_pruned(curves), order)
     labels = [s if s.mean.any() else s._replace(name=f"{s.name}: 0") for s in lines]
@@ -178,12 +179,6 @@ def _check_accuracies(rows: Rows) -> None:
         raise ValueError("`mean` must be in %, got fractions of at most 1. Multiply by 100.")
 
 
-def _check_ceiling(ceiling_bits: float) -> None:
-    canvas.check_finite("`ceiling_bits`", ceiling_bits)
-    if ceiling_bits <= 0:
-        raise ValueError(f"`ceiling_bits` must be above 0, got {ceiling_bits}.")
-
-
 def _by_method(rows: Rows) -> dict[str, dict[str, list[Any]]]:
     curves: dict[str, dict[str, list[Any]]] = {}
     for row in rows:
@@ -253,14 +248,9 @@ def _set_density_axis(axes: Axes, densities: Sequence[float]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}"))
 
 
-def _set_accuracy_axis(axes: Axes, lines: Sequence[Series], scale: str) -> None:
+def _set_accuracy_axis(axes: Axes, lines: Sequence[Series]) -> None:
     ends = np.concatenate([np.concatenate((s.mean, s.low, s.high)) for s in lines])
-    limits = np.array([np.nanmin(ends), np.nanmax(ends)])
-    if scale == "linear":
-        margin = 0.05 * np.ptp(limits) or 1.0
-        axes.set(ylim=(limits[0] - margin, limits[1] + margin), ylabel="test accuracy, %")
-        return
-    bottom, top = _from_accuracy(limits)
+    bottom, top = _from_accuracy(np.array([np.nanmin(ends), np.nanmax(ends)]))
     margin = 0.06 * (top - bottom) or 0.1
     axes.set_yscale("function", functions=(_from_accuracy, _to_accuracy))
     axes.set_ylim(*_to_accuracy(np.array([bottom - margin, top + margin])))
