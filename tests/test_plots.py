@@ -416,17 +416,6 @@ def test_rows_that_cannot_be_saved_leave_what_was_there(rows, message, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["figure.csv", "figure.png"]
 
 
-def test_a_write_that_fails_leaves_no_half_file(tmp_path, monkeypatch):
-    def full(self, data):
-        self.write_text("half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space left"):
-        plots.save(build("lines"), [{"a": 1}], tmp_path, "figure")
-    assert not list(tmp_path.iterdir())
-
-
 def test_curve_rows_are_one_row_a_point():
     rows = plots.curve_rows({"a": {"pruned": np.array([1, 2]), "mean": [0.5, 0.7]}}, PUBLISHED)
     assert rows[1] == {"method": "a", "source": "computed", "pruned": 2, "mean": 0.7}

@@ -41,6 +41,7 @@ def save(figure: Figure, rows: Rows, directory: str | os.PathLike[str], name: st
 
     Raises:
       ValueError: If there are no rows or a number is not finite; nothing is written then.
+      RunError: If a file cannot be written; what was there is unchanged.
     """
     table, picture = _csv(rows), io.BytesIO()
     with mpl.rc_context(STYLE):
