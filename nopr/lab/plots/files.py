@@ -51,6 +51,7 @@ def save(
 
     Raises:
       ValueError: If there are no rows or a number is not finite; nothing is written then.
+      RunError: If a file cannot be written; what was there is unchanged.
     """
     contents = {"csv": _csv(rows)}
     with mpl.rc_context(STYLE):
