@@ -1,7 +1,7 @@
 """Figures of results: each from plain numbers, and saved beside the numbers that it shows.
 
 A plot function draws on a `matplotlib.figure.Figure` of its own and never touches pyplot, so it
-is safe in any thread, notebook or headless job. Every series has a colour that the colour-blind
+is safe in any thread, notebook or headless job. Every series has a color that the color-blind
 can tell apart, a marker, and a label at its end. What cannot be drawn honestly (nothing, NaN,
 infinities) is an error that names the series.
 
