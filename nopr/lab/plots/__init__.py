@@ -5,7 +5,7 @@ is safe in any thread, notebook or headless job. Every series has a color that t
 can tell apart, a marker, and a label at its end. What cannot be drawn honestly (nothing, NaN,
 infinities) is an error that names the series.
 
-    >>> from nopr import plots
+    >>> from nopr.lab import plots
     >>> rows = [{"method": "snip", "density": 0.05, "mean": 95.2, "half_width": 0.4, "n": 5}]
     >>> figure = plots.accuracy_against_density(rows)
     >>> figure.axes[0].get_xlabel()

@@ -62,7 +62,7 @@ def count_text(counts: Iterable[Any], unit: str) -> str:
 
 
 def check_finite(name: str, values: Any) -> None:
-    """Checks that numbers to be shown are numbers.
+    """Checks that the numbers to plot are finite.
 
     Raises:
       ValueError: Naming what holds a value that is missing, NaN or infinite.
