@@ -170,10 +170,10 @@ def test_the_density_axis_reads_percent_and_the_sparsest_are_rightmost():
 
 def test_the_number_of_seeds_is_stated_and_a_single_seed_has_no_interval():
     many, one = accuracy_rows(), accuracy_rows(n=1)
-    stated = [t.get_text() for t in plots.accuracy_against_density(many).texts]
+    stated = [t.get_text() for t in plots.accuracy_against_density(many).axes[0].texts]
     assert "mean and 95% interval, n = 5 seeds" in stated
     figure = plots.accuracy_against_density(one)
-    assert "mean, n = 1 seed" in [t.get_text() for t in figure.texts]
+    assert "mean, n = 1 seed" in [t.get_text() for t in figure.axes[0].texts]
     assert not figure.axes[0].collections
 
 
