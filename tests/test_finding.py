@@ -190,12 +190,15 @@ def test_what_is_imported_counts_and_nothing_else(tmp_path, line, more):
     assert found == {f"{name}.py" for name in [*USED, *more]}
 
 
-def test_the_digest_sees_code_but_not_where_it_lies(tmp_path):
+def test_the_digest_sees_code_but_neither_words_nor_where_it_lies(tmp_path):
     for folder in ("a", "b"):
         _write(tmp_path / folder, TREE)
     one, two = (records.source_digest(tmp_path / folder / "run.py") for folder in ("a", "b"))
     assert one == two
-    (tmp_path / "b/pack/deep/base.py").write_text("y = 2\n")
+    base = tmp_path / "b/pack/deep/base.py"
+    base.write_text('"""A docstring."""\n\ny = 1  # and a comment\n')
+    assert records.source_digest(tmp_path / "b/run.py") == one
+    base.write_text("y = 2\n")
     assert records.source_digest(tmp_path / "b/run.py") != one
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nopr import sweeps
 from nopr.lab import records
 from nopr.lab.records import context, opening
 from nopr.lab.records.files import explained
@@ -232,6 +233,12 @@ def test_the_small_dtypes_of_jax_come_back(tmp_path, dtype):
     assert found["x"].dtype == found["scalar"].dtype == values.dtype
     np.testing.assert_array_equal(found["x"], np.asarray(values))
     assert float(found["scalar"]) == 5
+
+
+@pytest.mark.parametrize("dtype", ["int4", "uint4"])
+def test_cases_of_half_a_byte_are_refused_before_anything_is_computed(dtype):
+    with pytest.raises(ValueError, match=f"whole bytes, got {dtype}. Convert it to int8"):
+        sweeps.run(jnp.abs, jnp.arange(4, dtype=dtype), block=2)
 
 
 def test_a_store_keeps_chunks_apart_by_name(opened):

@@ -561,9 +561,3 @@ def test_progress_reads_as_a_line_where_there_is_no_terminal(capsys, monkeypatch
         "squares: 4 of 7 cases",
         "squares: 7 of 7 cases",
     ]
-
-
-@pytest.mark.parametrize("dtype", ["int4", "uint4"])
-def test_cases_of_half_a_byte_are_refused(dtype):
-    with pytest.raises(ValueError, match=f"whole bytes, got {dtype}. Convert it to int8"):
-        sweeps.run(square, jnp.arange(4, dtype=dtype), block=2)

@@ -135,9 +135,9 @@ def _launch(command: Command) -> None:
         ) as run,
         contextlib.nullcontext() if first else contextlib.redirect_stdout(None),
     ):
-        if run.finished:
+        if run.finished and first:
             _print_finished(command.experiment, run)
-        else:
+        elif not run.finished:
             print(f"{command.experiment}: writing to {run.directory}", flush=True)
             _compute_and_show(command, module or _checked(command), run)
             print(f"Done: {run.report if run.report.exists() else run.directory}", flush=True)

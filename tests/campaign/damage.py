@@ -208,7 +208,7 @@ def _other_code(job):
     if not tests.exists():
         shutil.copytree(launches.TESTS / "campaign", tests / "campaign")
         with open(tests / "campaign/run.py", "a") as file:
-            file.write("# another version\n")
+            file.write("VERSION = 2\n")
     return _other(job, "other_code", path=tests)
 
 

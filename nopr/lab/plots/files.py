@@ -50,6 +50,7 @@ def save(
 
     Raises:
       ValueError: If there are no rows or a number is not finite; nothing is written then.
+      RunError: If a file cannot be written; what was there is unchanged.
     """
     contents = {"csv": _csv(rows)}
     for text in figure.findobj(lambda artist: artist.get_gid() == HEAD):

@@ -9,6 +9,7 @@ import importlib.util
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 _NOPR = Path(__file__).resolve().parents[2]
 _INSTALLED = {"site-packages", "dist-packages"}
@@ -18,8 +19,9 @@ def source_digest(*roots: str | Path) -> str:
     """Ten hexadecimal digits that stand for the code of `roots` and of all that they import.
 
     Files of nopr, files beside a root, and other modules that are not installed count; installed
-    packages count elsewhere, by version. Imports within functions count too. The files are only
-    read. Where an import cannot be followed, everything it may stand for counts.
+    packages count elsewhere, by version. Imports within functions count too. Comments, docstrings
+    and layout do not count. The files are only read. Where an import cannot be followed, everything
+    it may stand for counts.
 
     Args:
       roots: Python files. Without any, the whole of nopr counts.
@@ -27,7 +29,7 @@ def source_digest(*roots: str | Path) -> str:
     files = closure(roots) if roots else _NOPR.rglob("*.py")
     total = hashlib.sha256()
     for name, file in sorted((_name(file), file) for file in files):
-        total.update(f"{name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+        total.update(f"{name} {_read(file).sha256}\n".encode())
     return total.hexdigest()[:10]
 
 
@@ -42,7 +44,7 @@ def closure(roots: Iterable[str | Path]) -> set[Path]:
         if file in found:
             continue
         found.add(file)
-        for dotted, level in _imports(file, file.stat().st_mtime_ns)[0]:
+        for dotted, level in _read(file).imports:
             if dotted == "?":
                 waiting += file.parent.glob("*.py")
             else:
@@ -51,19 +53,43 @@ def closure(roots: Iterable[str | Path]) -> set[Path]:
     return found
 
 
-@functools.lru_cache(maxsize=1024)
-def _imports(file: Path, changed_ns: int) -> tuple[set[tuple[str, int]], bool]:
-    """The dotted names that a file imports, with their level, and whether it imports lazily.
+class _Code(NamedTuple):
+    """A file as far as it matters here."""
 
-    The name is `?` where it is known only at run time.
-    """
+    sha256: str
+    """Of its code, without comments and docstrings."""
+    imports: frozenset[tuple[str, int]]
+    """Dotted names with their level; `?` stands for a name that is known only at run time."""
+    lazy: bool
+    """Whether it imports when it is asked for an attribute."""
+
+
+class _WithoutWords(ast.NodeTransformer):
+    """Removes docstrings, those of fields too."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        return None if isinstance(node.value, ast.Constant) else node
+
+
+def _read(file: Path) -> _Code:
+    return _read_as_of(file, file.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1024)
+def _read_as_of(file: Path, changed_ns: int) -> _Code:
     del changed_ns
-    found: set[tuple[str, int]] = set()
+    data = file.read_bytes()
     try:
-        tree = ast.parse(file.read_bytes(), str(file))
+        tree = ast.parse(data, str(file))
     except (SyntaxError, ValueError):  # raised where it is imported
-        return found, False
+        return _Code(hashlib.sha256(data).hexdigest(), frozenset(), False)
     lazy = any(isinstance(n, ast.FunctionDef) and n.name == "__getattr__" for n in tree.body)
+    imports = frozenset(_imports(tree, lazy=lazy))
+    code = ast.dump(_WithoutWords().visit(tree))
+    return _Code(hashlib.sha256(code.encode()).hexdigest(), imports, lazy)
+
+
+def _imports(tree: ast.Module, *, lazy: bool) -> Iterator[tuple[str, int]]:
     for node in ast.walk(tree):
         match node:
             case ast.Import(names=names):
@@ -71,18 +97,17 @@ def _imports(file: Path, changed_ns: int) -> tuple[set[tuple[str, int]], bool]:
                     parts = alias.name.split(".")
                     # Without `as` the first name is bound, and gives whatever lies below it.
                     for length in range(len(parts) if alias.asname else 1, len(parts) + 1):
-                        found.add((".".join(parts[:length]), 0))
+                        yield ".".join(parts[:length]), 0
             case ast.ImportFrom(module=module, names=names, level=level):
                 prefix = f"{module}." if module else ""
-                found |= {(prefix + alias.name, level) for alias in names}
+                yield from ((prefix + alias.name, level) for alias in names)
             case ast.Call(func=ast.Name(id=called) | ast.Attribute(attr=called), args=[name, *_]):
                 if called in ("import_module", "__import__"):
                     known = isinstance(name, ast.Constant) and not str(name.value).startswith(".")
                     if known:
-                        found.add((str(name.value), 0))
+                        yield str(name.value), 0
                     elif not lazy:
-                        found.add(("?", 0))
-    return found, lazy
+                        yield "?", 0
 
 
 def _followed(name: str, places: tuple[Path, ...], top: bool) -> Iterator[Path]:
@@ -102,7 +127,7 @@ def _followed(name: str, places: tuple[Path, ...], top: bool) -> Iterator[Path]:
                 whole = folder if part == "*" else whole
                 break
             yield from (file for file in (module, package) if file.is_file())
-            lazy = package.is_file() and _imports(package, package.stat().st_mtime_ns)[1]
+            lazy = package.is_file() and _read(package).lazy
             folder = package.parent
             whole = folder if lazy else None
         if whole is not None:
