@@ -152,7 +152,7 @@ def _sweep(
         tune=setting.tune,
         shared={"probe": jnp.asarray(probe)},
         block=setting.asked.block,
-        name="finetuning",
+        name="finetuning" if run else "dense",
     )
 
 

@@ -1,4 +1,4 @@
-"""The pruners that the experiments compare, by name."""
+"""The pruners that experiments compare, by name."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ AT_INIT = ("random", "magnitude_init", "snip", "grasp", "synflow")
 """The methods that choose their mask before training."""
 
 AFTER_TRAINING = ("magnitude_after", "units_after")
-"""The methods that choose their mask on the trained dense network, and go on from its weights."""
+"""The methods that choose their mask on the trained dense network, and continue from its weights."""
 
 
 class Problem(NamedTuple):
-    """What a pruner has to be told of the network that it prunes.
+    """What a pruner needs to know about its network.
 
     Attributes:
       apply: `apply(params, inputs) -> outputs`.

@@ -60,7 +60,7 @@ def mean_interval(values: Any, axis: int = 0) -> Interval:
     r"""The mean over seeds, and the half width of its 95% interval.
 
     The half width is :math:`t_{n-1} s / \sqrt n`, with :math:`t_{n-1}` the 97.5% point of
-    Student's distribution and :math:`s` the standard deviation with n - 1 below the line.
+    Student's distribution and :math:`s` the standard deviation with divisor n - 1.
 
     Args:
       values: Numbers, the seeds along `axis`.

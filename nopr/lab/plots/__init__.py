@@ -1,11 +1,11 @@
 """Figures of results: each from plain numbers, and saved beside the numbers that it shows.
 
 A plot function draws on a `matplotlib.figure.Figure` of its own and never touches pyplot, so it
-is safe in any thread, notebook or headless job. Every series has a colour that the colour-blind
+is safe in any thread, notebook or headless job. Every series has a color that the color-blind
 can tell apart, a marker, and a label at its end. What cannot be drawn honestly (nothing, NaN,
 infinities) is an error that names the series.
 
-    >>> from nopr import plots
+    >>> from nopr.lab import plots
     >>> rows = [{"method": "snip", "density": 0.05, "mean": 95.2, "half_width": 0.4, "n": 5}]
     >>> figure = plots.accuracy_against_density(rows)
     >>> figure.axes[0].get_xlabel()

@@ -1,16 +1,14 @@
-"""What all figures share: one style, one palette, a titled sheet of paper, and checked numbers."""
+"""What all figures share: one style, one palette, a title, and checked numbers."""
 
 from __future__ import annotations
 
-import functools
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import TextPath
+from matplotlib.axes import Axes
 
 Rows: TypeAlias = Sequence[Mapping[str, Any]]
 Curves: TypeAlias = Mapping[str, Mapping[str, Any]]
@@ -39,37 +37,21 @@ STYLE = {
     "figure.facecolor": "white",
     "axes.facecolor": "white",
     "savefig.facecolor": "auto",
-    "savefig.bbox": None,
+    "savefig.bbox": "tight",  # names, labels and titles stand outside of the axes
+    "savefig.pad_inches": 0.2,
 }
-_TITLE_POINTS, _SUBTITLE_POINTS, _MARGIN = 13, 10, 0.2
+HEAD = "head"
+"""The `gid` of titles and subtitles, by which they can be left out."""
 
 
-def sheet(width: float, height: float, title: str, subtitle: str) -> tuple[Figure, float]:
-    """A figure of `width` inches whose title and subtitle stand above `height` inches of plot.
-
-    Returns:
-      The figure, and its whole height in inches.
-    """
-    bold = _wrapped(title, width, _TITLE_POINTS, "bold")
-    plain = _wrapped(subtitle, width, _SUBTITLE_POINTS, "normal")
-    title_inches, subtitle_inches = 0.235 * len(bold), 0.185 * len(plain)
-    total = height + title_inches + subtitle_inches + 0.36
-    figure = Figure(figsize=(width, total))
-    left, top = _MARGIN / width, 1 - 0.16 / total
-    look = {"ha": "left", "va": "top", "linespacing": 1.25}
-    figure.text(left, top, "\n".join(bold), fontsize=_TITLE_POINTS, fontweight="bold", **look)
-    below = top - (title_inches + 0.04) / total
-    figure.text(left, below, "\n".join(plain), fontsize=_SUBTITLE_POINTS, color=SOFT, **look)
-    return figure, total
-
-
-@functools.cache
-def inches_wide(text: str, points: float = STYLE["font.size"], weight: str = "normal") -> float:
-    """The width of a line of text, in inches."""
-    if not text.strip():
-        return 0.0
-    font = FontProperties(family=STYLE["font.family"], weight=weight)
-    return float(TextPath((0, 0), text, size=points, prop=font).get_extents().width) / 72
+def write_head(axes: Axes, title: str, subtitle: str) -> None:
+    """Writes title and subtitle above the axes, from their left edge."""
+    look: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "gid": HEAD}
+    look |= {"va": "bottom", "annotation_clip": False, "linespacing": 1.25}
+    plain, bold = textwrap.wrap(subtitle, 96), textwrap.wrap(title, 64)
+    axes.annotate("\n".join(plain), (0, 1), (0, 10), color=SOFT, fontsize=10, **look)
+    above = 14 + 13 * len(plain)
+    axes.annotate("\n".join(bold), (0, 1), (0, above), fontsize=13, fontweight="bold", **look)
 
 
 def count_text(counts: Iterable[Any], unit: str) -> str:
@@ -80,7 +62,7 @@ def count_text(counts: Iterable[Any], unit: str) -> str:
 
 
 def check_finite(name: str, values: Any) -> None:
-    """Checks that numbers to be shown are numbers.
+    """Checks that the numbers to plot are finite.
 
     Raises:
       ValueError: Naming what holds a value that is missing, NaN or infinite.
@@ -88,16 +70,3 @@ def check_finite(name: str, values: Any) -> None:
     for value in np.asarray(values, object).ravel():
         if value is None or not math.isfinite(value):
             raise ValueError(f"The {name} must be finite to be plotted, got {value}.")
-
-
-def _wrapped(text: str, width: float, points: float, weight: str) -> list[str]:
-    """Lines of `text` that fit on a sheet of `width` inches."""
-    room = 0.97 * (width - 2 * _MARGIN)  # pixels round the width of a letter
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and inches_wide(longer, points, weight) > room:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines

@@ -15,8 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from nopr.lab.plots import canvas
 
 _BINS_PER_DECADE = 12
-_ROW, _GAP, _BELOW = 0.5, 0.12, 0.62  # inches
-_ZEROS, _VALUES, _MEANS = 0.75, 5.0, 1.2  # inches
+_ROW, _GAP, _ZEROS, _VALUES = 0.5, 0.12, 0.75, 5.0  # inches
 
 
 def singular_values(
@@ -37,7 +36,7 @@ def singular_values(
       groups: Singular values of any shape, by condition, top row first.
       title: The message of the figure.
       note: What the values are of, such as the number of inputs and seeds.
-      highlight: Conditions drawn in a second colour.
+      highlight: Conditions drawn in a second color.
       floor: Values of at most this count as zero.
 
     Returns:
@@ -50,7 +49,8 @@ def singular_values(
     size = canvas.count_text((np.size(values) for values in groups.values()), "values a row")
     subtitle = "; ".join(filter(None, (size, note, "each row scaled to its own peak")))
     with mpl.rc_context(canvas.STYLE):
-        figure, pairs = _rows_of_axes(list(groups), title, subtitle)
+        figure, pairs = _rows_of_axes(list(groups))
+        canvas.write_head(pairs[0][0], title, subtitle)
         for name, (zeros, ridge) in zip(groups, pairs, strict=True):
             at_zero, *above = [row for row in rows if row["condition"] == name]
             color = canvas.COLORS[1 if name in highlight else 0]
@@ -117,23 +117,15 @@ def _bins(values: np.ndarray, edges: np.ndarray, floor: float) -> list[tuple[flo
     return [zeros, *zip(edges[:-1].tolist(), edges[1:].tolist(), counts, strict=True)]
 
 
-def _rows_of_axes(
-    names: Sequence[str], title: str, subtitle: str
-) -> tuple[Figure, list[tuple[Axes, Axes]]]:
-    """For each condition its name, an axes for the share at zero and one for the rest."""
-    left = max(canvas.inches_wide(name) for name in names) + 0.4
-    width = left + _ZEROS + 0.25 + _VALUES + _MEANS
-    figure, height = canvas.sheet(width, _BELOW + len(names) * (_ROW + _GAP), title, subtitle)
-    pairs: list[tuple[Axes, Axes]] = []
-    for row, name in enumerate(names):
-        bottom = (_BELOW + (len(names) - 1 - row) * (_ROW + _GAP)) / height
-        box = bottom, _ROW / height
-        zeros = figure.add_axes((left / width, box[0], _ZEROS / width, box[1]))
-        start = (left + _ZEROS + 0.25) / width
-        ridge = figure.add_axes((start, box[0], _VALUES / width, box[1]))
-        figure.text((left - 0.2) / width, bottom + 0.4 * box[1], name, ha="right", va="center")
-        pairs.append((zeros, ridge))
-    return figure, pairs
+def _rows_of_axes(names: Sequence[str]) -> tuple[Figure, list[tuple[Axes, Axes]]]:
+    """For each condition an axes for the share at zero and one for the rest, and its name."""
+    figure = Figure(figsize=(_ZEROS + _VALUES, len(names) * (_ROW + _GAP)))
+    look = {"left": 0, "right": 1, "bottom": 0, "top": 1, "wspace": 0.09, "hspace": _GAP / _ROW}
+    shares = (_ZEROS, _VALUES)
+    grid = figure.subplots(len(names), 2, squeeze=False, width_ratios=shares, gridspec_kw=look)
+    for name, (zeros, _) in zip(names, grid, strict=True):
+        zeros.text(-0.2, 0.4, name, ha="right", va="center", transform=zeros.transAxes)
+    return figure, [tuple(row) for row in grid]
 
 
 def _draw_zeros(zeros: Axes, share: float, color: str) -> None:

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
 
 from nopr.lab import records
-from nopr.lab.plots.canvas import STYLE, Curves, Rows, check_finite
+from nopr.lab.plots.canvas import HEAD, STYLE, Curves, Rows, check_finite
 
 _DPI = 150
 
@@ -54,22 +53,17 @@ def save(
       RunError: If a file cannot be written; what was there is unchanged.
     """
     contents = {"csv": _csv(rows)}
+    for text in figure.findobj(lambda artist: artist.get_gid() == HEAD):
+        text.set_visible(titled)
     with mpl.rc_context(STYLE):
         for kind, undated in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
-            picture, box = io.BytesIO(), None if titled else _below_title(figure)
-            figure.savefig(picture, format=kind, dpi=_DPI, metadata=undated, bbox_inches=box)
+            picture = io.BytesIO()
+            figure.savefig(picture, format=kind, dpi=_DPI, metadata=undated)
             contents[kind] = picture.getvalue()
     saved = Saved(*(Path(directory, f"{name}.{kind}") for kind in Saved._fields))
     for kind, content in contents.items():
         records.write_bytes(getattr(saved, kind), content)
     return saved
-
-
-def _below_title(figure: Figure) -> Bbox:
-    """The part of a figure that ends above its highest axes."""
-    width, height = figure.get_size_inches()
-    top = max(axes.get_position().y1 for axes in figure.axes) * height
-    return Bbox([[0, 0], [width, min(height, top + 0.15)]])
 
 
 def curve_rows(curves: Curves, published: Curves | None = None) -> list[dict[str, Any]]:

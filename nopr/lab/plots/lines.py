@@ -36,7 +36,7 @@ def accuracy_against_density(
         `half_width` (of the 95% interval, in %; None for a single seed) and `n` (seeds).
       title: The message of the figure.
       reference: The method drawn as a level line with its interval, if it is there.
-      order: Names in the order that gives each its colour; others follow as they appear.
+      order: Names in the order that gives each its color; others follow as they appear.
 
     Returns:
       The figure; sparser networks are further right. The accuracy axis is spaced by the logarithm
@@ -53,7 +53,7 @@ def accuracy_against_density(
     levels = [_level(row) for row in rows if row["method"] == reference]
     subtitle = _statistic([*lines, *levels], (row["n"] for row in rows), "seeds")
     with mpl.rc_context(canvas.STYLE):
-        figure, axes = series.panel([*lines, *levels], title, subtitle)
+        figure, axes = series.panel(title, subtitle)
         _set_density_axis(axes, [row["density"] for row in points])
         _set_accuracy_axis(axes, [*lines, *levels])
         for level in levels:
@@ -80,13 +80,13 @@ def bits_against_pruned(
 
     Args:
       curves: By method: `pruned` (weights), `mean` (bits), and `low` and `high` (the 95% interval
-        over initialisations, in bits; both or neither).
+        over initializations, in bits; both or neither).
       ceiling_bits: H(D), in bits.
-      published: By method: `pruned` and `mean`, drawn as hollow markers in that method's colour.
+      published: By method: `pruned` and `mean`, drawn as hollow markers in that method's color.
       weights: Prunable weights of the network.
       n: Initialisations behind each mean.
       title: The message of the figure.
-      order: Names in the order that gives each its colour; others follow as they appear.
+      order: Names in the order that gives each its color; others follow as they appear.
 
     Returns:
       The figure; `curve_rows` gives the numbers that it shows.
@@ -101,10 +101,10 @@ def bits_against_pruned(
     lines = series.from_curves(_over_pruned(curves), order)
     labels = [s if s.mean.any() else s._replace(name=f"{s.name}: 0") for s in lines]
     hollow = series.from_curves(_over_pruned(published), order) if published else []
-    subtitle = _statistic(lines, [n] if n else [], "initialisations")
+    subtitle = _statistic(lines, [n] if n else [], "initializations")
     subtitle += "; hollow markers: published" if hollow else ""
     with mpl.rc_context(canvas.STYLE):
-        figure, axes = series.panel(labels, title, subtitle)
+        figure, axes = series.panel(title, subtitle)
         axes.set_xlabel(f"weights pruned (of {weights})")
         axes.set_ylabel("mask information I(m; D), bits")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 3, 5, 10], nbins=8))
@@ -139,7 +139,7 @@ def lines_with_intervals(
       x_scale: A matplotlib scale, such as `"log"`.
       y_scale: The same for the vertical axis.
       interval: How intervals are drawn.
-      order: Names in the order that gives each its colour; others follow as they appear.
+      order: Names in the order that gives each its color; others follow as they appear.
 
     Returns:
       The figure; `curve_rows` gives the numbers that it shows.
@@ -149,7 +149,7 @@ def lines_with_intervals(
     """
     lines = series.from_curves(curves, order)
     with mpl.rc_context(canvas.STYLE):
-        figure, axes = series.panel(lines, title, subtitle)
+        figure, axes = series.panel(title, subtitle)
         axes.set(xlabel=x_label, ylabel=y_label, xscale=x_scale, yscale=y_scale)
         series.draw(axes, lines, interval=interval)
         axes.autoscale_view()

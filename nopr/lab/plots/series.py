@@ -13,7 +13,7 @@ from scipy.optimize import isotonic_regression
 
 from nopr.lab.plots import canvas
 
-_LEFT, _WIDTH, _BELOW, _HEIGHT = 0.92, 5.4, 0.62, 3.7  # inches
+_SIZE = (5.4, 3.7)  # inches
 _LABEL_HEIGHT = 0.064  # of the axes
 _SIZES = {"*": 9.0, "P": 7.0, "X": 6.5, "D": 5.2, "h": 6.5}
 
@@ -50,14 +50,12 @@ def from_curves(curves: canvas.Curves, order: Sequence[str] = ()) -> list[Series
     return [_checked(name, curve, names.index(name)) for name, curve in curves.items()]
 
 
-def panel(series: Sequence[Series], title: str, subtitle: str) -> tuple[Figure, Axes]:
-    """A titled figure with one axes, and room at its right for the name of each series."""
-    names = max(canvas.inches_wide(s.name) for s in series)
-    width = _LEFT + _WIDTH + 0.07 * _WIDTH + names + 0.25
-    figure, height = canvas.sheet(width, _BELOW + _HEIGHT, title, subtitle)
-    box = (_LEFT / width, _BELOW / height, _WIDTH / width, _HEIGHT / height)
-    axes = figure.add_axes(box)
+def panel(title: str, subtitle: str) -> tuple[Figure, Axes]:
+    """A titled figure with one axes, which fills it; all texts stand outside."""
+    figure = Figure(figsize=_SIZE)
+    axes = figure.add_axes((0, 0, 1, 1))
     axes.grid(visible=True, axis="y")
+    canvas.write_head(axes, title, subtitle)
     return figure, axes
 
 
