@@ -109,6 +109,36 @@ class Algorithm(Protocol):
         ...
 
 
+class Status(NamedTuple):
+    """How far a long computation is, in its own units: cases of a sweep, epochs of a run."""
+
+    done: int
+    """What is finished, with what was stored before."""
+    total: int
+    """What there is to do."""
+    failures: int = 0
+    """How many of the finished were not finite."""
+    loaded: int = 0
+    """How many of the finished were stored before."""
+    seconds: float = 0.0
+    """Time since the first of the rest was begun; compiling does not count in a sweep."""
+
+    @property
+    def per_second(self) -> float:
+        """The rate of what was computed here; 0 before the first."""
+        return (self.done - self.loaded) / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def seconds_left(self) -> float:
+        """The rest at this rate; infinite before the first."""
+        rate = self.per_second
+        return (self.total - self.done) / rate if rate > 0 else float("inf")
+
+
+Progress: TypeAlias = Callable[[Status], Any]
+"""What long computations call as they proceed."""
+
+
 class LayerCount(NamedTuple):
     """Kept and prunable weights of one layer."""
 

@@ -134,9 +134,9 @@ def _cut(folder, data, *, calls):
     """A run with checkpoints, cut off at a call of `progress`; gives the epochs it was told."""
     told = []
 
-    def progress(done, total):
-        assert total == REWIND + 3 * (EPOCHS - REWIND)
-        told.append(done)
+    def progress(status):
+        assert status.total == REWIND + 3 * (EPOCHS - REWIND)
+        told.append(status.done)
         if len(told) == calls:
             raise Cut
 

@@ -87,9 +87,9 @@ def _run(folder, data, *, cut=None, said=None, start=None, epochs=EPOCHS):
     """A run with checkpoints, cut off at the call of `progress` of that number, from 0."""
     calls = []
 
-    def progress(done, total):
-        assert total == epochs
-        calls.append(done)
+    def progress(status):
+        assert status.total == epochs
+        calls.append(status.done)
         if len(calls) - 1 == cut:
             raise Cut
 

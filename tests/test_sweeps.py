@@ -6,6 +6,7 @@ import pytest
 from nopr import processes, sweeps
 from nopr.lab import progress, records
 from nopr.sweeps import memory, plans, programs
+from nopr.typing import Status
 
 
 class Shelf(dict):
@@ -502,18 +503,18 @@ def test_what_came_from_the_store_does_not_count_in_the_rate():
     del shelf["chunk-00000002-00000004"]
     sweeps.run(square, CASES, block=2, store=shelf, progress=told.append)
     assert [(status.done, status.loaded) for status in told] == [(5, 5), (7, 5)]
-    assert told[0].cases_per_second == 0
+    assert told[0].per_second == 0
     assert told[0].seconds_left == float("inf")
-    assert told[1].cases_per_second == pytest.approx(2 / told[1].seconds)
+    assert told[1].per_second == pytest.approx(2 / told[1].seconds)
     assert told[1].seconds_left == 0
 
 
 def test_progress_reads_as_a_line_where_there_is_no_terminal(capsys, monkeypatch):
-    status = sweeps.Status(done=120, total=400, failures=2, loaded=20, seconds=50.0)
+    status = Status(done=120, total=400, failures=2, loaded=20, seconds=50.0)
     line = progress.line("finetuning", status, unit="run")
     assert line == "finetuning: 120 of 400 runs, 2 a second, 0:02:20 left, 2 not finite"
     monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
-    with progress.sweeping("squares", unit="case") as show:
+    with progress.shown("squares", unit="case") as show:
         sweeps.run(square, CASES, block=4, progress=show)
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(",")[0] for line in lines] == [

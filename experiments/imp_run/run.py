@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from experiments.imp_run.config import Settings
 from nopr import algorithms, criteria, data, finetune, masks, networks, pruning, trees
 from nopr.lab import checkpoints, progress, records, settings, training
+from nopr.typing import Status
 
 
 class Setting(NamedTuple):
@@ -71,9 +72,17 @@ def _iterate(setting: Setting, run: records.Run) -> dict[str, Any]:
     asked, network = setting.asked.training, setting.network
     parts = training.arrays(setting.images)
     init_key, run_key = jax.random.split(jax.random.key(setting.asked.seed))
+    said: list[int] = []
+
+    def report(status: Status) -> None:
+        if not said and status.done:
+            run.say(f"imp: resuming after epoch {status.done} of {status.total}")
+        said.append(status.done)
+        show(status)
+
     with (
         checkpoints.Saver(run.checkpoints("imp"), keep=asked.checkpoint_keep, say=run.say) as saver,
-        progress.bar(desc="imp", unit="epoch") as bar,
+        progress.shown("imp", unit="epoch") as show,
     ):
         levels = algorithms.resume_imp(
             pruning.pruner(criteria.magnitude(), scope=setting.asked.pruning.scope),
@@ -84,7 +93,7 @@ def _iterate(setting: Setting, run: records.Run) -> dict[str, Any]:
             rewind_epoch=setting.rewind,
             every=setting.every,
             keeper=saver,
-            progress=partial(_progress, bar, run),
+            progress=report,
             key=run_key,
             step_loss=finetune.stateless(finetune.cross_entropy(network.apply)),
             tx=training.cosine_sgd(asked, setting.images, epochs=setting.epochs),
@@ -98,12 +107,3 @@ def _iterate(setting: Setting, run: records.Run) -> dict[str, Any]:
         "loss": levels.history.loss,
         **levels.history.metrics,
     }
-
-
-def _progress(bar: Any, run: records.Run, done: int, total: int) -> None:
-    if bar.total is None:
-        bar.total = total
-        bar.initial = bar.n = done
-        if done:
-            run.say(f"imp: resuming after epoch {done} of {total}")
-    bar.update(done - bar.n)

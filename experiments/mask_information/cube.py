@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from experiments.mask_information.config import Cube
-from nopr import algorithms, finetune, information, networks, pruning, trees
+from nopr import algorithms, finetune, information, networks, pruning, sweeps, trees
 from nopr.data import synthetic
 from nopr.lab import methods
 from nopr.typing import Algorithm
@@ -27,7 +27,7 @@ class Task(NamedTuple):
     problem: methods.Problem
     train: Any
     size: int
-    batching: str
+    batching: sweeps.Batching
 
 
 def task(asked: Cube) -> Task:

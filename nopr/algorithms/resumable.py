@@ -17,7 +17,7 @@ from nopr.algorithms.pure import ScoringBatch, falling_counts, keep_all, whole
 from nopr.finetune import loop, resuming
 from nopr.finetune.batches import whole_number
 from nopr.finetune.fitted import Carry, Fitted, History
-from nopr.typing import Batch, Masks, Params, Pruner, StepLoss
+from nopr.typing import Batch, Masks, Params, Progress, Pruner, Status, StepLoss
 
 
 class Iterated(NamedTuple):
@@ -59,7 +59,7 @@ def resume_imp(
     batch_size: int | None,
     rewind_epoch: int = 0,
     keeper: finetune.Keeper | None = None,
-    progress: finetune.Progress | None = None,
+    progress: Progress | None = None,
     batch: ScoringBatch = whole,
     state: PyTree = None,
     monitor: finetune.Monitor | None = None,
@@ -88,7 +88,7 @@ def resume_imp(
       batch_size: Examples a step; None takes all of them in their own order.
       rewind_epoch: The epoch of the dense network whose weights come back; 0 is initialization.
       keeper: Keeps and gives back the state, under the number of epochs trained over all levels.
-      progress: Called with the epochs trained over all levels, and how many there will be.
+      progress: Called with a `Status` in the epochs of all levels; its rate is of this level.
       batch: Takes from the data what the pruner scores on; all of it by default.
       state: The first state of `step_loss`, if it has one.
       monitor: `monitor(params) -> {name: scalar}`, run after every epoch.
@@ -170,7 +170,7 @@ class _Run(NamedTuple):
     rewind_epoch: int
     every: int
     keeper: finetune.Keeper | None
-    progress: finetune.Progress | None
+    progress: Progress | None
 
     def length(self, level: int) -> int:
         """Epochs that a level trains."""
@@ -209,9 +209,12 @@ def _train(run: _Run, now: _State) -> Fitted:
     level, levels = int(now.level), len(now.history.loss)
     done_before = run.done_before(level)
 
-    def progress(done: int, _: int) -> None:
+    def progress(status: Status) -> None:
         if run.progress is not None:
-            run.progress(done_before + done, run.done_before(levels))
+            total, loaded = run.done_before(levels), done_before + status.loaded
+            run.progress(
+                status._replace(done=done_before + status.done, total=total, loaded=loaded)
+            )
 
     try:
         return resuming.run_in_segments(

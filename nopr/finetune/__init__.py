@@ -16,7 +16,7 @@ from nopr.finetune.convolutions import Convolutions, resolve_convolutions
 from nopr.finetune.fitted import Carry, Fitted, History, raise_if_not_finite
 from nopr.finetune.loop import Monitor, ReadMasks, advance, start
 from nopr.finetune.losses import Evaluation, cross_entropy, evaluate, squared_error, stateless
-from nopr.finetune.resuming import Keeper, Progress, resume
+from nopr.finetune.resuming import Keeper, resume
 from nopr.finetune.training import gradient_descent, trainer
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "History",
     "Keeper",
     "Monitor",
-    "Progress",
     "ReadMasks",
     "advance",
     "cross_entropy",

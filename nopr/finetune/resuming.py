@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,10 +17,7 @@ from nopr.finetune import loop
 from nopr.finetune.batches import whole_number
 from nopr.finetune.convolutions import Convolutions
 from nopr.finetune.fitted import REMEDY, Carry, Fitted, History, raise_if_not_finite
-from nopr.typing import Batch, StepLoss
-
-Progress = Callable[[int, int], Any]
-"""`progress(done, epochs)`, called where a run begins or resumes, and after every segment."""
+from nopr.typing import Batch, Progress, Status, StepLoss
 
 
 @runtime_checkable
@@ -71,7 +68,8 @@ def resume(
       batch_size: Examples a step; None takes all of them in their own order.
       keeper: Keeps and gives back the state, under the number of epochs done, those before `carry`
         included. None keeps nothing.
-      progress: Called with the epochs done and `epochs`.
+      progress: Called with a `Status` in epochs where a run begins or resumes, and after every
+        segment.
       monitor: `monitor(params) -> {name: scalar}`, run after every epoch.
       remainder: Whether the examples left over make one more, smaller step.
       mesh: Splits every batch over its `batch` axis; None stays on one device.
@@ -139,8 +137,14 @@ def run_in_segments(
             f"What was kept is of epoch {first + done}, outside this run of epochs {first} to "
             f"{first + epochs}. Keep each run in a folder of its own."
         )
-    if progress is not None:
-        progress(done, epochs)
+    loaded, begun = done, time.monotonic()
+
+    def report() -> None:
+        if progress is not None:
+            spent = time.monotonic() - begun
+            progress(Status(done, epochs, loaded=loaded, seconds=spent))
+
+    report()
     while done < epochs:
         part = loop.run(carry, data, plan._replace(epochs=min(every, epochs - done)))
         raise_if_not_finite(part, remedy=f"That segment is not kept. {REMEDY}")
@@ -148,8 +152,7 @@ def run_in_segments(
         done = int(carry.epoch) - first
         if keeper is not None:
             keeper.save(first + done, (carry, history))
-        if progress is not None:
-            progress(done, epochs)
+        report()
     history = jax.tree.map(jnp.asarray, history)
     return Fitted(**carry._asdict(), history=history, finite=jnp.array(True))
 

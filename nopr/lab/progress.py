@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any
 
 from tqdm import tqdm
 
-from nopr import processes, sweeps
+from nopr import processes
+from nopr.typing import Progress, Status
 
 _LINE_SECONDS = 30.0  # between lines, where there is no terminal to draw a bar on
 
@@ -21,8 +22,8 @@ def bar(**options: Any) -> tqdm:
 
 
 @contextlib.contextmanager
-def sweeping(description: str, *, unit: str) -> Generator[Callable[[sweeps.Status], None]]:
-    """Shows a sweep of `sweeps.run(progress=...)`; in process 0, of the share of that process.
+def shown(description: str, *, unit: str) -> Generator[Progress]:
+    """Shows how far a sweep or a run is; in process 0, of the share of that process.
 
     On a terminal it is a bar, elsewhere a line every half minute. Cases from the store count as
     done, but not in the rate.
@@ -34,16 +35,16 @@ def sweeping(description: str, *, unit: str) -> Generator[Callable[[sweeps.Statu
     elif not sys.stderr.isatty():
         yield _Lines(description, unit)
     else:
-        with bar(desc=description, unit=unit) as shown:
-            yield lambda status: _draw(shown, status)
+        with bar(desc=description, unit=unit) as drawn:
+            yield lambda status: _draw(drawn, status)
 
 
-def line(description: str, status: sweeps.Status, *, unit: str) -> str:
+def line(description: str, status: Status, *, unit: str) -> str:
     """Such as `finetuning: 120 of 400 runs, 3.2 a second, 0:01:27 left, 2 not finite`."""
     words = [f"{description}: {status.done} of {status.total} {unit}s"]
-    if status.cases_per_second > 0:
+    if status.per_second > 0:
         left = max(0, round(status.seconds_left))
-        words.append(f"{status.cases_per_second:.3g} a second")
+        words.append(f"{status.per_second:.3g} a second")
         words.append(f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left")
     if status.failures:
         words.append(f"{status.failures} not finite")
@@ -54,13 +55,13 @@ class _Lines:
     def __init__(self, description: str, unit: str):
         self._description, self._unit, self._shown = description, unit, time.monotonic()
 
-    def __call__(self, status: sweeps.Status) -> None:
+    def __call__(self, status: Status) -> None:
         if time.monotonic() - self._shown >= _LINE_SECONDS:
             self._shown = time.monotonic()
             print(line(self._description, status, unit=self._unit), file=sys.stderr, flush=True)
 
 
-def _draw(shown: tqdm, status: sweeps.Status) -> None:
+def _draw(shown: tqdm, status: Status) -> None:
     shown.total, shown.initial, shown.n = status.total, status.loaded, status.done
     if status.failures:
         shown.set_postfix_str(f"{status.failures} not finite", refresh=False)

@@ -297,7 +297,7 @@ def sweep(
     seeds = len(task.keys)
     together = jax.tree.map(lambda *leaves: np.concatenate(leaves), *map(_plain, cases.values()))
     together["key"] = task.train_keys[np.tile(np.arange(seeds), len(cases))]
-    with progress.sweeping(name, unit="run") as show:
+    with progress.shown(name, unit="run") as show:
         swept = sweeps.run(
             tuning(task) if tune is None else tune,
             together,

@@ -7,9 +7,9 @@ processes, each computes its share of the chunks, and all of them get all result
 """
 
 from nopr.sweeps.cases import case_count
-from nopr.sweeps.engine import Progress, Status, Swept, run
+from nopr.sweeps.engine import Swept, run
 from nopr.sweeps.lanes import vmap as vmap_lanes
 from nopr.sweeps.programs import Batching
 from nopr.sweeps.stored import Store
 
-__all__ = ["Batching", "Progress", "Status", "Store", "Swept", "case_count", "run", "vmap_lanes"]
+__all__ = ["Batching", "Store", "Swept", "case_count", "run", "vmap_lanes"]

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,36 +22,7 @@ from nopr.sweeps.cases import Hosted, case_count, hosted
 from nopr.sweeps.plans import Plan
 from nopr.sweeps.programs import Batching, Program
 from nopr.sweeps.stored import Store
-
-
-class Status(NamedTuple):
-    """How far a sweep is, in the cases of this process."""
-
-    done: int
-    """Cases finished, those from the store among them."""
-    total: int
-    """All cases."""
-    failures: int
-    """Cases among the finished that were not finite."""
-    loaded: int
-    """Cases that came from the store."""
-    seconds: float
-    """Time since the first case was computed here; compiling is not in it."""
-
-    @property
-    def cases_per_second(self) -> float:
-        """The rate of those that were computed here; 0 before the first."""
-        return (self.done - self.loaded) / self.seconds if self.seconds > 0 else 0.0
-
-    @property
-    def seconds_left(self) -> float:
-        """At this rate; infinite before the first."""
-        rate = self.cases_per_second
-        return (self.total - self.done) / rate if rate > 0 else float("inf")
-
-
-Progress: TypeAlias = Callable[[Status], Any]
-"""What is called after every block."""
+from nopr.typing import Progress, Status
 
 
 class Swept(NamedTuple):

@@ -74,7 +74,7 @@ def _sweep(config, data, run):
         params, losses = jax.lax.scan(step, params, length=STEPS)
         return {"loss": losses[-1], "weights": params["second"]}
 
-    with progress.sweeping("nets", unit="net") as tell:
+    with progress.shown("nets", unit="net") as tell:
 
         def told(status):
             tell(status)
@@ -98,8 +98,8 @@ def _long(config, data, run):
     network = networks.mlp((32, 2), inputs=8)
     init_key, run_key = jax.random.split(jax.random.key(config.seed + 1))
 
-    def told(done, total):
-        hooks.at(f"long:{done}", run.directory)
+    def told(status):
+        hooks.at(f"long:{status.done}", run.directory)
         time.sleep(float(os.environ.get("CAMPAIGN_SEGMENT_SECONDS", "0")))
 
     with checkpoints.Saver(run.checkpoints("long"), say=run.say) as saver:
