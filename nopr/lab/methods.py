@@ -28,7 +28,7 @@ AT_INIT = ("random", "magnitude_init", "snip", "grasp", "synflow")
 """The methods that choose their mask before training."""
 
 AFTER_TRAINING = ("magnitude_after", "units_after")
-"""The methods that choose their mask on the trained dense network, and continue from its weights."""
+"""The methods that choose their mask on the trained dense network and continue from it."""
 
 
 class Problem(NamedTuple):
