@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+# Compiling is most of a small test: programs are made fast here, and a little slower to run.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 import jax
 import jaxtyping
 import matplotlib as mpl
@@ -45,14 +48,6 @@ def double():
     """Runs a test in double precision."""
     with jax.enable_x64(True):
         yield
-
-
-@pytest.fixture
-def untyped():
-    """Without the runtime type checker: what the checks of the library itself refuse."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -243,7 +243,7 @@ def test_unstructured_masks_are_refused_by_name_and_give_nan_under_a_trace(rng):
     assert np.all(np.isnan(traced["qr"](kernel, mask)))
 
 
-@pytest.mark.usefixtures("untyped")
+@pytest.mark.usefixtures("unchecked")
 def test_options_and_weights_out_of_range_are_refused():
     params = {"a": {"kernel": jnp.ones((3, 2))}, "b": {"kernel": jnp.array([[1.0, np.nan]])}}
     with pytest.raises(ValueError, match="`method` must be one of 'polar', 'qr', got 'svd'"):

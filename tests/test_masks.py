@@ -204,7 +204,7 @@ def test_bad_counts_are_refused(options, match):
         masks.top(tree(np.arange(12)), **options)
 
 
-def test_an_unknown_scope_is_refused(untyped):
+def test_an_unknown_scope_is_refused(unchecked):
     with pytest.raises(ValueError, match="`scope` must be one of 'global', 'layer'"):
         masks.top(tree(np.arange(12)), density=0.1, scope="galaxy")
 

@@ -149,7 +149,7 @@ def test_one_compilation_serves_all_counts_and_networks(rng, getkey):
         ({"density": [0.1], "distribution": densities.erk}, "must be one number with a"),
     ],
 )
-def test_bad_options_are_refused_when_the_pruner_is_made(options, match, untyped):
+def test_bad_options_are_refused_when_the_pruner_is_made(options, match, unchecked):
     with pytest.raises(ValueError, match=match):
         pruning.pruner(criteria.magnitude(), **options)
 

@@ -51,6 +51,6 @@ def test_one_shot_waits_for_its_last_step():
         ({"density": 0.5, "steps": 2, "initial": 0.3}, "at least `density`, got 0.3"),
     ],
 )
-def test_bad_schedules_are_refused(make, options, match, untyped):
+def test_bad_schedules_are_refused(make, options, match, unchecked):
     with pytest.raises(ValueError, match=match):
         make(**options)

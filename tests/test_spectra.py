@@ -269,7 +269,7 @@ def test_summary_bounds_hold_for_any_values(numbers):
     assert summary.condition_number >= 1
 
 
-@pytest.mark.usefixtures("untyped")
+@pytest.mark.usefixtures("unchecked")
 def test_options_and_inputs_out_of_range_are_refused():
     params, inputs = [jnp.eye(3)], jnp.ones((2, 3))
     with pytest.raises(ValueError, match="`mode` must be one of 'auto', 'forward', 'reverse', got"):
