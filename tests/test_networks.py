@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from nopr import criteria, finetune, granularity, networks, trees
+from nopr import convolutions, criteria, finetune, granularity, networks, trees
 from nopr.networks.layers import max_pool
 
 
@@ -235,13 +235,19 @@ NARROW = {
 
 @pytest.mark.parametrize("network", NARROW.values(), ids=NARROW)
 def test_ten_steps_of_training_on_digits_lower_the_loss_and_move_every_leaf(network, getkey):
-    images, labels = _digits(network)
+    data = images, labels = _digits(network)
     params, state = _drawn(network), network.init_state()
+
+    def monitor(params, state):
+        return {"fit": -finetune.cross_entropy(network.bind(state))(params, data)}
+
     train = finetune.trainer(
         network.step_loss(finetune.cross_entropy),
         optax.adam(3e-3),
         epochs=10,
         batch_size=None,
+        monitor=monitor,
+        best_by="fit",
         stateful=True,
         state=state,
     )
@@ -251,9 +257,11 @@ def test_ten_steps_of_training_on_digits_lower_the_loss_and_move_every_leaf(netw
     moved = lambda a, b: bool(jnp.any(a != b)) and bool(jnp.isfinite(b).all())  # noqa: E731
     before, after = (params, state), (fitted.params, fitted.state)
     assert jax.tree.all(jax.tree.map(moved, before, after))
-    outputs = network.bind(fitted.state)(fitted.params, images)
-    assert outputs.shape == (len(labels), 10)
-    assert bool(jnp.isfinite(outputs).all())
+    fit = fitted.history.metrics["fit"]
+    assert bool(jnp.isfinite(fit).all())
+    assert int(fitted.best_epoch) == int(np.argmax(fit))
+    best = jax.jit(monitor)(fitted.best_params, fitted.best_state)
+    np.testing.assert_allclose(best["fit"], fit.max(), rtol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -282,6 +290,13 @@ def test_inference_uses_the_running_statistics_and_training_those_of_the_batch(r
     np.testing.assert_allclose(measured(params, images)[:1], alone, rtol=1e-4, atol=1e-6)
     assert np.abs(jax.jit(network.train)(params, state, images)[0] - outputs).max() < 1e-6
     assert np.abs(alone - outputs[:1]).max() > 1e-3
+
+
+def test_networks_say_how_their_convolutions_are_computed():
+    assert networks.lenet5().implementation == convolutions.resolve()
+    assert networks.resnet(8, implementation="xla").implementation == "xla"
+    assert networks.vit(implementation="patches").implementation == "patches"
+    assert networks.mlp((2,), inputs=3).implementation is None
 
 
 def test_statistics_in_double_precision_stay_double(double):
@@ -379,7 +394,7 @@ def test_the_modules_work_inside_a_larger_linen_model(getkey):
         (lambda: networks.lenet5(initialization="x"), "`initialization` must be one of"),
         (
             lambda: networks.lenet5(implementation="fft"),
-            "`implementation` must be one of 'patches', 'xla', got 'fft'",
+            "`implementation` must be one of 'auto', 'patches', 'xla', got 'fft'",
         ),
         (lambda: networks.resnet(18), r"`depth` must be 6 n \+ 2 .* got 18"),
         (lambda: networks.resnet(20, shortcut="C"), "`shortcut` must be one of 'A', 'B', got 'C'"),

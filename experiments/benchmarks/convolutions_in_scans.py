@@ -39,7 +39,7 @@ def main() -> None:
             ratio = statistics.median(mine / loop for mine, loop in pairs)
             columns += f" {median:>{width}.2f} {ratio:>6.2f}"
         print(f"{name:<22}{columns}")
-    print(f"goal: at most 1.1; here `finetune` takes {finetune.resolve_convolutions()!r}")
+    print(f"goal: at most 1.1; here `finetune` takes {convolutions.resolve()!r}")
 
 
 def _measured(seeds: int) -> dict[str, list[float]]:

@@ -7,7 +7,7 @@ too: so few datasets that each pruning algorithm runs on all of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -27,7 +27,7 @@ class Task(NamedTuple):
     problem: methods.Problem
     train: Any
     size: int
-    batching: str
+    batching: Literal["lanes", "vmap"]
 
 
 def task(asked: Cube) -> Task:
