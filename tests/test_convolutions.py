@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
-from nopr.finetune.convolutions import as_patches
 
-from nopr import finetune
+from nopr import convolutions, finetune
+from nopr.convolutions import as_patches
 
 LAYOUTS = [("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW"), ("HNCW", "WIOH", "CWNH")]
 SIZES = {"N": 2, "H": 6, "W": 5, "C": 4, "I": 4, "O": 6}

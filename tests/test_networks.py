@@ -292,7 +292,7 @@ def test_inference_uses_the_running_statistics_and_training_those_of_the_batch(r
     assert np.abs(alone - outputs[:1]).max() > 1e-3
 
 
-def test_networks_say_how_their_convolutions_are_computed():
+def test_networks_report_how_their_convolutions_are_computed():
     assert networks.lenet5().implementation == convolutions.resolve()
     assert networks.resnet(8, implementation="xla").implementation == "xla"
     assert networks.vit(implementation="patches").implementation == "patches"
