@@ -55,7 +55,7 @@ def _double():
 PAIRS = st.tuples(st.integers(1, 2), st.integers(1, 2))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     layout=st.sampled_from(LAYOUTS),
     groups=st.sampled_from([1, 2]),

@@ -51,10 +51,8 @@ def _examples(count: int) -> tuple[str, tuple[Any, Any]]:
     """Images and labels, and what they are."""
     if os.environ.get("NOPR_MANUAL_DIR"):
         train = data.load("fashion_mnist").train
-        return "Fashion-MNIST", (
-            jnp.asarray(train.images[:count]),
-            jnp.asarray(train.labels[:count]),
-        )
+        images, labels = jnp.asarray(train.images[:count]), jnp.asarray(train.labels[:count])
+        return "Fashion-MNIST", (images, labels)
     image_key, label_key = jax.random.split(jax.random.key(0))
     images = jax.random.normal(image_key, (count, 28, 28, 1))
     return "random images", (images, jax.random.randint(label_key, (count,), 0, 10))
