@@ -1,7 +1,7 @@
 """Training convolutions inside a scan costs what it costs outside of one.
 
 Steps of a small network (convolutions 1-8-16, 5x5, max-pooling, dense 256-10; batch 64, SGD with
-momentum), 20 for one seed and 8 for five under `vmap`: a Python loop of jitted steps, and
+momentum), 10 for one seed and 3 for five under `vmap`: a Python loop of jitted steps, and
 `finetune`'s scan with the convolutions as XLA has them and as patches, which it takes by itself on
 a CPU. The images are those of Fashion-MNIST where NOPR_MANUAL_DIR is set, and otherwise drawn at
 random. Goal: on a CPU, at most 1.1 times the loop. Less than two minutes on two cores.
@@ -22,7 +22,7 @@ from jax import lax
 
 from nopr import convolutions, data, finetune
 
-STEPS = {1: 20, 5: 8}  # by the number of seeds
+STEPS = {1: 10, 5: 3}  # by the number of seeds
 BATCH_SIZE, REPEATS = 64, 3
 SHAPES = {"conv_0": (5, 5, 1, 8), "conv_1": (5, 5, 8, 16), "dense": (256, 10)}
 TX = optax.sgd(0.01, momentum=0.9)
