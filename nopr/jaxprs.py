@@ -175,6 +175,17 @@ def bind(eqn: Equation, *values: Any, **changed: Any) -> list[Any]:
     return list(results) if eqn.primitive.multiple_results else [results]
 
 
+def replaced(eqn: Equation, change: Callable[[Program], Program]) -> dict[str, Any]:
+    """The parameters of an operation, each program among them changed."""
+
+    def new(value: Any) -> Any:
+        if type(value) is tuple:
+            return tuple(map(new, value))
+        return change(value) if isinstance(value, core.ClosedJaxpr) else value
+
+    return {name: new(value) for name, value in eqn.params.items()}
+
+
 def run(program: Program) -> Callable[..., list[Any]]:
     """The program as a function of its flattened arguments."""
     return core.jaxpr_as_fun(program)
