@@ -187,7 +187,7 @@ def test_blocks_change_nothing_and_values_descend(block, rng):
     inputs = jnp.asarray(rng.normal(size=(5, 12)), jnp.float32)
     whole = spectra.jacobian(tanh_net, params, inputs)
     np.testing.assert_allclose(
-        spectra.jacobian(tanh_net, params, inputs, block=block), whole, rtol=1e-5, atol=1e-6
+        spectra.jacobian(tanh_net, params, inputs, block=block), whole, rtol=1e-5, atol=4e-6
     )
     values = spectra.singular_values(tanh_net, params, inputs, block=block)
     assert np.all(np.diff(values) <= 0)
