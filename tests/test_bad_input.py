@@ -7,7 +7,7 @@ import pytest
 from nopr.lab import launch, records
 
 QUICKSTART = {
-    "an unknown data set": ({"data.name": "minst"}, "Unknown data set 'minst'; nearest is 'mnist'"),
+    "an unknown dataset": ({"data.name": "minst"}, "Unknown dataset 'minst'; nearest is 'mnist'"),
     "an unknown method": ({"methods": ("snap",)}, "must be of grasp, imp, "),
     "no method": ({"methods": ()}, "`methods` must name at least one of grasp, imp, "),
     "a density above 1": ({"pruning.densities": (1.3,)}, "must be in (0, 1], got 1.3"),
