@@ -125,6 +125,6 @@ def check_reachable(name: str, url: str, *, files: Iterable[str]) -> None:
         reason = getattr(error, "reason", None) or error
         raise ConnectionError(
             f"{name!r} must be downloaded, and {urlsplit(url).netloc} cannot be reached "
-            f"({reason}). Set `manual_dir` or NOPR_MANUAL_DIR to a folder in which {name}{os.sep} holds "
-            f"{', '.join(files)}."
+            f"({reason}). Set `manual_dir` or NOPR_MANUAL_DIR to a folder in which "
+            f"{name}{os.sep} holds {', '.join(files)}."
         ) from None
