@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Key, PyTree
 from nopr import finetune, transforms, trees
 from nopr import masks as masks_
 from nopr.algorithms.pure import ScoringBatch, falling_counts, keep_all, whole
+from nopr.convolutions import Implementation
 from nopr.finetune import loop, resuming
 from nopr.finetune.batches import whole_number
 from nopr.finetune.fitted import Carry, Fitted, History
@@ -66,7 +67,7 @@ def resume_imp(
     monitor: finetune.Monitor | None = None,
     remainder: bool = True,
     mesh: Mesh | None = None,
-    convolutions: finetune.Convolutions = "auto",
+    convolutions: Implementation = "auto",
     key: Key[Array, ""],
 ) -> Iterated:
     """Iterative pruning of one network with rewinding, resumed where it was interrupted.
@@ -94,11 +95,11 @@ def resume_imp(
         the current level.
       batch: `batch(data)`, the data that the pruner scores on; all of it by default.
       state: The initial state of `step_loss`, if it has one.
-      monitor: `monitor(params) -> {name: scalar}`, run after every epoch.
+      monitor: `monitor(params) -> {name: scalar}`, or `monitor(params, state)` if `state` is not
+        None; run after every epoch.
       remainder: Whether leftover examples form one more, smaller step.
       mesh: The mesh over whose `batch` axis every batch is split; None stays on one device.
-      convolutions: How convolutions of `step_loss` are computed; see
-        `finetune.resolve_convolutions`.
+      convolutions: How convolutions of `step_loss` are computed; see `convolutions.resolve`.
       key: Typed key for the order of the batches, the same in every level, and for the pruner. The
         `run_key` of `imp` gives the same order and draws as there.
 
@@ -118,6 +119,7 @@ def resume_imp(
         epochs=epochs,
         batch_size=batch_size,
         monitor=monitor,
+        stateful=state is not None,
         remainder=remainder,
         mesh=mesh,
         read_masks=None,
