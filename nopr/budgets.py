@@ -132,8 +132,8 @@ def kept(
       paths: The path of every leaf.
       sizes: The size of every leaf.
       alive: The weights that can be kept; all of them by default.
-      density: The kept fraction of all weights, dead or alive. Excludes `count`.
-      count: The number of kept weights. Excludes `density`.
+      density: The kept fraction of all weights, dead or alive; None if `count` is given.
+      count: The number of kept weights; None if `density` is given.
       scope: `"global"` or `"layer"`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What is kept or removed as a whole: single weights, or whole filters and units.
+"""The groups of weights that are kept or removed together: single weights, filters or units.
 
 A `Granularity` pools the scores of weights into one score per granule, `masks.top` chooses among
 granules, and `expand` spreads the choice over the weights. Masks are pooled like scores:

@@ -42,7 +42,7 @@ _CALLS = {
     *(primitives.call_p.name, primitives.closed_call_p.name),
 }
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
-_Generator = type(threefry_prng_impl)  # of random numbers: a tuple of functions with a tag
+_Generator = type(threefry_prng_impl)  # a random number generator: functions and a tag
 # Python code that a program holds for derivatives and printing, or next to its own jaxpr.
 _IGNORED = {
     *("bwd", "computation", "fwd_jaxpr_thunk", "jvp_jaxpr_fun", "jvp_jaxpr_thunk", "out_trees"),
@@ -178,7 +178,7 @@ def bind(eqn: Equation, *values: Any, **changed: Any) -> list[Any]:
 
 
 def replaced(eqn: Equation, change: Callable[[Program], Program]) -> dict[str, Any]:
-    """The parameters of an operation, each program among them changed."""
+    """The parameters of an operation, with `change` applied to each program among them."""
 
     def new(value: Any) -> Any:
         if type(value) is tuple:

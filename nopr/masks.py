@@ -44,9 +44,9 @@ def top(
     Args:
       scores: Float array on each prunable leaf, None elsewhere; higher = keep.
       density: Kept fraction of *all* prunable weights, in [0, 1]; round(density * n) are kept
-        (half to even). Excludes `count`. A traced float32 density rounds in float32: 0.05 of 50 is
-        then 3, not 2; give `count` where that matters.
-      count: Number of kept weights; an integer dtype if traced. Excludes `density`.
+        (half to even). A traced float32 density rounds in float32: 0.05 of 50 is then 3, not 2;
+        give `count` where that matters. Give exactly one of `density` and `count`.
+      count: Number of kept weights; of an integer dtype if traced.
       masks: The weights still alive; only these can be kept. A removed weight never returns by
         tying with one that is alive.
       scope: `"global"`, all scores compete; or `"layer"`, scores compete within each leaf. With

@@ -157,7 +157,7 @@ def summarize(values: Float[Array | np.ndarray, "*batch least"]) -> Summary:
     if values.size == 0:
         raise ValueError(f"`values` must hold singular values, got shape {values.shape}.")
     if not isinstance(values, jax.core.Tracer) and not _valid(np.asarray(values)):
-        raise ValueError("`values` must be finite and not negative to be singular values.")
+        raise ValueError("`values` must be finite and not negative, as singular values are.")
     largest, least = jnp.max(values, axis=-1), jnp.min(values, axis=-1)
     return Summary(
         mean=jnp.mean(values),

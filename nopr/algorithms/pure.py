@@ -164,7 +164,7 @@ class Checked(NamedTuple):
     """Masks, and whether they can be trusted."""
 
     masks: Masks
-    """What the algorithm returned."""
+    """The masks of the algorithm."""
 
     finite: Bool[Array, ""]
     """Whether every score that was ranked was finite; one flag per case under vmap."""

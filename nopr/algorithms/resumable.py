@@ -253,7 +253,7 @@ class _Within(NamedTuple):
 
 
 def _with(state: _State, carry: Carry, history: History) -> _State:
-    """The state with the current training put in."""
+    """The state with the current training inserted."""
     if state.level < 0:
         return state._replace(carry=carry, before=history)
     return state._replace(carry=carry, history=_put(state.history, int(state.level), history))

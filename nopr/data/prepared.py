@@ -92,8 +92,7 @@ def prepare(archive: Archive, data_dir: Path, *, manual: Path | None) -> None:
             _write_manifest(ready)
             _publish(ready, target)
     except (RequestException, tfds.download.DownloadError) as error:
-        message = f"Downloading {archive.name!r} failed: {first_line(error)}."
-        raise ConnectionError(message) from None
+        raise ConnectionError(f"Cannot download {archive.name!r}: {first_line(error)}.") from None
     except NonMatchingChecksumError as error:
         found = str(error).replace("\n", " ")
         raise ValueError(f"The download of {archive.name!r} is damaged. {found}") from None
