@@ -64,7 +64,7 @@ def pruner(
     single = not isinstance(density, Mapping) and np.ndim(density) == 0
     if distribution is not None and not single:
         raise ValueError(
-            f"`density` must be one number with a `distribution`, got {density}. Leave one out."
+            f"`density` must be one number with a `distribution`, got {density}. Omit one of them."
         )
     for value in [density] if single else _values(density):
         if density is not None:

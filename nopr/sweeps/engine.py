@@ -113,8 +113,8 @@ def run(
         and unrolls tiny contractions: many times faster for networks of a few dozen weights, with
         different last bits.
       store: Store of finished chunks. A stored chunk is not computed again if cases, function,
-        `shared`, block, shapes and dtypes are the same. The function must not depend on Python code
-        that it calls back (`jax.pure_callback`), since a change there would go unnoticed.
+        `shared`, block, batching, shapes and dtypes are the same. The function must not call back
+        Python code (`jax.pure_callback`), since a change there would go unnoticed.
       progress: Function of a `Status`, called after every block.
       say: Function of a line of text, called when stored chunks do not fit; prints to stderr by
         default.
@@ -123,10 +123,10 @@ def run(
       The results in the order of the cases, and which of them are finite.
 
     Raises:
-      ValueError: If there are no cases, their leading axes differ, a size is below 1, `batching`
-        is unknown, `mesh` has no axis `runs`, an option has the wrong type, `function` returns
-        typed keys, or calls Python code and there is a `store`, not even one case fits in memory,
-        or the processes sweep different cases.
+      ValueError: If there are no cases or their leading axes differ; if an option is out of range,
+        unknown or of the wrong type, or `mesh` has no axis `runs`; if `function` returns typed
+        keys, or calls Python code with a `store`; if not even one case fits in memory; or if the
+        processes sweep different cases.
       Exception: Any error of the store when it cannot keep a chunk; earlier chunks are kept.
       processes.Lost: If another process did not answer.
 

@@ -26,7 +26,7 @@ from nopr.sweeps.lanes.interpreter import interpret
 VERSION = 1
 """The version of the rules, for digests of stored results; versions may round differently."""
 
-_MULTIPLE = 8  # of cases that are computed; the remainder of a vector loop may round differently
+_MULTIPLE = 8  # cases are padded to it; the remainder of a vector loop may round differently
 
 
 def vmap(function: Callable[..., PyTree], in_axes: Any = 0) -> Callable[..., PyTree]:
