@@ -1,7 +1,7 @@
 """The science of neural-network pruning in JAX.
 
-What does a mask know about the data it was chosen on, and are the weights it leaves a good
-place to start training? The modules are the namespaces: `from nopr import masks, criteria`.
+What does a mask know about the data it was chosen on, and are the remaining weights a good
+starting point for training? Modules serve as namespaces: `from nopr import masks, criteria`.
 """
 
 import importlib
@@ -39,7 +39,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a module when it is first asked for, so that `import nopr` stays light."""
+    """Imports a module on first access, so that `import nopr` stays light."""
     if name in __all__:
         return importlib.import_module(f"nopr.{name}")
     raise AttributeError(f"module 'nopr' has no attribute {name!r}")

@@ -1,8 +1,8 @@
-"""How many weights are kept: from a user's count or density to checked whole numbers.
+"""How many weights are kept: from a user's count or density to validated whole numbers.
 
-A budget is a `count` or a `density`: one number, or one a layer as a sequence in leaf order or as
-`{path: number}`. Concrete ones are counted in Python integers and refused where they are wrong;
-traced ones are brought into range before any cast, so that no dtype can wrap.
+A budget is a `count` or a `density`: one number, or one per layer, as a sequence in leaf order or
+as `{path: number}`. Concrete budgets are computed in Python integers and rejected when invalid;
+traced budgets are clipped to their range before any cast, so that no dtype can wrap around.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ from nopr import precision, trees
 from nopr.typing import Scope
 
 MOST = 2**31 - 1
-"""The most weights that scores can compete among: they are counted in int32."""
+"""The most weights that can compete with each other: they are counted in int32."""
 
 
 def whole(values: Any, *, must: str, remedy: str = "") -> np.ndarray:
-    """Checks that concrete `values` are whole numbers from 0 up, and gives them as int64.
+    """Checks that concrete `values` are whole numbers from 0 up, and returns them as int64.
 
     Args:
       values: A number, or an array or nested sequence of numbers.
-      must: How an error begins, such as `"`count` must be a whole number"`.
-      remedy: How it ends.
+      must: The beginning of the error, such as `"`count` must be a whole number"`.
+      remedy: The end of the error.
 
     Raises:
-      ValueError: With the first that is not; bools and strings are no numbers.
+      ValueError: If a value is not a whole number from 0 up; the message has the first of them.
+        Bools and strings are not numbers.
     """
     try:
         array = np.asarray(values)
@@ -49,7 +50,7 @@ def whole(values: Any, *, must: str, remedy: str = "") -> np.ndarray:
 
 
 def check_density(density: Any, *, name: str = "density") -> float:
-    """Checks that a concrete density is a number in [0, 1].
+    """Checks that a concrete density is a number in [0, 1], and returns it as a float.
 
     Raises:
       ValueError: If it is not.
@@ -65,15 +66,15 @@ def check_density(density: Any, *, name: str = "density") -> float:
 
 
 def from_density(density: Any, size: int) -> Any:
-    """round(density * size), half to even; of a traced density an int32.
+    """round(density * size), half to even; an int32 if the density is traced.
 
-    A traced density outside [0, 1] leaves a `checkify.debug_check`; NaN keeps nothing.
+    A traced density outside [0, 1] fails a `checkify.debug_check`; NaN keeps nothing.
     """
     if not _traced(density):
         return round(check_density(density) * size)
     checkify.debug_check(jnp.all((density >= 0) & (density <= 1)), "`density` must be in [0, 1].")
 
-    def product(density: Array) -> Array:  # float32 cannot hold one past 2**24
+    def product(density: Array) -> Array:  # float32 is not exact past 2**24
         wanted = jnp.rint(density.astype(jnp.float64) * float(size))
         return jnp.clip(jnp.nan_to_num(wanted, nan=0.0), 0, size).astype(jnp.int32)
 
@@ -81,37 +82,37 @@ def from_density(density: Any, size: int) -> Any:
 
 
 def share(total: int, sizes: Sequence[int]) -> Sequence[int]:
-    """A whole number shared in proportion to `sizes`, exactly, by largest remainder."""
+    """Shares a whole number in proportion to `sizes`, exactly, by largest remainder."""
     everything = max(sum(sizes), 1)
     return trees.largest_remainder([Fraction(total * size, everything) for size in sizes], total)
 
 
 def layers(value: Any, paths: Sequence[str], *, name: str) -> list[Any] | None:
-    """The entries of a budget that has one a layer, in leaf order; None for a single number.
+    """The entries of a budget with one number per layer, in leaf order; None for a single number.
 
     Args:
-      value: A number, a sequence or array of one a layer, or `{path: number}`.
+      value: A number, a sequence or array with one number per layer, or `{path: number}`.
       paths: The path of every layer.
-      name: What errors call it.
+      name: The name of the budget in errors.
 
     Raises:
-      ValueError: If there are more or fewer than the layers, or their paths are not these.
+      ValueError: If the number of entries is not that of the layers, or a path does not match.
     """
     if isinstance(value, Mapping):
         for path in value:
             if path not in paths:
                 raise ValueError(
-                    f"`{name}` has {path!r}, which is no layer; choose from {sorted(paths)}."
+                    f"`{name}` has {path!r}, which is not a layer; choose from {sorted(paths)}."
                 )
         for path in paths:
             if path not in value:
-                raise ValueError(f"`{name}` has no entry for {path!r}. Give one to every layer.")
+                raise ValueError(f"`{name}` has no entry for {path!r}. Give one for every layer.")
         return [value[path] for path in paths]
     if not _one_a_layer(value):
         return None
     if len(value) != len(paths):
         raise ValueError(
-            f"`{name}` must be one number or {len(paths)}, one a layer, got {len(value)}."
+            f"`{name}` must be one number or {len(paths)}, one per layer, got {len(value)}."
         )
     return list(value)
 
@@ -125,22 +126,22 @@ def kept(
     count: Any,
     scope: Scope,
 ) -> list[Any]:
-    """Kept counts: one for the whole network, or one a layer.
+    """Kept counts: one for the whole network, or one per layer.
 
     Args:
       paths: The path of every leaf.
       sizes: The size of every leaf.
       alive: The weights that can be kept; all of them by default.
-      density: The kept fraction of all weights, dead or alive. This or `count`.
-      count: The kept number.
+      density: The kept fraction of all weights, dead or alive; None if `count` is given.
+      count: The number of kept weights; None if `density` is given.
       scope: `"global"` or `"layer"`.
 
     Returns:
-      Each as an int32, concrete or traced, from 0 to the weights alive.
+      Counts as int32, concrete or traced, each from 0 to the number of weights alive.
 
     Raises:
       ValueError: If a concrete count or density is out of range, a traced one has the wrong dtype,
-        there is not one a layer, or a leaf passes int32.
+        the number of entries is not that of the layers, or the weights exceed int32.
     """
     if scope not in ("global", "layer"):
         raise ValueError(f"`scope` must be one of 'global', 'layer', got {scope!r}.")
@@ -166,7 +167,7 @@ def kept(
 
 
 def zeros(budget: Any, paths: Sequence[str]) -> tuple[str, ...]:
-    """The layers for which a count or density asks for nothing, with a concrete 0."""
+    """The layers whose count or density is a concrete 0."""
     each = layers(budget, paths, name="count") or [budget] * len(paths)
     return tuple(
         path for path, one in zip(paths, each, strict=True) if not _traced(one) and one == 0
@@ -193,7 +194,7 @@ def _room(mask: Any) -> Any:
 
 
 def _limited(budget: Any, name: str, size: int, room: Any, where: str = "") -> Any:
-    """A single count or density as a count of at most `room`, itself at most `size`."""
+    """A single count or density as a count of at most `room`, which is at most `size`."""
     k = from_density(budget, size) if name == "density" else budget
     if _traced(k):
         return jnp.minimum(_int32(k, name, size), room)
@@ -221,7 +222,7 @@ def _int32(k: Array, name: str, size: int) -> Array:
 
 
 def _shares(total: Any, sizes: Sequence[int], rooms: Sequence[Any] | None) -> list[Any]:
-    """`total` shared in proportion to `sizes`, and moved to where there is room."""
+    """Shares `total` in proportion to `sizes`, then moves any excess to layers with room."""
     if _traced(total):
         wide = np.asarray(sizes, np.int64)
         wanted = precision.in_double(partial(_share_traced, sizes=wide), total)
@@ -242,7 +243,7 @@ def _share_traced(total: Array, *, sizes: np.ndarray) -> list[Array]:
 
 
 def _fit(wanted: Sequence[Any], rooms: Sequence[Any]) -> list[Any]:
-    """Moves what a layer has no room for to the first layers that have; the sum stays."""
+    """Moves what exceeds a layer's room to the first layers that have some; keeps the sum."""
     least = jnp.minimum if any(map(_traced, (*wanted, *rooms))) else min
     counts = [least(k, room) for k, room in zip(wanted, rooms, strict=True)]
     left = sum(wanted) - sum(counts)

@@ -1,13 +1,13 @@
 """Convolutions as patches and a matrix product, for loops on a CPU.
 
-XLA's CPU runs a convolution several times slower inside a compiled loop than outside of one, and
-slower still where a `vmap` gives each case a kernel of its own. A matrix product has neither
-defect. `convolve` is a convolution of that form; `as_patches` rewrites those of a function before
-it is differentiated, so that its derivatives are matrix products too.
+On a CPU, XLA runs a convolution several times slower inside a compiled loop than outside, and even
+slower under a `vmap` over kernels. A matrix product has neither defect. `convolve` computes a
+convolution as one; `as_patches` rewrites the convolutions of a function before differentiation, so
+that its derivatives are matrix products too.
 
-Patches take memory for that: they hold each input once for every position of the kernel, and
-reverse mode keeps them. A training step of ResNet-20 takes 3.3 to 3.6 times the temporary memory of
-XLA's convolutions (958 MiB instead of 288 for a batch of 128).
+The price is memory: patches hold each input once for every position of the kernel, and reverse mode
+keeps them. A training step of ResNet-20 takes 3.3 to 3.6 times the temporary memory of XLA's
+convolutions (958 MiB instead of 288 for a batch of 128).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Implementation: TypeAlias = Literal["auto", "patches", "xla"]
 """How convolutions are computed; see `resolve`."""
 
 MOST_TAPS = 256
-"""A kernel with more positions than this is left to XLA: its patches would fill the memory."""
+"""Kernels with more positions are left to XLA: their patches would fill the memory."""
 
 _ENTERED = {jaxprs.COND, jaxprs.JIT, jaxprs.REMAT, jaxprs.SCAN, jaxprs.WHILE}
 
@@ -39,20 +39,20 @@ def resolve(
 ) -> Literal["patches", "xla"]:
     """How convolutions are computed on this machine.
 
-    The two agree to rounding, not to the bit: record the answer beside a result that must be
-    reproduced exactly.
+    The two implementations agree to rounding, not to the bit: record the choice with any result
+    that must be reproduced exactly.
 
     Args:
-      choice: "xla" leaves them as they are; "patches" gathers the patches and multiplies them with
-        the kernel; "auto" takes "patches" on a CPU and "xla" elsewhere.
+      choice: `"xla"` leaves convolutions unchanged; `"patches"` gathers patches and multiplies them
+        by the kernel; `"auto"` takes `"patches"` on a CPU and `"xla"` elsewhere.
       mesh: The devices that compute; None for JAX's default.
-      name: The option that is named where the choice is unknown.
+      name: The name of the option in errors.
 
     Returns:
       The choice.
 
     Raises:
-      ValueError: If there is no such choice.
+      ValueError: If `choice` is unknown.
     """
     if choice not in get_args(Implementation):
         known = ", ".join(map(repr, get_args(Implementation)))
@@ -64,23 +64,22 @@ def resolve(
 
 
 def computed(function: Callable[..., Any], choice: Implementation) -> Callable[..., Any]:
-    """The function, its convolutions computed as `resolve` has chosen."""
+    """The function with its convolutions computed as `resolve` has chosen."""
     return as_patches(function) if choice == "patches" else function
 
 
 def as_patches(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function with its convolutions as patches and matrix products.
 
-    Loops, branches, `jit` and `jax.checkpoint` inside it are entered; functions with derivative
-    rules of their own keep them, and their convolutions. A convolution that is grouped over the
-    batch, or has more than 256 positions, is left to XLA as well. A function without convolutions
-    is called as it is.
+    Loops, branches, `jit` and `jax.checkpoint` inside it are rewritten too; functions with custom
+    derivatives keep those, and their convolutions. Convolutions grouped over the batch or with more
+    than 256 positions are left to XLA as well. A function without convolutions is called unchanged.
 
     Args:
-      function: Takes and returns pytrees of arrays.
+      function: A function from pytrees of arrays to pytrees of arrays.
 
     Returns:
-      The same function but for rounding.
+      A function with the same results to rounding.
     """
 
     def run(*args: Any) -> Any:
@@ -106,7 +105,7 @@ def convolve(
     precision: Any = None,
     preferred_element_type: Any = None,
 ) -> Array:
-    """`lax.conv_general_dilated` as patches and one matrix product; arguments as there."""
+    """`lax.conv_general_dilated` as patches and one matrix product, with the same arguments."""
     numbers, groups = dimension_numbers, feature_group_count
     patches = jnp.transpose(
         inputs, (numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1])
@@ -118,7 +117,7 @@ def convolve(
     gaps = [(low, high, dilation - 1) for (low, high), dilation in ends]
     zero = jnp.zeros((), patches.dtype)
     patches = lax.pad(patches, zero, [(0, 0, 0), *gaps, (0, 0, 0)])
-    # Dimension by dimension, which takes a slice for each row and column and not for each position.
+    # Dimension by dimension: a slice per row and per column, instead of one per position.
     patches = patches.reshape(*patches.shape[:-1], groups, channels)
     steps = zip(taps, window_strides, rhs_dilation or ones, strict=True)
     for axis, (count, stride, dilation) in reversed(list(enumerate(steps, start=1))):
@@ -157,7 +156,7 @@ def _product(patches: Array, kernel: Array, precision: Any, preferred_element_ty
 
 
 def _evaluate(program: jaxprs.Program, values: Sequence[Any]) -> list[Any]:
-    """Runs a program, its convolutions rewritten."""
+    """Runs a program with its convolutions rewritten."""
     return jaxprs.fold(program, values, _step, constant=lambda value: value)
 
 

@@ -1,6 +1,6 @@
-"""Layer distributions: shapes and a density -> exact kept counts, one a layer.
+"""Layer distributions: from shapes and a density to an exact kept count per layer.
 
-Every one keeps round(density * n) in all, by largest remainder.
+The counts of each distribution sum to round(density * n), by largest remainder.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def erk(shapes: Shapes, *, density: float) -> Counts:
     r"""Kept weights per layer by the Erdős–Rényi-kernel rule.
 
     Layer :math:`l` with dimensions :math:`n_i` keeps a share proportional to
-    :math:`\sum_i n_i / \prod_i n_i`; a layer that would pass 1 becomes dense and the rest is
-    shared again.
+    :math:`\sum_i n_i / \prod_i n_i`. A layer whose share would exceed 1 becomes dense, and the
+    rest is shared again.
 
     Args:
       shapes: Shape of each prunable layer.
@@ -57,8 +57,8 @@ def erk(shapes: Shapes, *, density: float) -> Counts:
     total = budgets.from_density(density, sum(sizes))
     dense: set[int] = set()
     while True:
-        # The sum of the dimensions is the raw share times the size: the layer's weight in the
-        # split. A scalar has one dimension of 1.
+        # The raw share times the size is the sum of the dimensions: the layer's weight in the
+        # split. A scalar counts as one dimension of 1.
         left = total - sum(sizes[i] for i in dense)
         weights = {i: sum(shape or (1,)) for i, shape in enumerate(shapes) if i not in dense}
         scale = Fraction(left, max(sum(weights.values()), 1))

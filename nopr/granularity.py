@@ -1,8 +1,9 @@
-"""What is kept or removed as a whole: single weights, or whole filters and units.
+"""The groups of weights that are kept or removed together: single weights, filters or units.
 
 A `Granularity` pools the scores of weights into one score per granule, `masks.top` chooses among
-granules, and `expand` spreads the choice over the weights. Scores and masks are pooled alike:
-`pool(masks)` is the share of each granule that is alive. The outputs of a network are never cut.
+granules, and `expand` spreads the choice over the weights. Masks are pooled like scores:
+`pool(masks)` is the fraction of each granule that is alive. The outputs of a network are never
+removed.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from nopr.typing import Masks, Scores, Where
 
 
 class Granularity(NamedTuple):
-    """How weights are grouped into granules that live and die together.
+    """How weights are grouped into granules that are kept or removed together.
 
     Attributes:
       pool: `pool(scores) -> granule scores`: a tree like the scores with one number per granule,
         None on leaves that have no granules to choose among.
       expand: `expand(granule_masks, like) -> masks` of the weights; `like` is the tree of scores,
-        which has the shapes.
-      name: The name that records use.
+        which gives the shapes.
+      name: The name used in records.
     """
 
     pool: Callable[[Scores], Scores]
@@ -38,7 +39,7 @@ class Granularity(NamedTuple):
 
 
 def unstructured() -> Granularity:
-    """Every weight is a granule of its own."""
+    """Single weights: each is its own granule."""
 
     def expand(granule_masks: Masks, like: Scores) -> Masks:
         trees.check_same(granule_masks, like, name="granule_masks", other="like")
@@ -48,22 +49,21 @@ def unstructured() -> Granularity:
 
 
 def filters(*, outputs: Sequence[str] | None = None, where: Where | None = None) -> Granularity:
-    """Whole filters: the weights that make one output of a kernel, which is its last axis.
+    """Whole filters: the weights that compute one output of a kernel, its last axis.
 
-    A granule's score is the mean of its weights' scores. What other layers read from a removed
-    filter stays in place; `units` removes that too. Kernels are [..., in, out], as in Flax and
-    Haiku; weights of Equinox or PyTorch, which are [out, in, ...], have to be transposed first.
+    A granule's score is the mean of its weights' scores. The weights of other layers that read
+    from a removed filter stay in place; `units` removes them too. Kernels are [..., in, out], as in
+    Flax and Haiku; transpose weights of Equinox or PyTorch, which are [out, in, ...], first.
 
     Args:
-      outputs: The paths of the kernels that make the network's outputs. They are kept whole: to
-        remove one of their filters would be to remove a class. An empty sequence if there are
-        none.
-      where: `where(path, leaf)`, true for the leaves that are cut by filters; the other leaves
-        of the scores are kept whole. By default all but the outputs are cut.
+      outputs: The paths of the kernels that compute the network's outputs; an empty sequence if
+        there are none. They are kept whole: to remove one of their filters is to remove a class.
+      where: `where(path, leaf)`, true for the leaves that are pruned by filters; the other leaves
+        of the scores are kept whole. By default, all but the outputs are pruned.
 
     Returns:
-      The granularity; pooled scores are [out] on each leaf that is cut. Its functions raise a
-      ValueError where the scores lack a path of `outputs`; the message has the nearest path.
+      The granularity; pooled scores are [out] on each leaf that is pruned. Its functions raise a
+      ValueError if the scores lack a path of `outputs`; the message has the nearest path.
 
     Raises:
       ValueError: If `outputs` is not given.
@@ -77,14 +77,14 @@ def filters(*, outputs: Sequence[str] | None = None, where: Where | None = None)
     """
     if outputs is None:
         raise ValueError(
-            "`outputs` must name the kernels that make the network's outputs, which are kept "
+            "`outputs` must name the kernels that compute the network's outputs, which are kept "
             'whole, got None. Pass their paths, such as `outputs=["params/head/kernel"]`, or '
             "`outputs=[]` if there are none."
         )
     whole = (outputs,) if isinstance(outputs, str) else tuple(outputs)
 
     def cut(scores: Scores) -> dict[str, Any]:
-        """The leaves that are cut by filters."""
+        """The leaves that are pruned by filters."""
         known = [
             trees.path_string(path)
             for path, _ in tree_flatten_with_path(scores, is_leaf=lambda leaf: leaf is None)[0]
@@ -118,11 +118,11 @@ def filters(*, outputs: Sequence[str] | None = None, where: Where | None = None)
 
 
 def units(layers: Sequence[str]) -> Granularity:
-    """Whole hidden units (channels): a filter together with what the next layer reads from it.
+    """Whole hidden units (channels): a filter and the next layer's weights that read from it.
 
     A unit's score is the mean of its incoming weights' scores. The outputs of the last layer are
-    never removed, so the pooled scores have None there, and its kernel loses only input rows.
-    From a convolution to a dense layer the flatten is channels last, as in Flax. Kernels are
+    never removed: the pooled scores have None there, and its kernel loses only input rows. A
+    flatten between a convolution and a dense layer is channels-last, as in Flax. Kernels are
     [in, out] or [height, width, in, out].
 
     Args:
@@ -131,11 +131,11 @@ def units(layers: Sequence[str]) -> Granularity:
 
     Returns:
       The granularity. A kernel's mask is (input kept) x (output kept). Its functions raise a
-      ValueError that names the leaf where the layers do not fit the scores. A path through the
+      ValueError that names the leaf if the layers do not fit the scores. A path through the
       network breaks only where a layer loses all its units; `masks.top` warns of that.
 
     Raises:
-      ValueError: If `layers` has fewer than two paths: there is no hidden unit then.
+      ValueError: If `layers` has fewer than two paths, so that there are no hidden units.
     """
     layers = tuple(layers)
     if len(layers) < 2:
@@ -175,7 +175,7 @@ def sizes(granularity: Granularity, like: PyTree) -> dict[str, int]:
 
 
 def chain(tree: PyTree, layers: Sequence[str], *, name: str = "masks") -> list[Any]:
-    """The kernels of a sequential network in the order of `layers`, after a check that they fit.
+    """The kernels of a sequential network in the order of `layers`, checked to fit together.
 
     Args:
       tree: Scores, masks or shapes: a leaf on each prunable kernel, None elsewhere.
@@ -186,8 +186,8 @@ def chain(tree: PyTree, layers: Sequence[str], *, name: str = "masks") -> list[A
       The leaves, in the order of `layers`.
 
     Raises:
-      ValueError: If a path is missing or occurs twice, a leaf is in no layer, or the shape of a
-        kernel does not fit the one before it.
+      ValueError: If a path is missing or occurs twice, a leaf belongs to no layer, or the shape of
+        a kernel does not fit the one before it.
     """
     found = trees.by_path(tree, name)
     for path in layers:
@@ -198,7 +198,7 @@ def chain(tree: PyTree, layers: Sequence[str], *, name: str = "masks") -> list[A
         if path not in layers:
             raise ValueError(
                 f"`{name}` has a leaf at {path!r} that is not in `layers`, {list(layers)}. Name "
-                "every prunable kernel in order, or choose them by `where` when masks are made."
+                "every prunable kernel in order, or choose them with `where` when making masks."
             )
     kernels = [found[path] for path in layers]
     for index, (path, kernel) in enumerate(zip(layers, kernels, strict=True)):
@@ -212,7 +212,7 @@ def inputs_from(outs: Bool[Array, " out"] | None, shape: tuple[int, ...]) -> Boo
     Args:
       outs: The outputs that are present; None for the input of the network, which is whole.
       shape: The shape of the kernel. A dense kernel after a convolution has a multiple of its
-        channels as inputs, and the channel is the fastest index of a channels-last flatten.
+        channels as inputs; in a channels-last flatten the channel is the fastest index.
     """
     if outs is None:
         return jnp.ones(shape[-2], bool)
@@ -227,7 +227,7 @@ def _check_known(path: str, known: Iterable[str], *, argument: str, name: str) -
     known = list(known)
     if path not in known:
         nearest = difflib.get_close_matches(path, known, n=1, cutoff=0)
-        hint = f"The nearest of its paths is {nearest[0]!r}." if nearest else "It has none at all."
+        hint = f"The nearest of its paths is {nearest[0]!r}." if nearest else "It has no leaves."
         raise ValueError(f"`{argument}` names {path!r}, where `{name}` has no leaf. {hint}")
 
 
@@ -251,6 +251,6 @@ def _check_fits(path: str, shape: tuple[int, ...], before: tuple[int, ...] | Non
     flattened = len(before) > 2 and len(shape) == 2
     if not flattened or shape[-2] % before[-1]:
         raise ValueError(
-            f"`layers` does not chain: the kernel at {path!r} has {shape[-2]} inputs, and the "
-            f"layer before it has {before[-1]} outputs."
+            f"`layers` must fit together, but the kernel at {path!r} has {shape[-2]} inputs, and "
+            f"the layer before it has {before[-1]} outputs. Name every kernel, in order."
         )

@@ -1,7 +1,7 @@
-"""Repairing dynamical isometry: weights that keep the lengths of signals after pruning.
+"""Repairing dynamical isometry: weights that preserve the norms of signals after pruning.
 
-Pruning a trained network lets the singular values of its Jacobian collapse. `orthogonalize`
-replaces every kernel by a semi-orthogonal one in the span of its weights, so that each layer by
+Pruning makes the singular values of a trained network's Jacobian collapse. `orthogonalize`
+replaces every kernel with a semi-orthogonal one in the span of its weights, so that each layer by
 itself is an isometry on the smaller of its two dimensions.
 """
 
@@ -34,7 +34,7 @@ def orthogonalize(
     where: Where = trees.is_prunable,
     layers: Sequence[str] | None = None,
 ) -> Params:
-    r"""Replaces every kernel by a semi-orthogonal one: OrthP.
+    r"""Replaces every kernel with a semi-orthogonal one: OrthP.
 
     A kernel is flattened to :math:`A` of shape [out, rest] and transposed if that has fewer rows
     than columns. From the reduced factors :math:`A = QR` the kernel becomes
@@ -43,15 +43,15 @@ def orthogonalize(
 
     transposed back: Gram-Schmidt of the filters in their order, each with its old orientation. The
     smaller of :math:`K^T K` and :math:`K K^T` of the new kernel :math:`K` is
-    :math:`\mathrm{gain}^2 I`. Biases and other leaves stay as they are.
+    :math:`\mathrm{gain}^2 I`. Biases and other leaves stay unchanged.
 
-    With unit masks, a block of whole inputs and outputs in each kernel, the same is done to the
-    kept block alone, as if the rest had been physically removed, and the rest becomes 0. This
-    holds for traced masks too, so it jits and vmaps over params and masks.
+    With unit masks, which keep a block of whole inputs and outputs in each kernel, only the kept
+    block is orthogonalized, as it would be if the rest had been removed, and the rest becomes 0.
+    This holds for traced masks too, so it works under jit and under vmap over params and masks.
 
-    Each layer is then an isometry. A linear network is one only while its widths do not grow
-    again: where masks leave a kernel fewer inputs than outputs, the network has singular values of
-    0, or others than 1, which a warning reports.
+    Each layer is then an isometry. A linear network is one only if its widths never grow again:
+    where masks leave a kernel fewer inputs than outputs, the network has singular values of 0 or
+    otherwise different from 1, which a warning reports.
 
     Args:
       params: The parameters.
@@ -59,19 +59,19 @@ def orthogonalize(
       gain: Singular value of the new kernels: a positive number (1 for linear networks, sqrt(2)
         for ReLU), or a function `(path, leaf) -> number`.
       method: `"qr"` as above, or `"polar"`: :math:`U V^T` of the singular value decomposition
-        :math:`A = U S V^T`, the orthogonal matrix that is nearest to :math:`A`. Where the kept
-        block lacks rank, both fill up with directions that are orthogonal but arbitrary.
+        :math:`A = U S V^T`, the orthogonal matrix nearest to :math:`A`. Where the kept block is
+        rank-deficient, both complete it with arbitrary orthogonal directions.
       where: `where(path, leaf)`, true for the kernels that are replaced.
-      layers: The paths of all kernels from input to output. With them the warnings also cover
-        inputs that nothing leads to (see `surgery.live`); results do not depend on it.
+      layers: The paths of all kernels from input to output. With them, the warnings also cover
+        inputs that no path reaches (see `surgery.live`); results do not depend on them.
 
     Returns:
       Params like `params`.
 
     Raises:
       ValueError: If a mask is not a block of whole inputs and outputs, a weight is NaN or
-        infinite, or the trees do not match (the message names the leaf), or if an option is none of
-        the above. Under a trace such masks, and such weights, give NaN instead.
+        infinite, or the trees do not match (the message names the leaf); or if an option is
+        invalid. Under a trace, such masks and weights give NaN instead.
 
     Warns:
       UserWarning: If concrete masks leave a kernel fewer inputs than outputs by removing inputs,
@@ -126,12 +126,12 @@ def _replace_block(
 def _replace_traced_block(
     matrix: Float[Array, "rest out"], mask: Array, method: Method
 ) -> Float[Array, "rest out"]:
-    """Like the concrete block with static shapes: kept rows and columns are moved to the front.
+    """The same with static shapes: kept rows and columns are moved to the front.
 
     A factor of the leading block padded with zeros is the factor of the block, padded.
     """
     rows, columns = jnp.any(mask, axis=1), jnp.any(mask, axis=0)
-    # A mask that is no block would bring pruned weights back; NaN cannot go unseen.
+    # A mask that is not a block would bring pruned weights back; NaN makes that visible.
     is_block = jnp.all(mask == (rows[:, None] & columns))
     row_order = jnp.argsort(~rows, stable=True)
     column_order = jnp.argsort(~columns, stable=True)
@@ -146,8 +146,8 @@ def _semi_orthogonal(
 ) -> Float[Array, "rest out"]:
     """The semi-orthogonal factor of the leading block of [rows, columns]; the rest must be 0.
 
-    The longer dimension is orthogonalized along the shorter one; of [out, rest], a square counts
-    as tall. With traced dimensions both ways are computed and the right one is selected.
+    The longer dimension is orthogonalized along the shorter one; as [out, rest], a square block
+    counts as tall. With traced dimensions both ways are computed and the right one is selected.
     """
     rows, columns = block
     if isinstance(rows, int):
@@ -166,7 +166,7 @@ def _orthonormal_columns(
 ) -> Float[Array, "long short"]:
     """Makes the first `count` columns orthonormal; the others have no meaning.
 
-    No more columns are kept than rows, so none of them lies beyond the number of rows.
+    `count` never exceeds the number of rows.
     """
     width = min(matrix.shape)
     q, r = jnp.linalg.qr(matrix[:, :width])
@@ -182,13 +182,13 @@ def _orthonormal_columns(
 
 
 def _kept_indices(mask: np.ndarray, path: str) -> tuple[np.ndarray, np.ndarray]:
-    """The kept rows and columns of a concrete mask, which must be all at their crossings."""
+    """The kept rows and columns of a concrete mask, which must be true where they cross."""
     rows, columns = mask.any(axis=1), mask.any(axis=0)
     if not np.array_equal(mask, np.logical_and.outer(rows, columns)):
         raise ValueError(
             f"`masks` must keep whole inputs and outputs for `orthogonalize`, and at {path!r} it "
-            "does not. Choose whole units with `granularity.units`; what unstructured masks would "
-            "need is `isometry.approximate` (Lee et al. 2020), not yet in this release."
+            "does not. Choose whole units with `granularity.units`; unstructured masks would need "
+            "`isometry.approximate` (Lee et al. 2020), which is not in this release."
         )
     return np.flatnonzero(rows), np.flatnonzero(columns)
 
@@ -218,7 +218,7 @@ def _gain(gain: Any, path: str, leaf: Any) -> Any:
 
 
 def _warn_of_limits(masks: Masks | None, layers: Sequence[str] | None) -> None:
-    """Warns of a broken path, or else of the first kernel whose width grows again."""
+    """Warns of a broken path, or else of the first kernel with fewer inputs than outputs."""
     if masks is None or any(isinstance(m, jax.core.Tracer) for m in jax.tree.leaves(masks)):
         return
     with jax.ensure_compile_time_eval():  # the masks may be constants inside a trace

@@ -1,9 +1,9 @@
-"""Programs as JAX traces them: read, evaluated in another way, or digested.
+"""Programs as JAX traces them: inspected, evaluated by other rules, or digested.
 
 A program is a closed jaxpr: a list of equations, each of which applies one operation to variables
-and literals. Some hold programs of their own: calls, loops, branches, derivatives given by hand.
-This is the one module that touches the parts of JAX where these live, so that a release of JAX
-that moves them changes nothing else.
+and literals. Some equations hold programs of their own: calls, loops, branches, custom derivatives.
+This is the only module that touches these internals of JAX, so that nothing else has to change
+when a release moves them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jaxtyping import PyTree
 T = TypeVar("T")
 
 Program: TypeAlias = Any
-"""A closed jaxpr. `program.jaxpr` has its variables, `program.consts` its constants."""
+"""A closed jaxpr: `program.jaxpr` has its equations, `program.consts` its constants."""
 
 Equation: TypeAlias = Any
 """One operation: `primitive`, `params`, `invars` and `outvars`, each with its `aval`."""
@@ -42,17 +42,17 @@ _CALLS = {
     *(primitives.call_p.name, primitives.closed_call_p.name),
 }
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
-# Python code that a program holds for derivatives and printing, or beside a jaxpr of the same.
-_Generator = type(threefry_prng_impl)  # of random numbers: a tuple of functions with a tag
+_Generator = type(threefry_prng_impl)  # a random number generator: functions and a tag
+# Python code that a program holds for derivatives and printing, or next to its own jaxpr.
 _IGNORED = {
     *("bwd", "computation", "fwd_jaxpr_thunk", "jvp_jaxpr_fun", "jvp_jaxpr_thunk", "out_trees"),
     "policy",
 }
-_UNHEARD = {"debug_callback", "debug_print"}  # results do not depend on what these call
+_UNHEARD = {"debug_callback", "debug_print"}  # results do not depend on these callbacks
 
 
 class Traced(NamedTuple):
-    """A function as JAX sees it."""
+    """A traced function."""
 
     program: Program
     """From the flattened arguments to the flattened results."""
@@ -64,7 +64,7 @@ def trace(function: Callable[..., PyTree], *args: PyTree) -> Traced:
     """Traces a function.
 
     Args:
-      function: Pure function; arrays and traced values that it closes over become constants.
+      function: A pure function; arrays and traced values that it closes over become constants.
       *args: Pytrees of arrays, or of their shapes and dtypes.
 
     Returns:
@@ -85,7 +85,7 @@ def trace(function: Callable[..., PyTree], *args: PyTree) -> Traced:
 def called(eqn: Equation) -> Program | None:
     """The program that a call runs on its own operands; None for other operations.
 
-    Calls are those of `jax.jit`, `jax.checkpoint` and functions with derivatives given by hand.
+    Calls come from `jax.jit`, `jax.checkpoint` and functions with custom derivatives.
     """
     if eqn.primitive.name not in _CALLS:
         return None
@@ -93,7 +93,7 @@ def called(eqn: Equation) -> Program | None:
 
 
 def inner(eqn: Equation) -> Iterator[Program]:
-    """Every program that an operation holds: what it calls, and its loops' bodies and branches."""
+    """Every program that an operation holds: what it calls, loop bodies and branches."""
     for value in eqn.params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
             if _is_program(item):
@@ -118,12 +118,12 @@ def fold(
     """Carries a value for every variable through a program, from its arguments to its results.
 
     Args:
-      program: Program whose own equations are visited, in order; for the programs that they hold,
-        `step` may fold again.
+      program: The program whose own equations are visited in order; `step` may call `fold` on the
+        programs that they hold.
       values: One value for each argument.
-      step: `step(equation, operands) -> results`, the values of its results from those of its
-        operands. It runs in the context that the equation was traced in.
-      constant: Function from a literal or constant to its value.
+      step: `step(equation, operands) -> results`, from the values of the operands to those of the
+        results. It runs in the context in which the equation was traced.
+      constant: A function from a literal or constant to its value.
 
     Returns:
       The values of the results.
@@ -148,14 +148,14 @@ def evaluate(
     values: Sequence[Any],
     rules: Mapping[str, Callable[[Equation, list[Any]], Sequence[Any]]] | None = None,
 ) -> list[Any]:
-    """Runs a program, with some of its operations done in another way.
+    """Runs a program, with some of its operations replaced by rules.
 
     Args:
-      program: Program to run. With rules, the calls within it are entered, unless there is a rule
-        for them, which drops derivatives given by hand.
+      program: The program to run. With rules, calls are entered unless they have a rule of their
+        own; this drops custom derivatives.
       values: The arguments.
       rules: `rule(eqn, operands) -> results` by the name of an operation. Loops and branches run
-        as they are, so that rules do not reach inside; a rule for them may.
+        unchanged, without rules inside, unless they have a rule of their own.
 
     Returns:
       The results.
@@ -171,14 +171,14 @@ def evaluate(
 
 
 def bind(eqn: Equation, *values: Any, **changed: Any) -> list[Any]:
-    """Does the operation of `eqn` on these operands, with some of its parameters changed."""
+    """Applies the operation of `eqn` to these operands, with some of its parameters changed."""
     params = eqn.primitive.get_bind_params({**eqn.params, **changed})
     results = eqn.primitive.bind(*values, **params)
     return list(results) if eqn.primitive.multiple_results else [results]
 
 
 def replaced(eqn: Equation, change: Callable[[Program], Program]) -> dict[str, Any]:
-    """The parameters of an operation, each program among them changed."""
+    """The parameters of an operation, with `change` applied to each program among them."""
 
     def new(value: Any) -> Any:
         if type(value) is tuple:
@@ -194,14 +194,14 @@ def run(program: Program) -> Callable[..., list[Any]]:
 
 
 def replace_constants(program: Program, constants: Sequence[Any]) -> Program:
-    """The program with other constants in the place of its own."""
+    """The program with its constants replaced."""
     return core.ClosedJaxpr(program.jaxpr, list(constants))
 
 
 def hoisted(
     program: Program, which: Callable[[Any], bool] = lambda constant: True
 ) -> tuple[list[Any], Program]:
-    """Constants, all or those that `which` picks, and the program with them as first arguments."""
+    """The constants that `which` picks, and the program that takes them as first arguments."""
     jaxpr = program.jaxpr
     picked = [which(const) for const in program.consts]
     pairs = list(zip(jaxpr.constvars, program.consts, picked, strict=True))
@@ -220,19 +220,20 @@ def primitive(
     batch: Callable[..., tuple[list[Any], list[int]]],
     context: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Callable[..., list[Any]]:
-    """An operation of our own, for what a function cannot do because JAX would look inside.
+    """Makes an operation that JAX does not look inside, as it would with a function.
 
     It has no derivative.
 
     Args:
-      name: What jaxprs call it.
-      function: `function(*arrays, **params) -> results`: what it computes.
-      shapes: The abstract values of the results, from those of the operands.
-      batch: `batch(arrays, axes, **params)`: results and their axes under `vmap`.
-      context: Entered while `function` is lowered.
+      name: The name of the operation in jaxprs.
+      function: `function(*arrays, **params) -> results`, which computes the results.
+      shapes: `shapes(*avals, **params)`, from the abstract values of the operands to those of the
+        results.
+      batch: `batch(arrays, axes, **params)`, the results and their axes under `vmap`.
+      context: The context in which `function` is lowered.
 
     Returns:
-      A function that binds it.
+      A function that binds the operation.
     """
 
     def lower(ctx: Any, *args: Any, **params: Any) -> Any:
@@ -251,19 +252,19 @@ def primitive(
 def digest(program: Program) -> str:
     """The SHA-256 of what a program computes: operations, shapes, parameters and constants.
 
-    The same in every process. Python code that a program calls back has no such text, and stands
-    in it as a type alone: see `opaque`.
+    It is the same in every process. Python code that a program calls back enters by its type only:
+    see `opaque`.
     """
     return _digest(program, {})
 
 
 def opaque(program: Program) -> list[str]:
-    """The operations whose results depend on Python code, which a digest cannot tell apart.
+    """The operations whose results depend on Python code, which a digest cannot distinguish.
 
-    Those of `jax.debug` and the derivatives of a function are not among them.
+    Callbacks of `jax.debug` and custom derivatives are not included.
 
     Returns:
-      Their names, sorted.
+      The names of the operations, sorted.
     """
     return sorted(
         {
@@ -306,8 +307,8 @@ def _digest(program: Program, known: dict[int, str]) -> str:
 
 
 def _written(value: Any, known: dict[int, str]) -> str:
-    """A parameter or constant as text: the same in every process, other for another value."""
-    if _is_program(value):  # each once, however often it is called
+    """A parameter or constant as text: the same in every process, different for other values."""
+    if _is_program(value):  # each is digested once
         if id(value) not in known:
             known[id(value)] = _digest(_closed(value), known)
         return known[id(value)]
@@ -339,5 +340,5 @@ def _is_program(value: Any) -> bool:
 
 
 def _closed(program: Any) -> Program:
-    """A jaxpr of either kind as a closed one; an open one has no constants."""
+    """An open or closed jaxpr as a closed one; open ones have no constants."""
     return program if isinstance(program, core.ClosedJaxpr) else core.ClosedJaxpr(program, ())

@@ -1,4 +1,4 @@
-"""Choosing masks by score with an exact count, applying, combining and counting them.
+"""Choosing masks by score with an exact count; applying, combining and counting masks.
 
 A mask tree has a bool array on each prunable leaf (True = kept) and None elsewhere.
 """
@@ -29,39 +29,41 @@ def top(
     scope: Scope = "global",
     warn: bool = True,
 ) -> Masks:
-    r"""Keeps exactly the `count` highest scores, whatever the ties.
+    r"""Keeps exactly the `count` highest scores, even when scores tie.
 
     The k-th highest score is found by bisection on the order-preserving integer view of the
-    floats: passes of integer compares, two bits each (16 for float32, 32 for float64), no sort.
-    All above it are kept, then the first among its equals in leaf order, so that the count is
-    exact and the choice deterministic. Works under jit and vmap; `density` and `count` may be
-    traced.
+    floats: passes of integer comparisons, two bits each (16 for float32, 32 for float64), without
+    sorting. All scores above it are kept, then the first of those equal to it in leaf order, so
+    that the count is exact and the choice deterministic. Works under jit and vmap; `density` and
+    `count` may be traced.
 
-    A layer that keeps no weight cuts the network. Where the masks are concrete, a UserWarning
-    names the layers that lose their last weight, unless a 0 in `density` or `count` asked for it;
-    under a trace ask `emptied`.
+    A layer that keeps no weight cuts the network. For concrete masks, a UserWarning names the
+    layers that lose their last weight, unless a 0 in `density` or `count` asked for it; under a
+    trace, use `emptied`.
 
     Args:
       scores: Float array on each prunable leaf, None elsewhere; higher = keep.
       density: Kept fraction of *all* prunable weights, in [0, 1]; round(density * n) are kept
-        (half to even). A traced float32 density rounds as float32 does: 0.05 of 50 is then 3, not
-        2; give `count` where that matters. Give this or `count`.
-      count: Number of kept weights. A traced one has an integer dtype.
-      masks: The weights still alive; only these can be kept. A removed weight never comes back by
-        tying with a live one.
-      scope: `"global"`: all scores compete; `"layer"`: those of one leaf. Then `density` and
-        `count` may also be one number a layer, as a sequence in leaf order or as
-        `{path: number}`; a single count is shared in proportion to size, by largest remainder.
+        (half to even). A traced float32 density rounds in float32: 0.05 of 50 is then 3, not 2;
+        give `count` where that matters. Give exactly one of `density` and `count`.
+      count: Number of kept weights; of an integer dtype if traced.
+      masks: The weights still alive; only these can be kept. A removed weight never returns by
+        tying with one that is alive.
+      scope: `"global"`, all scores compete; or `"layer"`, scores compete within each leaf. With
+        `"layer"`, `density` and `count` may also be one number per layer, as a sequence in leaf
+        order or as `{path: number}`; a single count is shared in proportion to size, by largest
+        remainder.
       warn: Whether to warn of layers that lose all their weights.
 
     Returns:
       Masks like `scores`.
 
     Raises:
-      ValueError: If `density` or `count` is out of range, more is asked for than is alive, the
-        trees do not match, or a concrete score is NaN or infinite (the message names the leaf).
-        Under a trace the last is a `checkify.debug_check`, as is a density outside [0, 1]; NaN of
-        either sign ranks highest, and a count that passes the living weights keeps just these.
+      ValueError: If `density` or `count` is out of range or exceeds the weights alive, the trees
+        do not match, or a concrete score is NaN or infinite (the message names the leaf). Under a
+        trace, scores that are not finite and a density outside [0, 1] fail a
+        `checkify.debug_check`; NaN of either sign ranks highest, and a count above the number of
+        weights alive keeps all of them.
 
     Example:
       >>> import numpy as np
@@ -83,7 +85,7 @@ def top(
     counts = budgets.kept(paths, sizes, alive, density=density, count=count, scope=scope)
     choose = partial(ranking.highest, scope=scope)
     if any(leaf.dtype == np.float64 for leaf in leaves):
-        # float64 stays float64, even where the caller's program is in single precision.
+        # float64 stays float64, even if the caller's program is in single precision.
         kept, finite = precision.in_double(choose, leaves, alive, counts)
     else:
         kept, finite = choose(leaves, alive, counts)
@@ -113,7 +115,7 @@ def apply(params: Params, masks: Masks) -> Params:
     """
     if _all_bool(params) and not _all_bool(masks):
         raise ValueError(
-            "`masks.apply` takes the params first, and got masks there. Write "
+            "`masks.apply` takes the params first, but got masks there. Write "
             "`masks.apply(params, masks)`."
         )
     check_bool(masks)
@@ -121,15 +123,15 @@ def apply(params: Params, masks: Masks) -> Params:
 
 
 def combine(*masks: Masks, rule: Callable[[Array, Array], Array] = jnp.logical_and) -> Masks:
-    """Joins masks leaf by leaf: by default a weight is kept where all of them keep it.
+    """Combines masks leaf by leaf; by default a weight is kept if all of them keep it.
 
     Args:
-      *masks: One mask tree or more, of the same structure.
-      rule: Joins two bool arrays, such as `jnp.logical_or`.
+      *masks: One or more mask trees of the same structure.
+      rule: A function that joins two bool arrays, such as `jnp.logical_or`.
 
     Raises:
-      ValueError: If there is none, they do not match, or one is not bool; the message names the
-        leaf.
+      ValueError: If there are no masks, they do not match, or one is not bool; the message names
+        the leaf.
     """
     if not masks:
         raise ValueError("`combine` needs at least one mask tree, got none.")
@@ -179,7 +181,7 @@ def by_layer(masks: Masks) -> dict[str, LayerCount]:
 def emptied(masks: Masks) -> dict[str, Bool[Array, ""]]:
     """Whether each prunable leaf has lost all its weights, by its path, in leaf order.
 
-    Works under jit and vmap, where no warning can come: `jnp.stack(list(flags.values())).any()`
+    Works under jit and vmap, where no warning is possible; `jnp.stack(list(flags.values())).any()`
     flags a network that is cut.
 
     Example:
@@ -203,7 +205,7 @@ def warn_emptied(
 
     Args:
       masks: The masks.
-      before: Masks from which these were chosen; what was empty in them is not reported again.
+      before: The masks from which these were chosen; layers already empty in them are not reported.
       expected: Paths of layers that were meant to be emptied.
     """
     if any(map(_traced, jax.tree.leaves((masks, before)))):
@@ -219,7 +221,7 @@ def warn_emptied(
     if names:
         warnings.warn(
             f"No weight is kept in {', '.join(names)}, which cuts the network there. Keep more, "
-            "leave such layers out by `where`, or give each layer a count.",
+            "leave such layers out with `where`, or give each layer a count.",
             stacklevel=3,
         )
 
@@ -228,7 +230,7 @@ def check_bool(masks: Masks, *, name: str = "masks") -> None:
     """Checks that every leaf of a mask tree is bool.
 
     Raises:
-      ValueError: Naming the first leaf that is not, or the path that two leaves have.
+      ValueError: If a leaf is not bool, or two leaves have the same path; the message names it.
     """
     for path, leaf in trees.by_path(masks, name).items():
         if getattr(leaf, "dtype", None) != np.dtype(bool):
@@ -239,7 +241,7 @@ def check_bool(masks: Masks, *, name: str = "masks") -> None:
 
 
 def shuffle(masks: Masks, *, key: Key[Array, ""]) -> Masks:
-    """Shuffles each mask within its layer: the control that keeps only the layers' densities.
+    """Shuffles each mask within its layer: the control that preserves only the layers' densities.
 
     Source: Frankle et al. 2021, arXiv:2009.08576.
     """
@@ -254,10 +256,10 @@ def shuffle(masks: Masks, *, key: Key[Array, ""]) -> Masks:
 
 
 def pack(masks: Masks) -> UInt[Array, " words"]:
-    """The masks as one vector of 32-bit words: weight i is bit i % 32 of word i // 32.
+    """Packs masks into one vector of 32-bit words: weight i is bit i % 32 of word i // 32.
 
-    Two masks of one structure are equal exactly where their words are, which makes grouping many
-    of them cheap.
+    Masks of the same structure are equal exactly if their words are, so many of them can be grouped
+    cheaply.
     """
     check_bool(masks)
     bits, _ = trees.ravel(masks)
@@ -277,7 +279,7 @@ def _all_bool(tree: Any) -> bool:
 def _check_scores(scores: Scores) -> None:
     leaves = trees.by_path(scores, "scores")
     if not leaves:
-        raise ValueError("`scores` has no leaf: nothing is prunable.")
+        raise ValueError("`scores` has no leaf, so nothing is prunable. Check `where`.")
     for path, leaf in leaves.items():
         dtype = getattr(leaf, "dtype", None)
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):

@@ -1,8 +1,8 @@
 """Double precision inside a program of single precision.
 
-`jax.enable_x64` is a context of tracing: what vmap, scan, checkify or the compiler later make of
-the traced program happens outside it, where their rules cut float64 to float32 or fail. `in_double`
-is an operation of its own whose every rule enters the context again.
+`jax.enable_x64` is a tracing context: vmap, scan, checkify and the compiler transform the traced
+program later, outside the context, where their rules truncate float64 to float32 or fail.
+`in_double` is an operation of its own, each of whose rules enters the context again.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from jaxtyping import PyTree
 from nopr import jaxprs
 
 IN_DOUBLE = "in_double"
-"""The operation in a jaxpr; its parameter `jaxpr` is the program in double precision."""
+"""The name of the operation in jaxprs; its parameter `jaxpr` is the double-precision program."""
 
 
 def in_double(function: Callable[..., PyTree], *args: PyTree) -> PyTree:
-    """Calls `function(*args)` with float64 and int64 enabled, whatever transforms the call.
+    """Calls `function(*args)` with float64 and int64 enabled, under any transformation.
 
-    The result may hold float64 arrays; pass them on to another `in_double`, since other operations
-    on them belong to the caller's precision. Works under jit, vmap, scan and checkify, nested in
-    any way; it is not differentiable, and checks inside it are not seen by checkify.
+    The result may hold float64 arrays; operate on them in another `in_double`, since all other
+    operations run in the caller's precision. Works under jit, vmap, scan and checkify, in any
+    nesting; it is not differentiable, and checkify does not see checks inside it.
 
     Args:
-      function: Pure function; it may close over traced values.
+      function: A pure function; it may close over traced values.
       *args: Pytrees of arrays.
 
     Returns:
-      What `function` returns.
+      The result of `function`.
     """
     with jax.enable_x64(True):
         leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.asarray, args))
         program, shape = jaxprs.trace(
             lambda *leaves: function(*jax.tree.unflatten(treedef, leaves)), *leaves
         )
-        # What is traced goes in as an argument; constants stay inside, as 64-bit as they are.
+        # Traced values become arguments; constants stay inside and keep their 64 bits.
         traced, program = jaxprs.hoisted(program, lambda const: isinstance(const, jax.core.Tracer))
         results = _in_double(*traced, *leaves, jaxpr=program)
     return jax.tree.unflatten(jax.tree.structure(shape), results)

@@ -1,8 +1,8 @@
 """Several processes of one program, on one host or many, as JAX runs them.
 
-Every process runs the same program and reaches the same calls in the same order. A program on its
-own is process 0 of 1 and the calls cost nothing, so that code need not ask. Only bytes pass between
-processes: no arithmetic touches them.
+Every process runs the same program and reaches the same calls in the same order. A single process
+is process 0 of 1, and the calls then cost nothing, so that callers need no special case. Processes
+exchange bytes only, unchanged by any arithmetic.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 
 import numpy as np
 
-# jax is imported late, so that a program can settle its environment before it starts.
+# jax is imported late, so that a program can set its environment first.
 _STATUS = re.compile(
     "(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE|UNKNOWN):"
 )
@@ -29,22 +29,22 @@ def connect(
     index: int | None = None,
     patience_seconds: int = 30,
 ) -> None:
-    """Joins the other processes of this program; call it before anything else of JAX.
+    """Joins the other processes of this program; call it before any other use of JAX.
 
-    What is None is found in the environment, on Slurm, Open MPI, Kubernetes and Cloud TPU, as by
-    `jax.distributed.initialize`, which this calls. JAX aborts the process from C++ if the others
-    do not come or one of them is lost; `nopr.lab.launch` turns that into one line.
+    `jax.distributed.initialize` finds what is None in the environment, on Slurm, Open MPI,
+    Kubernetes and Cloud TPU. JAX aborts the process from C++ if another one does not start or is
+    lost; `nopr.lab.launch` turns that into a one-line message.
 
     Args:
       coordinator: Host and port of process 0, such as `"10.0.0.1:1234"`.
       count: Number of processes.
-      index: Which one this is, from 0.
-      patience_seconds: Silence after which a process counts as lost, and the others end. At the
+      index: Index of this process, from 0.
+      patience_seconds: Silence after which a process counts as lost and the others end. At the
         start, the processes wait ten times as long for each other.
 
     Raises:
-      ValueError: If something is given neither here nor in the environment, or is out of range.
-      RuntimeError: If JAX has started already.
+      ValueError: If an argument is out of range, or is neither given nor in the environment.
+      RuntimeError: If JAX has already started.
     """
     import jax
 
@@ -73,31 +73,31 @@ def connect(
 
 
 def disconnect() -> None:
-    """Waits until all processes have reached this call, and parts; for the end of a program."""
+    """Waits for all processes to reach this call, then disconnects; for the end of a program."""
     if _joined():
         sys.modules["jax"].distributed.shutdown()
 
 
 def is_loss(error: BaseException) -> bool:
-    """Whether an error was caused by another process that did not answer, here or in JAX."""
+    """Whether an error, from here or from JAX, means that another process did not answer."""
     return isinstance(error, Lost) or (count() > 1 and _STATUS.match(str(error)) is not None)
 
 
 def index() -> int:
-    """Which process this is, from 0."""
+    """The index of this process, from 0."""
     return sys.modules["jax"].process_index() if _joined() else 0
 
 
 def count() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return sys.modules["jax"].process_count() if _joined() else 1
 
 
 def share(data: bytes | None) -> bytes:
-    """The bytes of process 0, in every process; what the others give is ignored.
+    """The bytes of process 0, in every process; the data of the others is ignored.
 
     Raises:
-      ValueError: If it is 2 GiB or more.
+      ValueError: If the data is 2 GiB or more.
       Lost: If a process did not answer.
     """
     if count() == 1:
@@ -115,10 +115,10 @@ def share(data: bytes | None) -> bytes:
 
 
 def gather(data: bytes) -> list[bytes]:
-    """The bytes of every process, in their order, in every process.
+    """The bytes of every process, by index, in every process.
 
     Raises:
-      ValueError: If it is 2 GiB or more.
+      ValueError: If the data is 2 GiB or more.
       Lost: If a process did not answer.
     """
     if count() == 1:
@@ -140,15 +140,15 @@ def _joined() -> bool:
 
 
 def _check_length(data: bytes) -> None:
-    if len(data) >= 2**31:  # lengths go as int32
+    if len(data) >= 2**31:  # lengths are sent as int32
         raise ValueError(
-            f"What goes between processes must be less than 2 GiB, got {len(data):,} bytes. "
+            f"Data sent between processes must be less than 2 GiB, got {len(data):,} bytes. "
             "In a sweep, give a smaller `chunk`."
         )
 
 
 def _padded(data: np.ndarray, length: int) -> np.ndarray:
-    """Zeros up to a power of two, so that few programs are compiled."""
+    """Pads with zeros to a power of two, so that few programs are compiled."""
     size = 1 << max(length - 1, 63).bit_length()
     return np.concatenate([data, np.zeros(size - len(data), np.uint8)])
 

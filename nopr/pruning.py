@@ -1,6 +1,6 @@
 """From criterion, distribution, granularity and schedule to a Pruner.
 
-The order is always: score -> pool to granules -> counts -> top -> expand; a schedule repeats it,
+The order is always score -> pool to granules -> counts -> top -> expand. A schedule repeats it,
 each round among the granules still alive.
 """
 
@@ -35,27 +35,28 @@ def pruner(
     """Composes a Pruner `(params, batch, *, masks=None, count=None, key) -> masks`.
 
     Args:
-      criterion: What scores the weights.
-      density: Kept fraction of all granules after the last round, in [0, 1]; or one a layer, as a
-        sequence in leaf order or as `{path: density}`. Without it every call must give `count`.
-      scope: `"global"`: all granules compete; `"layer"`: those of one layer, with the same density
-        in each.
+      criterion: The criterion that scores the weights.
+      density: Kept fraction of all granules after the last round, in [0, 1]; or one per layer, as
+        a sequence in leaf order or as `{path: density}`. Without it, every call must give `count`.
+      scope: `"global"`, all granules compete; or `"layer"`, granules compete within each layer,
+        with the same density in each.
       distribution: `(shapes, *, density) -> counts` for the layers, such as `densities.erk`;
         replaces `scope`.
-      granularity: What is kept or removed as a whole; single weights by default.
+      granularity: The weights that are kept or removed together; single weights by default.
       schedule: A constructor of `schedules`; round t of `rounds` keeps `schedule(t)`.
-      rounds: How often to score and prune; each round scores the params masked by the one before.
+      rounds: Number of rounds of scoring and pruning; each scores the params under the masks of the
+        round before.
 
     Returns:
-      The Pruner. Called with `masks` it chooses among the granules alive in them. Called with
-      `count` it keeps that instead of the scheduled counts: a number, one a round, [rounds, layers]
-      counts per layer, or `{path: count}` with a number or one a round; numbers may be traced. It
-      warns of layers that lose all their weights, as `masks.top` does.
+      The Pruner. Given `masks`, it chooses among the granules alive in them. Given `count`, it
+      keeps that number instead of the scheduled counts: one number, one per round, [rounds, layers]
+      counts per layer, or `{path: count}` with one number or one per round; numbers may be traced.
+      It warns of layers that lose all their weights, as `masks.top` does.
 
     Raises:
       ValueError: If `density`, `rounds` or `scope` is out of range or `criterion` is a constructor
-        that was not called (here), or nothing tells how many to keep or a count is too large
-        (when called).
+        that was not called. From the Pruner, if neither `density` nor `count` is given or a count
+        is too large.
     """
     criteria.check(criterion)
     if rounds < 1:
@@ -63,11 +64,11 @@ def pruner(
     single = not isinstance(density, Mapping) and np.ndim(density) == 0
     if distribution is not None and not single:
         raise ValueError(
-            f"`density` must be one number with a `distribution`, got {density}. Leave one out."
+            f"`density` must be one number with a `distribution`, got {density}. Omit one of them."
         )
     for value in [density] if single else _values(density):
         if density is not None:
-            schedule(density=value, steps=rounds)  # checks it now, not at the first call
+            schedule(density=value, steps=rounds)  # checks the density now, not at the first call
     if scope not in ("global", "layer"):
         raise ValueError(f"`scope` must be one of 'global', 'layer', got {scope!r}.")
     grain = granularities.unstructured() if granularity is None else granularity
@@ -75,7 +76,7 @@ def pruner(
     def planned(pooled: Any) -> np.ndarray:
         """Kept granules of each round, [rounds] or [rounds, layers]."""
         if density is None:
-            raise ValueError("The pruner has no `density`; give one, or `count` in the call.")
+            raise ValueError("The pruner has no `density`. Give it one, or `count` in the call.")
         shapes = trees.shapes(pooled)
         sizes = [math.prod(shape) for shape in shapes]
         each = budgets.layers(density, trees.paths(pooled), name="density")
@@ -127,16 +128,16 @@ def pruner(
 
 
 def levels(pruner: Pruner, counts: Any) -> Pruner:
-    """A Pruner that gives the masks of many densities from one scoring.
+    """A Pruner that returns the masks of many densities from one scoring.
 
     Args:
       pruner: Any Pruner.
-      counts: What it keeps at each level, on the leading axis: a number, or one entry a round as
-        in a call of `pruner`.
+      counts: The kept counts, one entry per level on the leading axis; each is a number, or one per
+        round, as in a call of `pruner`.
 
     Returns:
       A Pruner whose masks have a leading level axis. One warning names the layers that lose all
-      their weights at a level that keeps any; `jax.vmap(masks.emptied)` tells which level.
+      their weights at a level that keeps any; `jax.vmap(masks.emptied)` shows which level.
     """
     plan = whole_counts(counts)
 
@@ -149,7 +150,7 @@ def levels(pruner: Pruner, counts: Any) -> Pruner:
         key: Key[Array, ""],
     ) -> Masks:
         if count is not None:
-            raise ValueError("The counts of `levels` are fixed; give `count` to its pruner.")
+            raise ValueError("The counts of `levels` are fixed. Give `count` to its pruner.")
         like = jax.eval_shape(
             lambda: pruner(params, batch, masks=masks, count=plan.max(axis=0), key=key)
         )
@@ -157,7 +158,7 @@ def levels(pruner: Pruner, counts: Any) -> Pruner:
         many = jax.vmap(lambda k: pruner(params, batch, masks=masks, count=k, key=key))
         kept = many(jnp.asarray(plan, jnp.int32))
         if not any(map(_traced, jax.tree.leaves(kept))):
-            some = plan.reshape(len(plan), -1).any(axis=1)  # the levels that are to keep any
+            some = plan.reshape(len(plan), -1).any(axis=1)  # the levels that keep any weight
             in_all = jax.tree.map(
                 lambda leaf: leaf[some].any(axis=tuple(range(1, leaf.ndim))).all(), kept
             )
@@ -168,34 +169,36 @@ def levels(pruner: Pruner, counts: Any) -> Pruner:
 
 
 def whole_counts(counts: Any) -> np.ndarray:
-    """Checks that concrete counts are whole numbers from 0 up, and gives them as int64.
+    """Checks that concrete counts are whole numbers from 0 up, and returns them as int64.
 
     Raises:
-      ValueError: With the first that is not; densities are the usual mistake.
+      ValueError: If a count is not (usually it is a density); the message has the first of them.
     """
     remedy = "`pruning.level_counts` makes them from densities."
     return budgets.whole(counts, must="`counts` must be whole numbers from 0 up", remedy=remedy)
 
 
 def check_at_most(counts: np.ndarray, size: int) -> None:
-    """Checks that no count passes the number of prunable weights.
+    """Checks that no count exceeds the number of prunable weights.
 
     Raises:
-      ValueError: With the largest count.
+      ValueError: If one does; the message has the largest count.
     """
     if counts.size and counts.max() > size:
-        raise ValueError(f"`counts` must be at most {size}, the weights there, got {counts.max()}.")
+        raise ValueError(
+            f"`counts` must be at most {size}, the prunable weights, got {counts.max()}."
+        )
 
 
 def level_counts(size: int, densities: Any) -> np.ndarray:
-    """Kept counts, round(density * size) each, of a falling series of densities.
+    """Kept counts, round(density * size), of a falling series of densities.
 
     Raises:
       ValueError: If a density is outside [0, 1] or the series rises.
     """
     values = list(densities)
     if not values:
-        raise ValueError("`densities` must have at least one, got none.")
+        raise ValueError("`densities` must have at least one entry, got none.")
     values = [budgets.check_density(value, name="densities") for value in values]
     if any(later > before for before, later in itertools.pairwise(values)):
         raise ValueError(f"`densities` must fall from level to level, got {densities}.")
@@ -222,7 +225,7 @@ def _keep(
     grain: granularities.Granularity,
     scope: Scope,
 ) -> Masks:
-    """One round: pool, choose among the granules of which any weight is alive, expand."""
+    """One round: pool, choose among the granules with any weight alive, expand."""
     wide = any(leaf.dtype == np.float64 for leaf in jax.tree.leaves(scores))
     granules = precision.in_double(grain.pool, scores) if wide else grain.pool(scores)
     alive = None
@@ -237,7 +240,7 @@ def _keep(
 
 
 def _finite(scores: Scores, masks: Masks | None) -> Array:
-    """Whether every score of a living weight is finite."""
+    """Whether the score of every weight alive is finite."""
 
     def every(leaves: list[Any], alive: list[Any] | None) -> Array:
         flags = [jnp.isfinite(leaf) for leaf in leaves]
@@ -250,7 +253,7 @@ def _finite(scores: Scores, masks: Masks | None) -> Array:
 
 
 def _check_rounds(finite: Array) -> None:
-    """Raises if a round had scores that are not finite; under a trace `top` has checked it."""
+    """Raises if a round had scores that are not finite; under a trace, `top` has checked them."""
     if not _traced(finite) and not np.all(finite):
         first = int(np.argmin(finite)) + 1
         raise ValueError(
@@ -260,10 +263,10 @@ def _check_rounds(finite: Array) -> None:
 
 
 def _falling(plan: np.ndarray) -> np.ndarray:
-    """Counts [rounds, layers] of which none rises from round to round; each round's sum stays.
+    """Changes counts [rounds, layers] so that none rises over rounds; each round's sum stays.
 
-    Largest remainder can give a layer one more when the total falls; what is in excess is taken
-    from the layer that still has the most to lose.
+    Largest remainder can give a layer one more when the total falls; the excess is taken from the
+    layer that still has the most to lose.
     """
     for now, later in zip(plan[-2::-1], plan[:0:-1], strict=True):
         total = now.sum()
@@ -274,7 +277,7 @@ def _falling(plan: np.ndarray) -> np.ndarray:
 
 
 def _per_round(count: Any, rounds: int, paths: Sequence[str]) -> Any:
-    """`count` with a leading axis of one entry a round."""
+    """`count` with a leading axis of rounds."""
     each = budgets.layers(count, paths, name="count") if isinstance(count, Mapping) else None
     if each is not None:
         traced = any(map(_traced, each))
@@ -285,25 +288,27 @@ def _per_round(count: Any, rounds: int, paths: Sequence[str]) -> Any:
     if counts.ndim == 0:
         counts = counts[None]
     if len(counts) != rounds:
-        raise ValueError(f"`count` must have one entry a round, {rounds}, got {len(counts)}.")
+        raise ValueError(f"`count` must have one entry per round, {rounds}, got {len(counts)}.")
     return counts
 
 
 def _check_sizes(plan: np.ndarray, shapes: Shapes) -> None:
-    """Checks concrete counts of rounds, [rounds] or [rounds, layers], against what is there."""
+    """Checks concrete counts, [rounds] or [rounds, layers], against the number of granules."""
     sizes = np.array([math.prod(shape) for shape in shapes])
     if plan.ndim == 2 and plan.shape[1] != len(sizes):
-        raise ValueError(f"`count` must have one a layer, {len(sizes)}, got {plan.shape[1]}.")
+        raise ValueError(
+            f"`count` must have one entry per layer, {len(sizes)}, got {plan.shape[1]}."
+        )
     over = plan > (sizes if plan.ndim == 2 else sizes.sum())
     if over.any():
         raise ValueError(
-            f"`count` must be at most what is there, {sizes.tolist()} by layer, got "
+            f"`count` must be at most what can be pruned, {sizes.tolist()} by layer, got "
             f"{plan[over][0]}."
         )
 
 
 def _plain(count: Any) -> Any:
-    """A concrete count as Python numbers, so that `top` can check it against what is alive."""
+    """A concrete count as Python numbers, so that `top` can check it against the weights alive."""
     return count if _traced(count) else np.asarray(count).tolist()
 
 

@@ -1,4 +1,4 @@
-"""Which scores are the highest, to the exact number: the bisection behind `masks.top`."""
+"""An exact number of highest scores: the bisection behind `masks.top`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def highest(
     """The highest scores of each leaf, the first among equals, and whether its scores are finite.
 
     The k-th highest score is found by bisection on the order-preserving integer view of the
-    floats: passes of integer compares, two bits each (16 for float32, 32 for float64), no sort.
-    Only the parts are jitted: a `concatenate` that XLA's CPU fuses with what is around it takes
-    longer than all the rest.
+    floats: passes of integer comparisons, two bits each (16 for float32, 32 for float64), without
+    sorting. Only the parts are jitted: on a CPU, XLA would fuse the `concatenate` with its
+    neighbors, and it would then take longer than all the rest.
     """
     leaves = [jnp.asarray(leaf) for leaf in leaves]
     dtype = np.float64 if any(leaf.dtype == np.float64 for leaf in leaves) else np.float32
@@ -40,7 +40,7 @@ def highest(
 
 @jax.jit
 def _is_finite(scores: Array, alive: Array | None) -> Bool[Array, ""]:
-    """Whether every score that can be chosen is finite; those of dead weights mean nothing."""
+    """Whether every score that can be chosen is finite; scores of dead weights have no meaning."""
     finite = jnp.isfinite(scores)
     return jnp.all(finite if alive is None else finite | ~alive)
 
@@ -59,7 +59,7 @@ def _keep_highest(scores: Array, alive: Array | None, k: Any) -> Array:
 
 
 def _first(equal: Bool[Array, " n"], need: Int[Array, ""]) -> Bool[Array, " n"]:
-    """The first `need` true places of `equal`: the highest, counted from the end."""
+    """The first `need` true places of `equal`, which are the highest if counted from the end."""
     n = equal.size
     from_end = np.uint32(n) - jax.lax.iota(np.uint32, n)
     places = jnp.where(equal, from_end, jnp.zeros_like(from_end))
@@ -69,8 +69,8 @@ def _first(equal: Bool[Array, " n"], need: Int[Array, ""]) -> Bool[Array, " n"]:
 def _kth_highest(keys: UInt[Array, " n"], k: Int[Array, ""], *, bits: int) -> UInt[Array, ""]:
     """The largest number of `bits` bits that at least k keys reach, from its highest digit down.
 
-    The digits are in base 4. One reduction counts for all three candidates in a single pass over
-    the keys, which takes XLA's CPU less time than one for a single candidate.
+    Digits are in base 4. One reduction counts all three candidates in a single pass over the keys,
+    which on a CPU takes XLA less time than a pass for one candidate.
     """
     unsigned = keys.dtype.type
     digits = -(-bits // 2)
@@ -86,7 +86,7 @@ def _kth_highest(keys: UInt[Array, " n"], k: Int[Array, ""], *, bits: int) -> UI
 
 
 def _sums(flags: Sequence[Bool[Array, " n"]]) -> Sequence[Int[Array, ""]]:
-    """How many of each are true, in one reduction."""
+    """The number of true entries of each array, in one reduction."""
     numbers = [flag.astype(jnp.int32) for flag in flags]
     zeros = [np.int32(0)] * len(numbers)
     return jax.lax.reduce(numbers, zeros, _add, (0,))
@@ -99,8 +99,8 @@ def _add(left: Sequence[Array], right: Sequence[Array]) -> list[Array]:
 def _order_key(scores: Array) -> Array:
     """An unsigned integer with the order of the float: -0.0 equals 0.0, any NaN is highest.
 
-    Float compares would flush subnormals to zero, and `x + 0.0` is optimised away; so the zero is
-    folded on the bits. No finite or infinite score has key 0, which marks a dead weight.
+    Float comparisons would flush subnormals to zero, and `x + 0.0` is optimized away, so -0.0 is
+    replaced by its bits. No finite or infinite score has key 0, which marks a dead weight.
     """
     unsigned = np.dtype(f"uint{scores.dtype.itemsize * 8}")
     top_bit = unsigned.type(1 << (unsigned.itemsize * 8 - 1))

@@ -1,6 +1,6 @@
-"""Density schedules: a constructor takes the target and gives `step -> density`.
+"""Density schedules: a constructor takes the target and returns `step -> density`.
 
-Steps run from 0 (the initial density) to `steps` (the target); past it the target stays.
+Steps run from 0 (the initial density) to `steps` (the target), where the density stays.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Schedule: TypeAlias = Callable[[float], float]
 
 
 def one_shot(*, density: float, steps: int = 1, initial: float = 1.0) -> Schedule:
-    """The initial density until the last step, and the target from there on."""
+    """The initial density before the last step, the target from then on."""
     _check(density, steps, initial)
     return lambda step: density if step >= steps else initial
 
@@ -44,7 +44,7 @@ def cubic(*, density: float, steps: int, initial: float = 1.0) -> Schedule:
 
 
 def _ending(density: float, steps: int, at: Schedule) -> Schedule:
-    """The schedule `at` of progress in [0, 1], exactly `density` from the last step on."""
+    """A schedule that follows `at(progress)` and is exactly `density` from the last step on."""
     return lambda step: density if step >= steps else at(max(step / steps, 0.0))
 
 

@@ -1,8 +1,8 @@
-"""Exact input-output Jacobians of a network, their singular values, and summaries of these.
+"""Exact input-output Jacobians of a network, their singular values, and summary statistics.
 
-Dynamical isometry asks whether the singular values of the Jacobian d outputs / d inputs lie near
-1, so that signals and gradients pass without being blown up or lost. Here they are computed
-exactly, one Jacobian per example. Nothing is jitted: wrap what you call often in `jax.jit`.
+Under dynamical isometry, the singular values of the Jacobian d outputs / d inputs lie near 1, so
+that signals and gradients neither explode nor vanish. Here they are computed exactly, one Jacobian
+per example. Nothing is jitted: wrap what you call often in `jax.jit`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nopr import jaxprs
 from nopr.typing import Apply, Params
 
 BLOCK_BYTES = 2**28
-"""Estimated working memory, in bytes, to which the default `block` keeps the examples at once."""
+"""Estimated working memory, in bytes, within which the default `block` stays."""
 
 Mode: TypeAlias = Literal["auto", "forward", "reverse"]
 """How a Jacobian is accumulated."""
@@ -28,7 +28,7 @@ Mode: TypeAlias = Literal["auto", "forward", "reverse"]
 Method: TypeAlias = Literal["gram", "svd"]
 """How singular values are computed."""
 
-_MARK = 7919  # a prime that no layer has, as a batch size: it marks what grows with the batch
+_MARK = 7919  # a batch size, prime and unlike any layer's, that marks what grows with the batch
 
 
 class Summary(NamedTuple):
@@ -63,27 +63,27 @@ def jacobian(
     r"""The Jacobian :math:`J = \partial f(x) / \partial x` of every example.
 
     Inputs and outputs are raveled, so they may have any shape. Each example goes through `apply`
-    by itself, as a batch of one: normalization layers must be in inference mode. Matrix products
-    run at the highest precision. Works under jit, and under vmap over `params`.
+    as a batch of one, so normalization layers must be in inference mode. Matrix products run at the
+    highest precision. Works under jit, and under vmap over `params`.
 
     Args:
       apply: `apply(params, inputs) -> outputs`, both with a leading example axis.
       params: Any pytree that `apply` takes.
       inputs: Floating, [batch, ...].
       mode: `"forward"` pushes one tangent per input (`jax.jacfwd`), `"reverse"` pulls one
-        cotangent per output (`jax.jacrev`); `"auto"` takes the smaller number of passes: forward
+        cotangent per output (`jax.jacrev`), and `"auto"` takes the one with fewer passes: forward
         for tall or square Jacobians, reverse for wide ones. They agree to rounding.
-      block: Examples differentiated at once; the blocks run one after the other. By default as
-        many as an estimate from the sizes of the activations puts within `BLOCK_BYTES`, at least
-        one. The result itself comes on top, and vmap multiplies it.
+      block: Number of examples differentiated at once; blocks run one after the other. By default
+        as many as fit in `BLOCK_BYTES`, by an estimate from the sizes of the activations, and at
+        least one. The estimate excludes the result, and vmap multiplies it.
 
     Returns:
       [batch, out, in], in the dtype of the outputs.
 
     Raises:
-      ValueError: If `mode` or `block` is none of the above, the inputs are not floating, or a
-        Jacobian has a NaN or infinite entry (the message has the first such example). Under a
-        trace the NaN is passed on instead.
+      ValueError: If `mode` or `block` is invalid, the inputs are not floating, or a Jacobian has a
+        NaN or infinite entry (the message has the first such example). Under a trace, such entries
+        are returned.
     """
     values, finite = _map(apply, params, inputs, mode=mode, block=block, then=lambda j: j)
     _check_finite(finite)
@@ -101,28 +101,28 @@ def singular_values(
 ) -> Float[Array, "batch least"]:
     r"""All singular values of the Jacobian of every example, in descending order.
 
-    The Jacobians exist for one block only. See `jacobian` for what is differentiated.
+    Only the Jacobians of one block are in memory at a time. See `jacobian` for details.
 
     Args:
       apply: `apply(params, inputs) -> outputs`, both with a leading example axis.
       params: Any pytree that `apply` takes.
       inputs: Floating, [batch, ...].
       mode: `"auto"`, `"forward"` or `"reverse"`.
-      block: Examples differentiated at once; by default within `BLOCK_BYTES`.
-      method: `"svd"`, good to a few units of rounding of the *largest* value; or `"gram"`, the
-        square roots of the eigenvalues of the smaller of :math:`J J^T` and :math:`J^T J`, several
-        times as fast. Squaring costs half of the digits: with :math:`\epsilon` the
-        rounding unit, a value :math:`s` is wrong by about :math:`\epsilon s_{max}^2 / s`, and
-        nothing below :math:`\sqrt{\epsilon} s_{max}` (3e-4 of the largest in float32, 1.5e-8 in
-        float64) can be trusted. Means survive this; the least value and the condition number of
-        an ill-conditioned network do not.
+      block: Number of examples differentiated at once; by default as many as fit in `BLOCK_BYTES`.
+      method: `"svd"`, accurate to a few rounding units of the *largest* value; or `"gram"`, the
+        square roots of the eigenvalues of the smaller of :math:`J J^T` and :math:`J^T J`, which is
+        several times as fast. Squaring costs half of the digits: with :math:`\epsilon` the
+        rounding unit, a value :math:`s` has an error of about :math:`\epsilon s_{max}^2 / s`, and
+        no value below :math:`\sqrt{\epsilon} s_{max}` (3e-4 of the largest in float32, 1.5e-8 in
+        float64) can be trusted. Means are hardly affected; the smallest value and the condition
+        number of an ill-conditioned network are.
 
     Returns:
       [batch, min(out, in)], descending, float32 or float64.
 
     Raises:
-      ValueError: As `jacobian`, or if `method` is unknown. Under a trace the values of an example
-        whose Jacobian is not finite are NaN.
+      ValueError: As for `jacobian`, or if `method` is unknown. Under a trace, the values of an
+        example whose Jacobian is not finite are NaN.
 
     Example:
       >>> import jax.numpy as jnp
@@ -145,19 +145,19 @@ def summarize(values: Float[Array | np.ndarray, "*batch least"]) -> Summary:
     """Summary statistics of singular values.
 
     Args:
-      values: Singular values, one Jacobian on the last axis, in any order.
+      values: Singular values, those of one Jacobian along the last axis, in any order.
 
     Returns:
       The summary, as scalars. Works under jit and vmap.
 
     Raises:
-      ValueError: If there are none, or a concrete value is NaN, infinite or negative.
+      ValueError: If `values` is empty, or a concrete value is NaN, infinite or negative.
     """
     values = jnp.asarray(values)
     if values.size == 0:
         raise ValueError(f"`values` must hold singular values, got shape {values.shape}.")
     if not isinstance(values, jax.core.Tracer) and not _valid(np.asarray(values)):
-        raise ValueError("`values` must be finite and not negative to be singular values.")
+        raise ValueError("`values` must be finite and not negative, as singular values are.")
     largest, least = jnp.max(values, axis=-1), jnp.min(values, axis=-1)
     return Summary(
         mean=jnp.mean(values),
@@ -263,10 +263,10 @@ def _default_block(
     passes: int,
     entries: int,
 ) -> int:
-    """Examples within `BLOCK_BYTES`, from the activations of one example.
+    """The number of examples that fit in `BLOCK_BYTES`, from the activations of one example.
 
-    All of them are held once for the way back, and about three of the largest at a time are
-    held once per tangent or cotangent; the Jacobian itself is held with its decomposition.
+    All activations are held once for the backward pass, and about three of the largest at a time
+    once per tangent or cotangent; the Jacobian is held together with its decomposition.
     """
     stacked = jax.ShapeDtypeStruct((_MARK, *example.shape), example.dtype)
     program, _ = jaxprs.trace(jax.vmap(one), stacked)

@@ -1,10 +1,9 @@
 """Which kept weights matter, and the removal of units that do not.
 
 A kept weight is *live* if it lies on a path of kept weights from an input to an output. The others
-count towards the density but not towards what the network computes; the effective density leaves
-them out. Everything here takes the kernels as explicit ordered paths: the leaves of a dict sort
-Dense_10 before Dense_2. Concrete masks that leave no path at all are warned of; for traced ones
-there is `connected`.
+count towards the density but do not affect the outputs; the effective density leaves them out. The
+functions take an explicit, ordered list of kernel paths, since the leaves of a dict sort Dense_10
+before Dense_2. They warn of concrete masks that leave no path; for traced masks, use `connected`.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ def live(masks: Masks, layers: Sequence[str]) -> Masks:
     """Masks of the kept weights that lie on a path from an input to an output.
 
     A path goes through dense kernels by units, through convolutions by channels, and from a
-    convolution to a dense kernel by a channels-last flatten. Biases make no path: a unit that is
-    reached by its bias alone is a constant. Works under jit and vmap.
+    convolution to a dense kernel by a channels-last flatten. Biases make no path: a unit that only
+    its bias reaches is a constant. Works under jit and vmap.
 
     Args:
       masks: Masks of a sequential network; each kernel is [in, out] or [height, width, in, out].
@@ -48,9 +47,9 @@ def live(masks: Masks, layers: Sequence[str]) -> Masks:
 
 
 def connected(masks: Masks, layers: Sequence[str]) -> Bool[Array, ""]:
-    """Whether some path of kept weights leads from an input to an output.
+    """Whether a path of kept weights leads from an input to an output.
 
-    Without one the outputs are constants. Works under jit and vmap.
+    Without a path, the outputs are constants. Works under jit and vmap.
 
     Args:
       masks: Masks of a sequential network, as in `live`.
@@ -63,12 +62,12 @@ def connected(masks: Masks, layers: Sequence[str]) -> Bool[Array, ""]:
 
 
 def effective_count(masks: Masks, layers: Sequence[str]) -> Int[Array, ""]:
-    """The number of live weights; it warns as `live` does."""
+    """The number of live weights; warns as `live` does."""
     return _count(_live(masks, layers))
 
 
 def effective_density(masks: Masks, layers: Sequence[str]) -> Float[Array, ""]:
-    """Live over prunable weights, in [0, 1]; at most the density. It warns as `live` does.
+    """Live over prunable weights, in [0, 1]; at most the density. Warns as `live` does.
 
     Source: Vysogorets & Kempe 2023, arXiv:2107.02306.
     """
@@ -84,19 +83,19 @@ def remove(
 ) -> tuple[Params, Masks]:
     """Removes the units that cannot matter from a sequential dense network.
 
-    The masks are applied. A hidden unit is removed if nothing leads from it to an output, or if
-    its own value is always 0: no kept weight from a unit that is not itself 0, and a bias that is
+    The masks are applied. A hidden unit is removed if no path leads from it to an output, or if
+    its value is always 0: it has no kept weight from a unit that is not itself 0, and its bias is
     absent or 0. A unit that is constant but not 0 stays. The inputs and outputs of the network
-    stay; a layer that would lose every unit keeps its first one. With the same `apply`, if that
-    takes any widths, the outputs are those of the masked network to rounding.
+    stay, and a layer that would lose every unit keeps its first one. If `apply` works with any
+    widths, the outputs are those of the masked network to rounding.
 
     Args:
-      params: A kernel [in, out] at each of `layers`, beside it optionally a bias [out] whose path
-        has "bias" where the kernel's has "kernel", and no other leaf.
-      masks: Masks of `params`; concrete, since they decide the shapes.
+      params: A kernel [in, out] at each of `layers`, each with an optional bias [out] at the path
+        that has "bias" in place of "kernel", and no other leaf.
+      masks: Masks of `params`; concrete, since they determine the shapes.
       layers: The path of every kernel, from the input to the output.
-      keep_constant: Whether units whose input is always 0 stay too, as is needed for activations
-        that are not 0 at 0 (sigmoid, softplus) but not for linear, ReLU, tanh or GELU.
+      keep_constant: Whether to keep units whose input is always 0. This is needed for activations
+        that are not 0 at 0 (sigmoid, softplus), but not for linear, ReLU, tanh or GELU.
 
     Returns:
       The smaller params, masks applied, and the smaller masks.
@@ -154,9 +153,9 @@ def _warn_if_broken(kernels: Sequence[Any], layers: Sequence[str], *, stacklevel
         reached = [bool(flag) for flag in _reached(kernels)]
     if not all(reached):
         warnings.warn(
-            f"The masks leave no path from the inputs to the outputs: it breaks at "
-            f"{layers[reached.index(False)]!r}, and the outputs are constants. Keep more weights, "
-            'or choose them by layer (`scope="layer"`).',
+            "The masks leave no path from the inputs to the outputs, which are constants; it "
+            f"breaks at {layers[reached.index(False)]!r}. Keep more weights, or choose them by "
+            'layer (`scope="layer"`).',
             UserWarning,
             stacklevel=stacklevel,
         )
@@ -209,7 +208,7 @@ def _checked(masks: Masks, layers: Sequence[str]) -> list[tuple[str, Any]]:
         if kernel.ndim != 2:
             raise ValueError(
                 f"`remove` takes dense kernels [in, out] only, got shape {kernel.shape} at "
-                f"{path!r}. Masks of convolutions can be measured by `live`."
+                f"{path!r}. For masks of convolutions, use `live`."
             )
     return list(zip(layers, kernels, strict=True))
 
@@ -217,14 +216,14 @@ def _checked(masks: Masks, layers: Sequence[str]) -> list[tuple[str, Any]]:
 def _concrete(leaf: Any, path: str) -> Any:
     if isinstance(leaf, jax.core.Tracer):
         raise ValueError(
-            f"`remove` cannot be traced, since the masks decide the shapes; the leaf at {path!r} "
-            "is a tracer. Call it outside jit and vmap."
+            f"`remove` cannot be traced, since the masks determine the shapes, but the leaf at "
+            f"{path!r} is a tracer. Call it outside jit and vmap."
         )
     return leaf
 
 
 def _bias_path(path: str) -> str | None:
-    """Where the bias beside a kernel would be; None for a kernel of another name."""
+    """The path of the bias of a kernel; None for a kernel of another name."""
     parts = path.split("/")
     if "kernel" not in parts:
         return None
@@ -233,7 +232,7 @@ def _bias_path(path: str) -> str | None:
 
 
 def _bias(found: dict[str, Any], path: str, kernel: np.ndarray) -> np.ndarray:
-    """The bias beside a kernel, zeros where there is none."""
+    """The bias of a kernel; zeros if it has none."""
     beside = _bias_path(path)
     if beside is None or beside not in found:
         return np.zeros(kernel.shape[1])
@@ -249,5 +248,5 @@ def _check_only(found: dict[str, Any], layers: Sequence[str]) -> None:
         if path not in known:
             raise ValueError(
                 f"`params` has a leaf at {path!r} that is neither a kernel of `layers` nor the "
-                "bias beside one, and `remove` would leave its shape as it is."
+                "bias of one, so `remove` cannot give it a fitting shape. Name every kernel."
             )

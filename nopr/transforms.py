@@ -16,7 +16,7 @@ from nopr import trees
 from nopr.typing import Masks, Params
 
 Transformation: TypeAlias = optax.GradientTransformation | optax.MultiSteps
-"""Whatever optax trains with."""
+"""An optax transformation."""
 
 
 def keep(tx: Transformation, masks: Masks | None) -> optax.GradientTransformationExtraArgs:
@@ -25,25 +25,24 @@ def keep(tx: Transformation, masks: Masks | None) -> optax.GradientTransformatio
     With mask :math:`m`, gradient :math:`g`, weight :math:`w` and :math:`u` the update of `tx` for
     the gradient :math:`m \odot g`, the update is :math:`u` where :math:`m` is true and :math:`-w`
     elsewhere. The state is that of `tx`. It fits any optimizer loop: params, gradients and masks
-    are matched by their paths, so masks of an `nnx.state` serve the pure trees of an
-    `nnx.Optimizer`.
+    are matched by their paths, so masks of an `nnx.state` fit the pure trees of an `nnx.Optimizer`.
 
-    To `tx` a pruned weight is a weight of 0 with a gradient of 0. That is as if it had been taken
-    out of the network wherever zeros change nothing: transformations of each weight by itself (SGD,
-    momentum, weight decay, Adam, Lion, RMSProp) and norms (clipping by global norm, LAMB). It is
-    not where `tx` takes means over a leaf or works on a whole matrix: in Adafactor's factored
-    moments, clipping by block RMS, centralized gradients or Muon, pruned weights count as zeros,
-    and noise that is added to gradients counts in a norm taken later. Equality holds from the first
-    step for params that are 0 where pruned and a state made under these masks. If the masks
-    change on the way, make a new state: the old one still has moments of the newly pruned weights.
+    To `tx`, a pruned weight is a weight of 0 with a gradient of 0. Where zeros change nothing,
+    training is that of a network without the pruned weights: transformations of each weight by
+    itself (SGD, momentum, weight decay, Adam, Lion, RMSProp) and norms (clipping by global norm,
+    LAMB). It differs where `tx` takes means over a leaf or works on a whole matrix: in Adafactor's
+    factored moments, clipping by block RMS, centralized gradients or Muon, pruned weights count as
+    zeros, and noise added to gradients counts in a norm taken later. Equality holds from the first
+    step for params that are 0 where pruned and a state made under these masks. If the masks change
+    during training, make a new state: the old one has moments of the newly pruned weights.
 
     The masks are data: build the transformation inside the jitted function, and one compilation
-    serves all masks. In an `optax.chain`, `keep` belongs around the whole chain or around its last
-    link; a clip that comes before it sees the pruned gradients too.
+    serves all masks. In an `optax.chain`, wrap the whole chain or its last link in `keep`; clipping
+    that comes before it sees the gradients of pruned weights too.
 
     Args:
       tx: Any optax transformation.
-      masks: Masks of the params, None on what is not prunable; None for a dense network.
+      masks: Masks of the params, None on leaves that are not prunable; None for a dense network.
 
     Returns:
       A transformation whose `update` needs the params; extra arguments go to `tx`.
@@ -51,7 +50,7 @@ def keep(tx: Transformation, masks: Masks | None) -> optax.GradientTransformatio
     Raises:
       ValueError: From `update`, if the params are missing, or the gradients or the params do not
         match `masks`; the message names the leaf. From `init`, if `tx` contains `optax.lookahead`,
-        whose params are pairs; put `keep` inside it.
+        whose params are pairs and which belongs around `keep`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -74,7 +73,7 @@ def keep(tx: Transformation, masks: Masks | None) -> optax.GradientTransformatio
         if any(map(_is_lookahead, jax.tree.leaves(state, is_leaf=_is_lookahead))):
             raise ValueError(
                 "`tx` must not contain `optax.lookahead`, whose params are pairs. Put `keep` "
-                "inside: `optax.lookahead(transforms.keep(tx, masks), ...)`."
+                "inside it: `optax.lookahead(transforms.keep(tx, masks), ...)`."
             )
         return state
 
@@ -93,7 +92,7 @@ def keep(tx: Transformation, masks: Masks | None) -> optax.GradientTransformatio
 
 
 def _with_extra_arguments(tx: Transformation) -> optax.GradientTransformationExtraArgs:
-    if isinstance(tx, optax.MultiSteps):  # optax's own conversion drops the extra arguments
+    if isinstance(tx, optax.MultiSteps):  # optax's conversion drops the extra arguments
         return optax.GradientTransformationExtraArgs(tx.init, cast(Any, tx.update))
     return optax.with_extra_args_support(tx)
 

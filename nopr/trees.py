@@ -1,9 +1,9 @@
 """Leaf paths, prunable selection, structure checks, and raveling over prunable leaves.
 
-`None` stands on every leaf that is not prunable, so `jax.tree.leaves(masks)` is exactly the
-prunable set under jit, vmap, scan and `nnx.State` alike. Two maps are all that is needed:
-`map_prunable`, masks first, for trees that already have the `None`s; and `overlay`, params first,
-for laying such a tree over one that does not.
+Leaves that are not prunable are `None`, so `jax.tree.leaves(masks)` is exactly the prunable set,
+also under jit, vmap and scan and in an `nnx.State`. There are two maps: `map_prunable`, masks
+first, for trees that have the `None`s; and `overlay`, params first, which lays a tree with `None`s
+over one without.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from nopr.typing import Counts, Masks, Params, Shapes, Where
 def path_string(path: Sequence[Any]) -> str:
     """The key path of a leaf as text, such as `"params/Dense_0/kernel"`.
 
-    A last attribute `value` is left out: it is how `nnx.Variable` and `nn.Partitioned` box an
-    array, and the same leaf has one path in `nnx.state`, its pure form and `nnx.to_pure_dict`.
+    A final attribute `value`, in which `nnx.Variable` and `nn.Partitioned` box an array, is left
+    out, so that a leaf has the same path in `nnx.state`, its pure form and `nnx.to_pure_dict`.
     """
     path = tuple(path)
     boxed = len(path) > 1 and path[-1] == GetAttrKey("value")
@@ -49,11 +49,11 @@ def by_path(tree: PyTree, name: str) -> dict[str, Any]:
 
     Args:
       tree: Any pytree.
-      name: What errors call it.
+      name: The name of the tree in errors.
 
     Raises:
-      ValueError: If two leaves have one path, as in `{"a/b": x, "a": {"b": y}}`, or a leaf is a
-        NumPy masked array, whose mask JAX would drop; the message names it.
+      ValueError: If two leaves have the same path, as in `{"a/b": x, "a": {"b": y}}`, or a leaf is
+        a NumPy masked array, whose mask JAX would drop; the message names the leaf.
     """
     found = {}
     for path, leaf in tree_flatten_with_path(tree)[0]:
@@ -62,8 +62,8 @@ def by_path(tree: PyTree, name: str) -> dict[str, Any]:
             raise ValueError(f"`{name}` has two leaves at {where!r}. Rename one of them.")
         if np.ma.isMaskedArray(leaf):
             raise ValueError(
-                f"`{name}` has a masked array at {where!r}, whose mask would be lost. Fill it with "
-                "`.filled(...)`."
+                f"`{name}` has a masked array at {where!r}, whose mask would be lost. Fill it in "
+                "with `.filled(...)`."
             )
         found[where] = leaf
     return found
@@ -72,14 +72,14 @@ def by_path(tree: PyTree, name: str) -> dict[str, Any]:
 def is_prunable(path: str, leaf: Any) -> bool:
     """The default `where`: floating leaves of two or more dimensions that are named like weights.
 
-    Excluded by name, whatever their shape, are biases, scales and offsets, the parameters of
-    normalization layers, position embeddings, learned tokens and running statistics, as Linen, NNX,
-    Haiku, Equinox and plain dicts call them. Only whole components of the path count: first its
-    last, then the one that holds it, indices and a trailing `/value` aside. So `multiscale/kernel`
-    and `offset_net/w` are prunable, while `qkv_b` and `norm1/weight` are not.
+    Biases, scales and offsets, the parameters of normalization layers, position embeddings, learned
+    tokens and running statistics are excluded by their names in Linen, NNX, Haiku, Equinox and
+    plain dicts, at any shape. Only whole words count, in the last component of the path and then in
+    the one before it; indices and a trailing `/value` are ignored. So `multiscale/kernel` and
+    `offset_net/w` are prunable, while `qkv_b` and `norm1/weight` are not.
 
-    No path can tell that `self.a = LayerNorm((8, 8))` is a norm, or that `layer/b` is a matrix and
-    no bias: look at `describe`, and pass a `where` of your own where this one is wrong.
+    A path does not show that `self.a = LayerNorm((8, 8))` is a norm, or that `layer/b` is a matrix
+    and not a bias. Check with `describe`, and pass your own `where` if this one is wrong.
     """
     return not _why_not(path, leaf)
 
@@ -92,15 +92,15 @@ def everything(path: str, leaf: Any) -> bool:
 
 
 def describe(params: Params, where: Where = is_prunable) -> str:
-    """A table of what will be pruned and what will not.
+    """A table of the leaves that will be pruned and those that will not.
 
     Args:
       params: The parameters.
       where: `where(path, leaf)`, true for a prunable leaf.
 
     Returns:
-      One line a leaf, in leaf order, with its path, shape and size, and the reason where the
-      default `where` excludes it; at the end the totals.
+      One line per leaf, in leaf order, with its path, shape and size, and the reason if the default
+      `where` excludes it; then the totals.
 
     Example:
       >>> import numpy as np
@@ -133,7 +133,7 @@ def describe(params: Params, where: Where = is_prunable) -> str:
 def select(params: Params, where: Where = is_prunable) -> Params:
     """Keeps the prunable leaves of `params` and puts None on all others.
 
-    Choose before anything is stacked over seeds: a stacked bias has two dimensions.
+    Select before stacking params over seeds: a stacked bias has two dimensions.
 
     Args:
       params: The parameters.
@@ -143,7 +143,7 @@ def select(params: Params, where: Where = is_prunable) -> Params:
       A tree like `params`, None on each leaf that is not prunable.
 
     Raises:
-      ValueError: If nothing is prunable, or two leaves have one path.
+      ValueError: If nothing is prunable, or two leaves have the same path.
     """
     there = by_path(params, "params")
     chosen = tree_map_with_path(
@@ -166,8 +166,8 @@ def map_prunable(f: Callable[..., Any], masks: PyTree, *rest: PyTree) -> PyTree:
     """Maps `f` over the prunable leaves: those on which `masks` is not None.
 
     Args:
-      f: Called with a leaf of `masks` and the leaves of `rest` at the same path.
-      masks: Masks or scores; the result has its structure.
+      f: A function of a leaf of `masks` and the leaves of `rest` at the same path.
+      masks: Masks or scores, which give the result its structure.
       rest: Trees like `masks`, or like the params.
 
     Returns:
@@ -175,7 +175,7 @@ def map_prunable(f: Callable[..., Any], masks: PyTree, *rest: PyTree) -> PyTree:
 
     Raises:
       ValueError: If a tree of `rest` lacks a prunable leaf, or has one of another shape; the
-        message names it. Scalars go with every shape.
+        message names it. Scalars fit every shape.
     """
     leaves, treedef = tree_flatten_with_path(masks)
     columns = [_prunable_leaves(masks, tree) for tree in rest]
@@ -188,7 +188,7 @@ def overlay(f: Callable[[Any, Any], Any], params: Params, masks: PyTree) -> Para
     """Maps `f(param, mask)` over the prunable leaves and keeps every other leaf of `params`.
 
     Raises:
-      ValueError: If the trees do not match, or two leaves have one path; the message names the
+      ValueError: If the trees do not match, or two leaves have the same path; the message names the
         leaf.
     """
     check_matches(masks, params)
@@ -204,11 +204,11 @@ def overlay(f: Callable[[Any, Any], Any], params: Params, masks: PyTree) -> Para
 def check_matches(
     masks: PyTree, params: PyTree, *, name: str = "masks", other: str = "params"
 ) -> None:
-    """Checks that every leaf of `masks` is one of `params`, of the same shape.
+    """Checks that `params` has every leaf of `masks`, with the same shape.
 
     Raises:
-      ValueError: Naming the first leaf that is missing or of another shape, or the path that two
-        leaves of one tree have.
+      ValueError: If a leaf is missing or has another shape, or two leaves of a tree have the same
+        path; the message names the first of them.
     """
     there = by_path(params, other)
     for where, leaf in by_path(masks, name).items():
@@ -228,17 +228,18 @@ def check_same(tree: PyTree, like: PyTree, *, name: str, other: str) -> None:
     """Checks that two trees have exactly the same leaves, paths and shapes.
 
     Raises:
-      ValueError: Naming the first leaf that is missing on either side or of another shape.
+      ValueError: If a leaf is missing from either tree or has another shape; the message names the
+        first of them.
     """
     check_matches(tree, like, name=name, other=other)
     check_matches(like, tree, name=other, other=name)
 
 
 def ravel(tree: PyTree) -> tuple[Array, Callable[[Any], PyTree]]:
-    """Joins the leaves of `tree` into one vector, in leaf order, and returns the way back.
+    """Joins the leaves of `tree` into one vector, in leaf order; also returns the inverse function.
 
-    Unlike `jax.flatten_util.ravel_pytree` it works on bool leaves with None between, and the way
-    back keeps whatever dtype the vector has.
+    Unlike `jax.flatten_util.ravel_pytree`, it works on bool leaves with None between them, and the
+    inverse keeps the dtype of the vector.
     """
     leaves, treedef = jax.tree.flatten(tree)
     shapes = [leaf.shape for leaf in leaves]
@@ -256,12 +257,12 @@ def ravel(tree: PyTree) -> tuple[Array, Callable[[Any], PyTree]]:
 def largest_remainder(quotas: Sequence[Fraction | int], total: int) -> Counts:
     """Rounds `quotas` to whole numbers that sum to `total`, by largest remainder.
 
-    The floors are taken first; what is left goes to the largest fractional parts, the earlier
-    first among equals.
+    Each quota is rounded down; the rest goes to the largest fractional parts, the earlier first
+    among equals.
 
     Args:
       quotas: Exact numbers from 0 up. Floats would break ties by their rounding.
-      total: What the quotas sum to.
+      total: The sum of the quotas.
 
     Raises:
       ValueError: If the quotas do not sum to `total`.
@@ -303,7 +304,7 @@ def _why_not(path: str, leaf: Any) -> str:
 
 
 def _by_name(words: Sequence[str]) -> str:
-    """The reason in the last component, if there is one."""
+    """The reason given by the last component, if any."""
     if not words:
         return ""
     if _is_norm(words):
@@ -320,7 +321,7 @@ def _by_name(words: Sequence[str]) -> str:
 
 
 def _by_owner(words: Sequence[str]) -> str:
-    """The reason in the component that holds the last one, if there is one."""
+    """The reason given by the last component but one, if any."""
     if _is_norm(words):
         return "norm"
     positions = _POSITIONS.intersection(words) and _EMBEDDINGS.intersection(words)
@@ -360,7 +361,7 @@ def _prunable_leaves(masks: PyTree, tree: PyTree) -> list[Any]:
 
 def _check_shapes(path: str, leaf: Any, other: Any) -> None:
     one, two = (getattr(value, "shape", None) for value in (leaf, other))
-    if one and two and one != two:  # neither is a scalar, nor something without a shape
+    if one and two and one != two:  # both have a shape, and neither is a scalar
         raise ValueError(
             f"The trees do not match: shape {tuple(two)} at {path!r}, where the first tree has "
             f"{tuple(one)}."

@@ -1,4 +1,4 @@
-"""The nouns of the library: what flows between its functions. Imports nothing from nopr."""
+"""The types that flow between the functions of the library. Imports nothing from nopr."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Scope: TypeAlias = Literal["global", "layer"]
 """Where scores compete: `"global"`, over the whole network, or `"layer"`, within each layer."""
 
 Where: TypeAlias = Callable[[str, Any], bool]
-"""`where(path, leaf)`: is this leaf prunable? Paths read like `"params/Dense_0/kernel"`."""
+"""`where(path, leaf)`, true for a prunable leaf. A path looks like `"params/Dense_0/kernel"`."""
 
 Apply: TypeAlias = Callable[..., Array]
 """`apply(params, inputs) -> outputs`, both with a leading example axis."""
@@ -38,17 +38,17 @@ Loss: TypeAlias = Callable[..., Array]
 """`loss(params, batch) -> scalar`, a mean over the batch."""
 
 StepLoss: TypeAlias = Callable[..., tuple[Array, Any]]
-"""`step_loss(params, state, batch, key) -> (loss, state)`: training with statistics or noise."""
+"""`step_loss(params, state, batch, key) -> (loss, state)`, for training with state or noise."""
 
 
 @runtime_checkable
 class Criterion(Protocol):
-    """Scores weights. Given the original params, it applies `masks` itself."""
+    """Scores weights. It takes the unmasked params and applies `masks` itself."""
 
     def __call__(
         self, params: Params, batch: Batch, *, masks: Masks | None = None, key: Key[Array, ""]
     ) -> Scores:
-        """Returns the scores of `params` on `batch`, those outside `masks` being of no meaning."""
+        """Returns the scores of `params` on `batch`; those outside `masks` have no meaning."""
         ...
 
 
@@ -65,13 +65,13 @@ class Pruner(Protocol):
         count: Any = None,
         key: Key[Array, ""],
     ) -> Masks:
-        """Returns the masks; `count` replaces what the pruner itself would keep (may be traced)."""
+        """Returns the masks; `count`, which may be traced, replaces the pruner's own counts."""
         ...
 
 
 @runtime_checkable
 class Trained(Protocol):
-    """What training returns; `finetune.Fitted` is one."""
+    """The record that training returns, such as `finetune.Fitted`."""
 
     @property
     def params(self) -> Params:
@@ -80,7 +80,7 @@ class Trained(Protocol):
 
     @property
     def masks(self) -> Masks | None:
-        """Their masks: those given, or the ones that training changed them to."""
+        """Their masks: those given, or those that training changed them to."""
         ...
 
     @property
@@ -91,12 +91,12 @@ class Trained(Protocol):
 
 @runtime_checkable
 class Train(Protocol):
-    """A training procedure, from params and masks to a record of both."""
+    """A training procedure: from params and masks to a record of both."""
 
     def __call__(
         self, params: Params, masks: Masks | None, data: Batch, *, key: Key[Array, ""]
     ) -> Trained | Params:
-        """Returns the record; a loop of your own may return the trained params alone."""
+        """Returns the record, or the trained params alone."""
         ...
 
 
@@ -110,33 +110,33 @@ class Algorithm(Protocol):
 
 
 class Status(NamedTuple):
-    """How far a long computation is, in its own units: cases of a sweep, epochs of a run."""
+    """The progress of a long computation, in its own units: cases of a sweep, epochs of a run."""
 
     done: int
-    """What is finished, with what was stored before."""
+    """Number finished, including those stored before."""
     total: int
-    """What there is to do."""
+    """Number in all."""
     failures: int = 0
-    """How many of the finished were not finite."""
+    """Number finished with results that are not finite."""
     loaded: int = 0
-    """How many of the finished were stored before."""
+    """Number finished that were stored before."""
     seconds: float = 0.0
-    """Time since the first of the rest was begun; compiling does not count in a sweep."""
+    """Time since the first unit that was not stored began; in a sweep, without compiling."""
 
     @property
     def per_second(self) -> float:
-        """The rate of what was computed here; 0 before the first."""
+        """The rate of this computation, without what was stored before; 0 at first."""
         return (self.done - self.loaded) / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def seconds_left(self) -> float:
-        """The rest at this rate; infinite before the first."""
+        """The time for the rest at this rate; infinite at first."""
         rate = self.per_second
         return (self.total - self.done) / rate if rate > 0 else float("inf")
 
 
 Progress: TypeAlias = Callable[[Status], Any]
-"""What long computations call as they proceed."""
+"""The callback of a long computation."""
 
 
 class LayerCount(NamedTuple):

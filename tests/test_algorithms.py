@@ -137,7 +137,11 @@ def test_masks_found_by_training_depend_on_the_data_and_those_at_random_do_not(d
 
 @pytest.mark.parametrize(
     ("counts", "match"),
-    [((6, 12), "must fall from level to level"), ((), "one number a level"), (6, "one number a")],
+    [
+        ((6, 12), "must fall from level to level"),
+        ((), "one number per level"),
+        (6, "one number per"),
+    ],
 )
 def test_levels_that_make_no_sense_are_refused(counts, match):
     with pytest.raises(ValueError, match=match):

@@ -195,10 +195,10 @@ def test_a_breakdown_names_level_and_epoch(fixed):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rewind_epoch": EPOCHS}, r"`rewind_epoch` must be below the 6 epochs, got 6"),
+        ({"rewind_epoch": EPOCHS}, r"`rewind_epoch` must be less than the 6 epochs, got 6"),
         ({"rewind_epoch": -1}, r"`rewind_epoch` must be a whole number of at least 0, got -1"),
         ({"counts": (6, 12)}, r"`counts` must fall from level to level, got \[6, 12\]"),
-        ({"counts": ()}, r"`counts` must be a list of one number a level"),
+        ({"counts": ()}, r"`counts` must be a list with one number per level"),
     ],
 )
 def test_what_cannot_be_run_is_refused(options, message, fixed):

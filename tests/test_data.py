@@ -193,5 +193,5 @@ def test_the_folder_of_originals_may_come_from_the_environment(tmp_path, monkeyp
 
 
 def test_a_name_in_the_wrong_case_is_told_the_right_one():
-    with pytest.raises(ValueError, match="Unknown data set 'MNIST'; did you mean 'mnist'"):
+    with pytest.raises(ValueError, match="Unknown dataset 'MNIST'; did you mean 'mnist'"):
         data.load("MNIST")

@@ -127,7 +127,7 @@ def test_a_download_that_is_not_as_published_is_refused(tiny, tmp_path, server, 
     archive = catalogue.ARCHIVES["tiny"]._replace(url=server)
     monkeypatch.setitem(catalogue.ARCHIVES, "tiny", archive)
     flip_a_bit(tmp_path / "tiny" / "t10k-labels-idx1-ubyte.gz")
-    with pytest.raises(ValueError, match=r"'tiny' did not arrive as published\..*t10k-labels"):
+    with pytest.raises(ValueError, match=r"download of 'tiny' is damaged\..*t10k-labels"):
         load_raw()
     assert not any((tmp_path / "prepared" / "nopr_tiny").iterdir())
 

@@ -157,7 +157,7 @@ def test_bad_options_are_refused_when_the_pruner_is_made(options, match, uncheck
 def test_a_pruner_without_density_needs_counts_one_a_round(rng, getkey):
     with pytest.raises(ValueError, match="has no `density`"):
         pruning.pruner(criteria.magnitude())(net(rng), None, key=getkey())
-    with pytest.raises(ValueError, match="one entry a round, 3, got 1"):
+    with pytest.raises(ValueError, match="one entry per round, 3, got 1"):
         pruning.pruner(criteria.magnitude(), rounds=3)(net(rng), None, count=5, key=getkey())
 
 

@@ -376,18 +376,18 @@ def test_a_chunk_of_another_block_function_or_shared_is_said_and_computed_again(
     assert said == []
     np.testing.assert_array_equal(run(block=4), 6 * CASES["x"])
     assert said.pop(0) == (
-        "The stored chunks are of blocks of 2 in chunks of 4, not of 4 in 4; "
-        "computing again what is not there."
+        "The stored chunks have blocks of 2 in chunks of 4, not of 4 in 4; "
+        "computing the missing ones."
     )
     assert said.pop() == (
-        "The stored chunk-00000000-00000004 and 1 more are of another block (2 there, 4 here); "
+        "The stored chunk-00000000-00000004 and 1 more are for another block (2 stored, 4 here); "
         "computing again."
     )
     np.testing.assert_array_equal(run(block=4, table=table + 1), 10 * CASES["x"])
-    assert "of another `shared`" in said.pop()
+    assert "for another `shared`" in said.pop()
     other = run(lambda case, table: case["x"] + table.sum(), block=4, table=table + 1)
     np.testing.assert_array_equal(other, CASES["x"] + 10)
-    assert "of another `function`" in said.pop()
+    assert "for another `function`" in said.pop()
     assert said == []
 
 
@@ -396,7 +396,7 @@ def test_batching_is_in_the_seal():
     for batching in ("vmap", "lanes"):
         sweeps.run(square, CASES, batching=batching, store=shelf, say=said.append)
     (line,) = said
-    assert "of another batching (vmap there, lanes-" in line
+    assert "for another batching (vmap stored, lanes-" in line
 
 
 def test_python_code_that_a_function_calls_is_never_answered_from_a_store():
@@ -474,8 +474,8 @@ def test_another_block_than_what_is_stored_is_said():
     sweeps.run(square, CASES, block=3, store=shelf, say=said.append)
     sweeps.run(square, CASES, store=shelf, say=said.append)
     assert said[0] == (
-        "The stored chunks are of blocks of 2 in chunks of 2, not of 3 in 3; "
-        "computing again what is not there."
+        "The stored chunks have blocks of 2 in chunks of 2, not of 3 in 3; "
+        "computing the missing ones."
     )
     assert len(said) == 2  # and the last chunk, whose name is the same, is of another block
     assert int(shelf["plan"]["block"]) == 3

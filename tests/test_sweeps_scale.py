@@ -100,7 +100,7 @@ def test_failures_of_all_processes_are_told_to_all(two):
 
 def test_processes_with_other_cases_are_refused_by_all(two):
     for found in two[0]:
-        assert "those of process 1 are not those of process 0" in found["differs"]
+        assert "those of process 1 differ from those of process 0" in found["differs"]
 
 
 def test_what_process_0_shares_reaches_all_and_gathering_keeps_the_order(two):

@@ -1,8 +1,8 @@
-"""Whole pruning procedures, from a Pruner and a way to train.
+"""Whole pruning procedures, built from a Pruner and a training function.
 
-Those of `pure` are Algorithms, `(data, *, key) -> masks`: pure functions that jit, and vmap over
-datasets and keys. `resume_imp` is the same iterative pruning of one network that is too large for
-that: a loop on the host that keeps its state and resumes where it was cut off.
+Those in `pure` are Algorithms, `(data, *, key) -> masks`: pure functions that work under jit, and
+under vmap over datasets and keys. `resume_imp` is iterative pruning for one network that is too
+large for that: a loop on the host that saves its state and resumes after an interruption.
 """
 
 from nopr.algorithms.pure import (

@@ -1,9 +1,9 @@
 """From a Pruner and a training function to a pure Algorithm, `(data, *, key) -> masks`.
 
 Every algorithm begins with `init_key, run_key = jax.random.split(key)`, draws its params with the
-first, and is then a function of the data and the key alone: it jits, and vmaps over datasets and
-over keys. One `train(params, masks, data, *, key)`, its masks traced, serves them all; those of
-`finetune` are taken as they are.
+first, and is a function of the data and the key alone: it works under jit, and under vmap over
+datasets and keys. All take the same `train(params, masks, data, *, key)`, whose masks may be
+traced; a `finetune.trainer` is one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ScoringBatch = Callable[[Batch], Batch]
 
 
 def whole(data: Batch) -> Batch:
-    """All of the data, to score on."""
+    """Takes all of the data to score on."""
     return data
 
 
@@ -37,7 +37,7 @@ def at_init(pruner: Pruner, *, init: Init, batch: ScoringBatch = whole) -> Algor
     Args:
       pruner: Chooses the masks from the initial params.
       init: `init(key) -> params`.
-      batch: Takes from the data what the pruner scores on; all of it by default.
+      batch: `batch(data)`, the data that the pruner scores on; all of it by default.
     """
 
     def algorithm(data: Batch, *, key: Key[Array, ""]) -> Masks:
@@ -48,7 +48,7 @@ def at_init(pruner: Pruner, *, init: Init, batch: ScoringBatch = whole) -> Algor
 
 
 def during_training(*, init: Init, train: Train) -> Algorithm:
-    """Trains with a procedure that changes its masks, and returns those it ends with.
+    """Trains with a procedure that changes its masks, and returns the final masks.
 
     Args:
       init: `init(key) -> params`.
@@ -84,7 +84,7 @@ def after_training(
       init: `init(key) -> params`.
       train: `train(params, masks, data, *, key)`, called with `masks=None`; returns a record such
         as `finetune.Fitted`, or the trained params alone.
-      batch: Takes from the data what the pruner scores on; all of it by default.
+      batch: `batch(data)`, the data that the pruner scores on; all of it by default.
 
     Raises:
       FloatingPointError: From the algorithm outside a trace, if training gave NaN or infinity.
@@ -110,11 +110,11 @@ def imp(
     batch: ScoringBatch = whole,
     levels: bool = False,
 ) -> Algorithm:
-    """Iterative pruning with rewinding: train, prune, go back, repeat.
+    """Iterative pruning with rewinding: train, prune, rewind, repeat.
 
-    Level 0 trains the dense network; `counts[0]` of its weights are kept. Every later level trains
-    what is left from the rewound params, and `counts[level]` of it are kept. Optimizer, schedule
-    and data order restart with each level: `train` gets the same key.
+    Level 0 trains the dense network, of which `counts[0]` weights are kept. Every later level
+    trains the remaining weights from the rewound params, and `counts[level]` of them are kept.
+    Optimizer, schedule and data order restart with each level: `train` gets the same key.
 
     Args:
       pruner: A pruner of one round, such as `pruning.pruner(criteria.magnitude())`.
@@ -124,14 +124,14 @@ def imp(
       counts: Kept weights after each level, falling; see `pruning.level_counts`.
       rewind: Trains the dense network from its initialization to the rewind step. None rewinds
         to step 0.
-      batch: Takes from the data what the pruner scores on; all of it by default.
-      levels: Whether to return the masks of every level, with a leading level axis, and not those
-        of the last alone.
+      batch: `batch(data)`, the data that the pruner scores on; all of it by default.
+      levels: Whether to return the masks of every level, with a leading level axis, instead of
+        those of the last.
 
     Raises:
-      ValueError: If `counts` do not fall, or are no whole numbers.
-      FloatingPointError: From the algorithm outside a trace, if training gave NaN or infinity;
-        lists the levels.
+      ValueError: If `counts` rise or are not whole numbers.
+      FloatingPointError: From the algorithm outside a trace, if training gave NaN or infinity; the
+        message lists the levels.
 
     Source: Frankle & Carbin 2019, arXiv:1803.03635; rewinding: arXiv:1903.01611.
     """
@@ -139,7 +139,7 @@ def imp(
 
     def algorithm(data: Batch, *, key: Key[Array, ""]) -> Masks:
         init_key, run_key = jax.random.split(key)
-        # The first key trains, as in `after_training`: level 0 is the same dense network.
+        # As in `after_training`, the first key trains, so that level 0 is the same dense network.
         train_key, prune_key, rewind_key = jax.random.split(run_key, 3)
         start = init(init_key)
         if rewind is not None:
@@ -164,24 +164,24 @@ class Checked(NamedTuple):
     """Masks, and whether they can be trusted."""
 
     masks: Masks
-    """What the algorithm returned."""
+    """The masks of the algorithm."""
 
     finite: Bool[Array, ""]
-    """Whether every score that was ranked was finite; one flag a case under vmap."""
+    """Whether every score that was ranked was finite; one flag per case under vmap."""
 
 
 def checked(algorithm: Algorithm) -> Callable[..., Checked]:
-    """An algorithm that reports of each case whether its scores were finite.
+    """An algorithm that also reports, for each case, whether its scores were finite.
 
-    Under a trace NaN scores cannot raise: they rank highest, and `masks.top` leaves a
-    `checkify.debug_check` behind. This carries its verdict along as data, so that a sweep over
-    thousands of cases keeps the good ones.
+    Under a trace, NaN scores cannot raise: they rank highest, and `masks.top` adds a
+    `checkify.debug_check`. Here the result of that check is returned as data, so that a sweep over
+    thousands of cases can keep the good ones.
 
     Args:
       algorithm: `algorithm(data, *, key) -> masks`.
 
     Returns:
-      `(data, *, key) -> Checked`, which jits and vmaps.
+      `(data, *, key) -> Checked`; it works under jit and vmap.
     """
 
     def run(data: Batch, *, key: Key[Array, ""]) -> Checked:
@@ -195,10 +195,10 @@ def checked(algorithm: Algorithm) -> Callable[..., Checked]:
 
 
 def falling_counts(counts: Any) -> np.ndarray:
-    """Checks the kept weights after each level."""
+    """Checks that the kept counts after each level are whole numbers that do not rise."""
     plan = pruning.whole_counts(counts)
     if plan.ndim != 1 or plan.size == 0:
-        raise ValueError(f"`counts` must be a list of one number a level, got {counts}.")
+        raise ValueError(f"`counts` must be a list with one number per level, got {counts}.")
     if np.any(plan[1:] > plan[:-1]):
         raise ValueError(f"`counts` must fall from level to level, got {plan.tolist()}.")
     return plan
@@ -207,7 +207,7 @@ def falling_counts(counts: Any) -> np.ndarray:
 def keep_all(
     pruner: Pruner, params: Params, batch: Batch, *, count: Any, key: Key[Array, ""]
 ) -> Masks:
-    """The masks of level 0, which keep all that the pruner can prune."""
+    """The masks of level 0, which keep every weight that the pruner can prune."""
     like = jax.eval_shape(lambda: pruner(params, batch, count=count, key=key))
     return jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), like)
 
@@ -221,7 +221,7 @@ class _Trained(NamedTuple):
 def _train(
     train: Train, params: Params, masks: Masks | None, data: Batch, *, key: Key[Array, ""]
 ) -> _Trained:
-    """What is needed of a training, whose procedure returns a record or params alone."""
+    """Trains, and returns the parts needed here of a record or of params alone."""
     found: Any = train(params, masks, data, key=key)
     expected = jax.tree.structure(params)
     if jax.tree.structure(found) == expected:
@@ -229,7 +229,7 @@ def _train(
     if isinstance(found, Trained) and jax.tree.structure(found.params) == expected:
         return _Trained(found.params, found.masks, found.finite)
     raise ValueError(
-        "`train` must return a record such as `finetune.Fitted`, or params like those it is "
+        "`train` must return a record such as `finetune.Fitted`, or params like those it was "
         f"given, got {type(found).__name__}. Return one of the two."
     )
 

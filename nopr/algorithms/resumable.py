@@ -1,4 +1,4 @@
-"""Iterative pruning of one network as a long run: cut off anywhere, it resumes to the same bits."""
+"""Iterative pruning of one network as a long run that resumes to the same bits."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from nopr.typing import Batch, Masks, Params, Progress, Pruner, Status, StepLoss
 
 
 class Iterated(NamedTuple):
-    """What iterative pruning leaves, level by level; level 0 is the dense network.
+    """The result of iterative pruning, level by level; level 0 is the dense network.
 
     Attributes:
       last: The record of the last level.
-      masks: Under which each level was trained, with a leading level axis; level 0 keeps all.
-      history: Of each level from the rewind epoch on, `[levels, epochs]`.
-      before: Of the dense network up to the rewind epoch; None where that is 0.
+      masks: The masks under which each level was trained, with a leading level axis; level 0 keeps
+        all weights.
+      history: The history of each level from the rewind epoch on, `[levels, epochs]`.
+      before: The history of the dense network up to the rewind epoch; None if that is 0.
     """
 
     last: Fitted
@@ -69,43 +70,45 @@ def resume_imp(
     convolutions: Implementation = "auto",
     key: Key[Array, ""],
 ) -> Iterated:
-    """Iterative pruning with rewinding of one network, resuming where it was cut off.
+    """Iterative pruning of one network with rewinding, resumed where it was interrupted.
 
-    Level 0 trains the dense network. Each level after it keeps `counts[level - 1]` of the weights
-    by the trained ones of the level before, goes back to the rewind epoch, and trains what is left.
-    Going back restores all of the training as it was at that epoch: weights, optimizer, schedule
-    and data order, without the pruned weights. After every segment the whole state goes to the
-    keeper: level, masks so far, the carry of the rewind epoch and the one under way, histories.
+    Level 0 trains the dense network. Each later level prunes the network trained at the level
+    before to `counts[level - 1]` weights, rewinds to the rewind epoch, and trains what remains.
+    Rewinding restores the whole training state of that epoch, less the pruned weights: weights,
+    optimizer, schedule and data order. After every segment the whole state goes to the keeper:
+    level, masks so far, the carry of the rewind epoch, the current carry, and histories.
 
     Args:
       pruner: A pruner of one round, such as `pruning.pruner(criteria.magnitude())`.
-      params: The initial params; the same in every call, as all arguments are.
+      params: The initial params; to resume, pass them and all other arguments unchanged.
       data: A pytree whose leaves share a leading example axis, such as `(inputs, labels)`.
       counts: Kept weights after each level, falling; see `pruning.level_counts`.
-      step_loss: As for `finetune.advance`, like every option that is not described here.
-      tx: An optax transformation; it is put under `transforms.keep`.
-      epochs: Of the whole training of a level, those before the rewind epoch included.
+      step_loss: `step_loss(params, state, batch, key) -> (loss, state)`; see `finetune.advance`.
+      tx: An optax transformation, wrapped here in `transforms.keep`.
+      epochs: Epochs in the whole training of a level, including those before the rewind epoch.
       every: Epochs between two saves; see `finetune.resume`.
-      batch_size: Examples a step; None takes all of them in their own order.
-      rewind_epoch: The epoch of the dense network whose weights come back; 0 is initialization.
-      keeper: Keeps and gives back the state, under the number of epochs trained over all levels.
-      progress: Called with a `Status` in the epochs of all levels; its rate is of this level.
-      batch: Takes from the data what the pruner scores on; all of it by default.
-      state: The first state of `step_loss`, if it has one.
-      monitor: `monitor(params) -> {name: scalar}`, or `monitor(params, state)` where `state` is not
+      batch_size: Examples per step; None takes all of them in their own order.
+      rewind_epoch: The epoch of the dense network to which each level rewinds; 0 is
+        initialization.
+      keeper: Saves and restores the state, under the number of epochs trained over all levels.
+      progress: Called with a `Status` that counts the epochs of all levels; its rate is that of
+        the current level.
+      batch: `batch(data)`, the data that the pruner scores on; all of it by default.
+      state: The initial state of `step_loss`, if it has one.
+      monitor: `monitor(params) -> {name: scalar}`, or `monitor(params, state)` if `state` is not
         None; run after every epoch.
-      remainder: Whether the examples left over make one more, smaller step.
-      mesh: Splits every batch over its `batch` axis; None stays on one device.
-      convolutions: How those of `step_loss` are computed; see `convolutions.resolve`.
-      key: Decides the order of the batches, the same in every level, and the pruner's draws. For
-        the `run_key` of `imp` these are the same as there.
+      remainder: Whether leftover examples form one more, smaller step.
+      mesh: The mesh over whose `batch` axis every batch is split; None stays on one device.
+      convolutions: How convolutions of `step_loss` are computed; see `convolutions.resolve`.
+      key: Typed key for the order of the batches, the same in every level, and for the pruner. The
+        `run_key` of `imp` gives the same order and draws as there.
 
     Returns:
-      The record of the last level, with the masks and histories of all.
+      The record of the last level, with the masks and histories of all levels.
 
     Raises:
-      ValueError: If an option is out of range, or what the keeper has is not of this run.
-      FloatingPointError: If training gives NaN or infinity; names level and epoch.
+      ValueError: If an option is out of range, or the keeper's state belongs to another run.
+      FloatingPointError: If training gives NaN or infinity; the message has the level and epoch.
 
     Source: Frankle & Carbin 2019, arXiv:1803.03635; rewinding: arXiv:1903.01611.
     """
@@ -126,7 +129,7 @@ def resume_imp(
     rewind_epoch = whole_number("rewind_epoch", rewind_epoch, least=0)
     if rewind_epoch >= plan.epochs:
         raise ValueError(
-            f"`rewind_epoch` must be below the {plan.epochs} epochs, got {rewind_epoch}. "
+            f"`rewind_epoch` must be less than the {plan.epochs} epochs, got {rewind_epoch}. "
             "Rewind to an earlier epoch, or train longer."
         )
     train_key, prune_key, _ = jax.random.split(key, 3)
@@ -155,18 +158,18 @@ def resume_imp(
 
 
 class _State(NamedTuple):
-    """All that the run needs to continue; of one structure and size from its first epoch on."""
+    """All that a run needs to resume; structure and shapes are fixed from the first epoch on."""
 
     level: Any  # int32; -1 in the epochs before the rewind epoch
-    rewound: Carry  # of the rewind epoch; the start until it is reached
-    carry: Carry  # under way
+    rewound: Carry  # of the rewind epoch; of the start until then
+    carry: Carry  # current
     masks: Masks  # [levels, ...]; on the host
     history: History  # [levels, epochs]
     before: History | None
 
 
 class _Run(NamedTuple):
-    """What is fixed in a run."""
+    """The fixed parts of a run."""
 
     data: Batch
     plan: loop.Plan
@@ -176,11 +179,11 @@ class _Run(NamedTuple):
     progress: Progress | None
 
     def length(self, level: int) -> int:
-        """Epochs that a level trains."""
+        """The number of epochs that a level trains."""
         return self.plan.epochs - self.rewind_epoch if level >= 0 else self.rewind_epoch
 
     def done_before(self, level: int) -> int:
-        """Epochs trained before a level begins."""
+        """The number of epochs trained before a level begins."""
         return self.rewind_epoch + level * self.length(level) if level >= 0 else 0
 
 
@@ -199,7 +202,7 @@ def _first(run: _Run, start: Carry, *, levels: int) -> _State:
 
 
 def _restored(run: _Run, first: _State) -> _State:
-    """The state to resume from: the newest that was kept, or the first."""
+    """The state to resume from: the newest saved one, or the first."""
     if run.keeper is None:
         return first
     like, _ = resuming.after_one(first.carry, run.data, run.plan)
@@ -208,7 +211,7 @@ def _restored(run: _Run, first: _State) -> _State:
 
 
 def _train(run: _Run, now: _State) -> Fitted:
-    """The training of the level under way to its end, from where the state is."""
+    """Trains the current level to its end, from the given state."""
     level, levels = int(now.level), len(now.history.loss)
     done_before = run.done_before(level)
 
@@ -221,7 +224,7 @@ def _train(run: _Run, now: _State) -> Fitted:
 
     try:
         return resuming.run_in_segments(
-            now.rewound,  # It counts epochs from here; the keeper has where the state is.
+            now.rewound,  # Epochs count from here; the keeper knows the current one.
             run.data,
             run.plan._replace(epochs=run.length(level)),
             every=run.every,
@@ -234,42 +237,42 @@ def _train(run: _Run, now: _State) -> Fitted:
 
 
 class _Within(NamedTuple):
-    """The keeper of one level's training: the state of the whole run goes with it."""
+    """The keeper of one level's training; it saves the state of the whole run."""
 
     keeper: finetune.Keeper | None
     state: _State
-    ahead: int  # epochs over all levels less those that the carry counts
+    ahead: int  # epochs over all levels minus those that the carry counts
 
     def save(self, step: int, tree: PyTree, /) -> None:
         if self.keeper is not None:
             self.keeper.save(self.ahead + step, _with(self.state, *tree))
 
     def restore(self, target: PyTree, /) -> tuple[int, PyTree] | None:
-        del target  # The whole state was compared with its own.
+        del target  # `_restored` has compared the whole state with its own target.
         return int(self.state.carry.epoch), (self.state.carry, _history(self.state))
 
 
 def _with(state: _State, carry: Carry, history: History) -> _State:
-    """The state with the training under way put in."""
+    """The state with the current training inserted."""
     if state.level < 0:
         return state._replace(carry=carry, before=history)
     return state._replace(carry=carry, history=_put(state.history, int(state.level), history))
 
 
 def _history(state: _State) -> History | None:
-    """The history of the training under way."""
+    """The history of the current training."""
     if state.level < 0:
         return state.before
     return jax.tree.map(lambda column: column[int(state.level)], state.history)
 
 
 def _under(masks: Masks, carry: Carry, tx: Any) -> Carry:
-    """The carry with its training as it was, less the weights that are pruned now."""
+    """The carry as it was, with the newly pruned weights set to 0."""
     everywhere = jax.tree.map(lambda leaf: jnp.ones(jnp.shape(leaf), bool), carry.params)
     kept = trees.overlay(lambda _, mask: mask, everywhere, masks)
 
     def without(leaf: Any, mask: Array) -> Any:
-        # Statistics of whole rows and columns, as Adafactor has them, stay.
+        # Statistics of whole rows and columns, such as Adafactor's, stay.
         return jnp.where(mask, leaf, 0) if jnp.shape(leaf) == mask.shape else leaf
 
     return carry._replace(
@@ -280,7 +283,7 @@ def _under(masks: Masks, carry: Carry, tx: Any) -> Carry:
 
 
 def _put(stacked: PyTree, level: int, new: PyTree) -> PyTree:
-    """Stacked arrays of the levels with one level put in."""
+    """Arrays stacked over levels, with the row of one level replaced."""
 
     def put(column: Any, row: Any) -> Any:
         column = np.array(column)

@@ -1,12 +1,12 @@
-"""Criteria: a constructor takes configuration and gives `(params, batch, *, masks, key) -> scores`.
+"""Criteria: configuration goes in, `(params, batch, *, masks, key) -> scores` comes out.
 
-Scores are oriented so that higher = keep. Given the original params, a criterion applies the masks
-itself and differentiates at the masked weights. With `stacked=True` the batch has one more leading
-axis, several batches, and gradients are *summed* over it before any absolute value is taken.
+Higher scores are kept. A criterion takes the unmasked params, applies the masks itself and
+differentiates at the masked weights. With `stacked=True` the batch has an extra leading axis of
+batches, and gradients are *summed* over it before any absolute value is taken.
 
-A family of criteria is a file here; a new one is mostly a docstring and a call of
-`shared.from_weights` or `shared.from_gradients`, and one line in the table of the contract that
-the tests hold every criterion to.
+Each file here is a family of criteria. A new criterion is mostly a docstring and a call of
+`shared.from_weights` or `shared.from_gradients`, plus one line in the table of the contract tests
+that every criterion must pass.
 """
 
 from nopr.criteria.combinators import invert

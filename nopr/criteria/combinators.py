@@ -1,4 +1,4 @@
-"""Criteria made of other criteria."""
+"""Criteria built from other criteria."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nopr.typing import Batch, Criterion, Masks, Params, Scores
 
 
 def invert(criterion: Criterion) -> Criterion:
-    """The opposite order, by negation: the control that keeps what `criterion` would prune.
+    """Negated scores: the control that keeps what `criterion` would prune.
 
     Args:
       criterion: Any criterion.

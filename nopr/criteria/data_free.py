@@ -14,7 +14,7 @@ from nopr.typing import Apply, Batch, Criterion, Masks, Params, Scores, Where
 
 
 def random(*, where: Where = trees.is_prunable) -> Criterion:
-    """Uniform noise in [0, 1): the floor of every comparison.
+    """Uniform noise in [0, 1): the baseline of every comparison.
 
     Args:
       where: `where(path, leaf)`, true for a prunable leaf.
@@ -33,7 +33,9 @@ def random(*, where: Where = trees.is_prunable) -> Criterion:
 
 
 def magnitude(*, where: Where = trees.is_prunable) -> Criterion:
-    r""":math:`|w|`, at initialization, after training, or in iterative magnitude pruning.
+    r"""Weight magnitude :math:`|w|`.
+
+    Serves at initialization, after training, and in iterative magnitude pruning.
 
     Args:
       where: `where(path, leaf)`, true for a prunable leaf.
@@ -46,14 +48,14 @@ def synflow(
 ) -> Criterion:
     r"""Synaptic flow :math:`|w \, \partial R / \partial w| / R`, :math:`R = 1^T f(|w|) 1`.
 
-    No data: the input is all ones and every floating leaf is replaced by its absolute value, the
-    biases too. R grows with the product of the layers' widths and overflows float32 in deep
-    networks, so all of it is computed in float64, whatever the caller's precision; the division by
+    Needs no data: the input is all ones, and every floating leaf, biases included, is replaced by
+    its absolute value. R grows with the product of the layers' widths and overflows float32 in
+    deep networks, so everything is computed in float64, at any precision of the caller; dividing by
     R changes no ranking. Meant for about 100 rounds of an exponential schedule (`pruning.pruner`).
 
     Args:
       apply: `apply(params, inputs) -> outputs`; it must follow the dtype of its arguments.
-      input_shape: Shape of one input, without the batch axis.
+      input_shape: The shape of one input, without the batch axis.
       where: `where(path, leaf)`, true for a prunable leaf.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Criteria from the gradient of a loss."""
+"""Criteria based on the gradient of a loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Criteria from second derivatives of a loss."""
+"""Criteria based on second derivatives of a loss."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from nopr.typing import Batch, Criterion, Loss, Masks, Params, Scores, Where
 
 
 def grasp(loss: Loss, *, where: Where = trees.is_prunable, stacked: bool = False) -> Criterion:
-    r"""Gradient signal preservation :math:`w \, (H g)`: keep what the gradient's norm needs.
+    r"""Gradient signal preservation :math:`w \, (H g)`: keeps what preserves the gradient norm.
 
     Removing :math:`w` changes the squared gradient norm by about :math:`-2 w (Hg)`, so the largest
-    :math:`w (Hg)` are kept. :math:`g` and :math:`H` belong to the loss summed over the batches and
-    to the prunable leaves alone. The paper divides the logits by 200: build that into `loss`.
+    :math:`w (Hg)` are kept. The gradient :math:`g` and the Hessian :math:`H` are those of the loss
+    summed over the batches, with respect to the prunable leaves alone. The paper divides the logits
+    by 200; `loss` has to do that itself.
 
     Args:
       loss: `loss(params, batch) -> scalar`, a mean over the batch.
@@ -33,7 +34,7 @@ def grasp(loss: Loss, *, where: Where = trees.is_prunable, stacked: bool = False
         del key
         weights = living(params, masks, where)
         slope = gradient(loss, params, batch, stacked)
-        # Pruned weights are constants: the gradient that is to flow is that of the living ones.
+        # Pruned weights are constants: only the gradient of the remaining ones has to flow.
         direction = slope(weights)
         if masks is not None:
             direction = trees.overlay(lambda g, m: jnp.where(m, g, 0), direction, masks)

@@ -1,4 +1,4 @@
-"""What criteria are made of: the living weights, the summed gradient, and the common kinds."""
+"""Building blocks of criteria: the remaining weights, the summed gradient, and common kinds."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ def living(params: Params, masks: Masks | None, where: Where) -> Params:
 
 
 def gradient(loss: Loss, params: Params, batch: Batch, stacked: bool) -> Callable[[Params], Params]:
-    """The gradient of the loss in the prunable leaves, as a function of them.
+    """The gradient of the loss with respect to the prunable leaves, as a function of them.
 
     Args:
       loss: `loss(params, batch) -> scalar`, a mean over the batch.
-      params: The parameters; the other leaves are constants.
+      params: The parameters; leaves that are not prunable are constants.
       batch: The batch.
       stacked: Whether the batch holds several batches, over which gradients are summed.
     """
@@ -98,14 +98,14 @@ def gradient(loss: Loss, params: Params, batch: Batch, stacked: bool) -> Callabl
 
 
 def check(criterion: Criterion) -> None:
-    """Checks that `criterion` can be called as one: a constructor has to be called first.
+    """Checks that `criterion` is a criterion, and not a constructor that was not called.
 
     Raises:
-      ValueError: If it does not take (params, batch, *, masks, key), by its signature.
+      ValueError: If its signature does not accept (params, batch, *, masks, key).
     """
     try:
         signature = inspect.signature(criterion)
-    except (TypeError, ValueError):  # without a signature nothing can be told
+    except (TypeError, ValueError):  # without a signature there is nothing to check
         return
     try:
         signature.bind(None, None, masks=None, key=None)

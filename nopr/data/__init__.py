@@ -1,7 +1,7 @@
 """Data in memory: images by name, and small tasks whose datasets can be enumerated.
 
 `load` returns NumPy arrays; `synthetic` enumerates datasets with their weights. TensorFlow
-Datasets is imported only when one of its image sets is asked for.
+Datasets is imported only to load an image set that needs it.
 """
 
 from nopr.data import synthetic

@@ -1,4 +1,4 @@
-"""Image sets as original files: where they lie, whether they are what was published."""
+"""Image sets as original files: where they are, and whether they are intact."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from nopr.data.arrays import Labels, Pixels, Statistics
 
 PATIENCE_SECONDS = 5.0
 VERSION = "1.0.0"
-"""Of the prepared form; a new one is prepared beside the old."""
+"""The version of the prepared form; a new version is prepared next to the old one."""
 
 Reader: TypeAlias = Callable[[Mapping[str, Path], str], tuple[Pixels, Labels]]
-"""`read(files, split) -> (images, labels)`; `files` maps original names to where they lie."""
+"""`read(files, split) -> (images, labels)`; `files` maps original names to paths."""
 
 
 class File(NamedTuple):
-    """An original file, as its publisher offers it."""
+    """An original file, as published."""
 
     name: str
     size_bytes: int
@@ -33,15 +33,15 @@ class Archive(NamedTuple):
     """An image set as a handful of original files.
 
     Attributes:
-      name: Its name, and that of its folder within `manual_dir`.
-      url: The address that its file names complete.
+      name: The name of the set and of its folder within `manual_dir`.
+      url: The address to which a file name is appended.
       files: The original files.
-      read: How to read them.
-      sizes: Examples in each official part, `train` and `test`.
+      read: The function that reads them.
+      sizes: Number of examples in each official part, `train` and `test`.
       shape: Height, width and channels of an image.
-      classes: How many classes.
-      mean: Mean of each channel over the training images, of pixels in [0, 1].
-      std: Standard deviation, likewise.
+      classes: Number of classes.
+      mean: Mean of each channel over the training images, for pixels in [0, 1].
+      std: Standard deviation of each channel, likewise.
     """
 
     name: str
@@ -56,25 +56,25 @@ class Archive(NamedTuple):
 
     @property
     def urls(self) -> dict[str, str]:
-        """Where each original file is on the network, by name."""
+        """The address of each original file, by name."""
         return {file.name: self.url + file.name for file in self.files}
 
 
 def prepared_folder(archive: Archive, data_dir: Path) -> Path:
-    """Where the prepared copy lies; not where TFDS's own set of the same name would."""
+    """The folder of the prepared copy, apart from TFDS's own set of the same name."""
     return data_dir / f"nopr_{archive.name}" / VERSION
 
 
 def is_prepared(archive: Archive, data_dir: Path) -> bool:
-    """Whether `data_dir` holds a prepared copy; it is moved there whole or not at all."""
+    """Whether `data_dir` has a prepared copy; copies are complete, since they are moved there."""
     return prepared_folder(archive, data_dir).is_dir()
 
 
 def find(archive: Archive, manual_dir: Path) -> Path:
-    """The folder with the files of `archive`: the one of its name in `manual_dir`, or that itself.
+    """The folder with the files of `archive`: `manual_dir/NAME`, or `manual_dir` itself.
 
     Raises:
-      FileNotFoundError: Naming the missing files and the folders looked in.
+      FileNotFoundError: If files are missing; the message names them and the folders searched.
     """
     folders = (manual_dir / archive.name, manual_dir)
     missing = [[f.name for f in archive.files if not (d / f.name).is_file()] for d in folders]
@@ -85,7 +85,7 @@ def find(archive: Archive, manual_dir: Path) -> Path:
     raise FileNotFoundError(
         f"`manual_dir` lacks {', '.join(missing[nearest])} of {archive.name!r}; looked in "
         f"{folders[0]} and {folders[1]}. Put the original files there (from {archive.url}), or "
-        "unset it and NOPR_MANUAL_DIR to have them fetched."
+        "unset `manual_dir` and NOPR_MANUAL_DIR to download them."
     )
 
 
@@ -93,7 +93,7 @@ def check(archive: Archive, folder: Path) -> None:
     """Checks the SHA-256 of every original file in `folder`.
 
     Raises:
-      ValueError: Naming the first file that is not what was published.
+      ValueError: If a file differs from the published one; the message names the first of them.
     """
     for file in archive.files:
         with open(folder / file.name, "rb") as stream:
@@ -101,20 +101,20 @@ def check(archive: Archive, folder: Path) -> None:
         if found != file.sha256:
             raise ValueError(
                 f"{folder / file.name} is not the original of {archive.name!r}: its SHA-256 must "
-                f"be {file.sha256}, found {found}. Fetch it again from {archive.url + file.name}."
+                f"be {file.sha256}, found {found}. Download it again: {archive.url + file.name}."
             )
 
 
 def check_reachable(name: str, url: str, *, files: Iterable[str]) -> None:
-    """Asks once, briefly, whether `url` can be fetched; the downloader would try for minutes.
+    """Checks once, briefly, whether `url` can be reached; the downloader would retry for minutes.
 
     Args:
-      name: The image set, for the message.
-      url: Where its first file is.
+      name: The name of the image set, for the message.
+      url: The address of its first file.
       files: The names of all its files, for the message.
 
     Raises:
-      ConnectionError: If not, saying how to do without the network.
+      ConnectionError: If it cannot; the message explains how to do without the network.
     """
     try:
         request = urllib.request.Request(url, method="HEAD")
@@ -124,7 +124,7 @@ def check_reachable(name: str, url: str, *, files: Iterable[str]) -> None:
             error.close()
         reason = getattr(error, "reason", None) or error
         raise ConnectionError(
-            f"{name!r} has to be fetched and {urlsplit(url).netloc} cannot be reached ({reason}). "
-            f"Set `manual_dir` or NOPR_MANUAL_DIR to a folder in which {name}{os.sep} holds "
-            f"{', '.join(files)}."
+            f"{name!r} must be downloaded, and {urlsplit(url).netloc} cannot be reached "
+            f"({reason}). Set `manual_dir` or NOPR_MANUAL_DIR to a folder in which "
+            f"{name}{os.sep} holds {', '.join(files)}."
         ) from None

@@ -1,4 +1,4 @@
-"""From raw pixels to the arrays that training sees: padded, split and normalised."""
+"""From raw pixels to arrays for training: split, padded and normalized."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from nopr import trees
 Pixels: TypeAlias = UInt8[np.ndarray, "n height width channels"]
 Labels: TypeAlias = Int32[np.ndarray, " n"]
 Statistics: TypeAlias = tuple[float, ...]
-"""One number a channel, of pixels scaled to [0, 1]."""
+"""One number per channel, for pixels scaled to [0, 1]."""
 
 
 class Split(NamedTuple):
-    """One part of an image set; unpacks as `(inputs, labels)`, the batch of every loss."""
+    """One part of an image set; unpacks as `(inputs, labels)`, the batch of a loss."""
 
     images: Float32[np.ndarray, "n height width channels"] | Pixels
     labels: Labels
@@ -27,13 +27,13 @@ class Images(NamedTuple):
     """An image set in memory.
 
     Attributes:
-      name: The name it was loaded by.
-      train: What training sees.
-      validation: Held out of the training part, for selection; empty if asked so.
-      test: Used for nothing but the number that is reported.
-      classes: How many classes; labels run from 0.
-      mean: Mean of each channel, of pixels in [0, 1], that normalising subtracts.
-      std: Standard deviation of each channel, by which normalising divides.
+      name: The name of the set.
+      train: The training part.
+      validation: Examples held out of the official training part, for selection; may be empty.
+      test: The test part, for reported results only.
+      classes: Number of classes; labels start at 0.
+      mean: Mean of each channel, for pixels in [0, 1], subtracted by normalization.
+      std: Standard deviation of each channel, the divisor in normalization.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Images(NamedTuple):
 
 
 class Raw(NamedTuple):
-    """An image set as published: raw pixels, the official parts, and what is known of them."""
+    """An image set as published: raw pixels in the official parts, and known statistics."""
 
     train: Split
     test: Split
@@ -59,9 +59,9 @@ class Raw(NamedTuple):
 def finish(
     name: str, raw: Raw, *, validation: int | float, normalize: bool, pad: int, seed: int
 ) -> Images:
-    """Splits the validation part off, takes the statistics, pads and normalises.
+    """Splits off the validation part, pads and normalizes.
 
-    Where `raw` brings no statistics they are those of the training part that is left.
+    If `raw` has no statistics, they are those of the training part that remains.
     """
     held = holdout(raw.train.labels, held_count(len(raw.train.labels), validation), seed=seed)
     train, aside = _take(raw.train, ~held), _take(raw.train, held)
@@ -79,10 +79,10 @@ def finish(
 
 
 def held_count(examples: int, validation: int | float) -> int:
-    """How many of `examples` to hold out: `validation` itself, or that fraction of them.
+    """The number of `examples` to hold out: `validation` itself, or that fraction of them.
 
     Raises:
-      ValueError: If that is negative or leaves nothing to train on.
+      ValueError: If `validation` is negative or leaves nothing to train on.
     """
     count = validation if isinstance(validation, int) else round(validation * examples)
     if not 0 <= count < examples or validation < 0:
@@ -94,10 +94,10 @@ def held_count(examples: int, validation: int | float) -> int:
 
 
 def holdout(labels: Labels, count: int, *, seed: int) -> Bool[np.ndarray, " n"]:
-    """Chooses `count` examples by chance, every class in proportion.
+    """Chooses `count` examples at random, in proportion to the classes.
 
-    The share of each class is rounded by largest remainder. The choice rests on the raw stream of
-    PCG64, which NumPy keeps for ever, unlike the methods of its generators.
+    The share of each class is rounded by largest remainder. The choice depends on the raw stream of
+    PCG64 alone, which NumPy guarantees to keep, unlike the methods of its generators.
 
     Returns:
       True on the chosen examples.
@@ -118,7 +118,7 @@ def holdout(labels: Labels, count: int, *, seed: int) -> Bool[np.ndarray, " n"]:
 
 
 def statistics(images: Pixels, *, white: int) -> tuple[Statistics, Statistics]:
-    """Mean and standard deviation of each channel, of pixels scaled to [0, 1]; exact.
+    """Exact mean and standard deviation of each channel, for pixels scaled to [0, 1].
 
     Raises:
       ValueError: If a channel is constant.
@@ -130,7 +130,7 @@ def statistics(images: Pixels, *, white: int) -> tuple[Statistics, Statistics]:
     if not np.all(std > 0):
         raise ValueError(
             f"The training images have a constant channel (standard deviations {std.tolist()}) and "
-            "cannot be normalised. Pass `normalize=False`."
+            "cannot be normalized. Pass `normalize=False`."
         )
     return tuple(mean.tolist()), tuple(std.tolist())
 
@@ -138,7 +138,7 @@ def statistics(images: Pixels, *, white: int) -> tuple[Statistics, Statistics]:
 def pad_sides(
     images: Pixels, pad: int
 ) -> UInt8[np.ndarray, "n padded_height padded_width channels"]:
-    """Puts `pad` black pixels on each of the four sides.
+    """Adds `pad` black pixels on each of the four sides.
 
     Raises:
       ValueError: If `pad` is negative.
@@ -151,7 +151,7 @@ def pad_sides(
 def standardize(
     images: Pixels, *, white: int, mean: Statistics, std: Statistics
 ) -> Float32[np.ndarray, "n height width channels"]:
-    """`(images / white - mean) / std`, worked in place: large sets fill much of the memory."""
+    """`(images / white - mean) / std`, computed in place, since large sets take much memory."""
     values = images.astype(np.float32)
     values /= np.float32(white)
     values -= np.asarray(mean, np.float32)
@@ -160,7 +160,7 @@ def standardize(
 
 
 def first_line(error: BaseException) -> str:
-    """The message of `error` as far as its first line break, without a full stop."""
+    """The first line of the message of `error`, without a final period."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 

@@ -1,4 +1,4 @@
-"""The image sets that are prepared here: their files, their statistics, and how to read them."""
+"""The image sets that are prepared here: their files, statistics and readers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from nopr.data.archives import Archive, File, Reader
 from nopr.data.arrays import Labels, Pixels
 
-# SHA-256, bytes, and name less "-ubyte.gz".
+# SHA-256, bytes, and name without "-ubyte.gz".
 _MNIST_FILES = """
 440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609 9912422 train-images-idx3
 3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c 28881 train-labels-idx1
@@ -38,12 +38,13 @@ def read_idx(files: Mapping[str, Path], split: str) -> tuple[Pixels, Labels]:
 def cifar_reader(folder: str, parts: Mapping[str, tuple[str, ...]], *, skip: int) -> Reader:
     """A reader of the binary CIFAR archives.
 
-    A record is `skip` coarse labels, the label, and 1,024 bytes each of red, green and blue.
+    A record has `skip` bytes of coarse labels, the label, and 1,024 bytes each of red, green and
+    blue.
 
     Args:
       folder: The folder within the archive.
       parts: The files of each official part, in order.
-      skip: Bytes before the label.
+      skip: Number of bytes before the label.
     """
 
     def read(files: Mapping[str, Path], split: str) -> tuple[Pixels, Labels]:
@@ -65,7 +66,7 @@ def _idx(path: Path) -> np.ndarray:
 
 
 def mnist_like(name: str, url: str, table: str, *, mean: float, std: float) -> Archive:
-    """An archive of four idx files, given as lines of SHA-256, bytes and stem."""
+    """An archive of four idx files, given as lines of SHA-256, size in bytes and stem."""
     rows = [line.split() for line in table.split("\n") if line]
     files = tuple(File(f"{stem}-ubyte.gz", int(size), sha256) for sha256, size, stem in rows)
     return Archive(

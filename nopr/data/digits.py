@@ -1,4 +1,4 @@
-"""Scikit-learn's handwritten digits: real images inside a package that is there anyway."""
+"""Scikit-learn's handwritten digits: real images that need no download."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _TEST_SEED = 1797
 def read() -> Raw:
     """The 1,797 images of 8x8 pixels from 0 to 16, in ten classes.
 
-    They come in one piece. 360 are set aside for testing, every class in proportion and always
-    the same ones; 1,437 are left for training and validation.
+    The set has no official parts. A fixed 360, in proportion to the classes, are for testing; 1,437
+    remain for training and validation.
     """
-    from sklearn.datasets import load_digits  # takes a second, which image sets need not wait for
+    from sklearn.datasets import load_digits  # takes a second, so only when needed
 
     pixels, target = load_digits(return_X_y=True)
     images = np.asarray(pixels, np.uint8).reshape(-1, 8, 8, 1)

@@ -1,4 +1,4 @@
-"""Any other image set of TensorFlow Datasets, by its name there; this module imports it."""
+"""Any other image set of TensorFlow Datasets, by its name there; imports that package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nopr.data.arrays import Raw, Split, first_line
 
 
 def is_known(name: str) -> bool:
-    """Whether TensorFlow Datasets has a set of that name; needs no TensorFlow."""
+    """Whether TensorFlow Datasets has a set of this name; does not need TensorFlow."""
     try:
         tfds.builder_cls(name)
     except ValueError:
@@ -27,13 +27,13 @@ def read(name: str, data_dir: Path, *, manual_dir: Path | None) -> Raw:
 
     Raises:
       ModuleNotFoundError: If TensorFlow is not installed.
-      ConnectionError: If it must be fetched and the network cannot be reached.
+      ConnectionError: If it must be downloaded and the network cannot be reached.
       OSError: If TensorFlow Datasets cannot prepare it.
-      ValueError: If it is not a set of equal-sized labelled images with those parts.
+      ValueError: If it is not a set of equal-sized labeled images with these parts.
     """
     if importlib.util.find_spec("tensorflow") is None:
         raise ModuleNotFoundError(
-            f"The data set {name!r} can only be read with TensorFlow, which is not installed. "
+            f"The dataset {name!r} can only be read with TensorFlow, which is not installed. "
             "Install it: pip install tensorflow."
         )
     if manual_dir and (manual_dir / name).is_dir():
@@ -45,7 +45,7 @@ def read(name: str, data_dir: Path, *, manual_dir: Path | None) -> Raw:
         builder.download_and_prepare(download_config=config)
     except ConnectionError:
         raise
-    except Exception as error:  # TFDS and TensorFlow raise of their own many kinds
+    except Exception as error:  # TFDS and TensorFlow raise many types of their own
         raise OSError(
             f"TensorFlow Datasets cannot prepare {name!r} in {data_dir}: {first_line(error)}."
         ) from error
@@ -71,17 +71,17 @@ def _check_parts(name: str, info: Any) -> None:
     shape = info.features["image"].shape if "image" in info.features else ()
     if "label" not in info.features or len(shape) != 3 or None in shape:
         raise ValueError(
-            f"{name!r} is not a set of equal-sized labelled images: its features are "
-            f"{', '.join(sorted(info.features))}, its image shape {shape}."
+            f"{name!r} must be a set of equal-sized labeled images, got features "
+            f"{', '.join(sorted(info.features))} and image shape {shape}."
         )
     if not {"train", "test"} <= set(info.splits):
         raise ValueError(
-            f"{name!r} must have the parts train and test, it has {', '.join(sorted(info.splits))}."
+            f"{name!r} must have the parts train and test, got {', '.join(sorted(info.splits))}."
         )
 
 
 def _read_split(name: str, builder: Any, split: str) -> Split:
     arrays = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1))
     if arrays["image"].dtype != np.uint8:
-        raise ValueError(f"{name!r} must have uint8 images, it has {arrays['image'].dtype}.")
+        raise ValueError(f"{name!r} must have uint8 images, got {arrays['image'].dtype}.")
     return Split(arrays["image"], arrays["label"].astype(np.int32))

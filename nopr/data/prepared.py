@@ -1,10 +1,10 @@
-"""Preparing and reading image sets with TensorFlow Datasets; this module imports it.
+"""Preparing and reading image sets with TensorFlow Datasets (TFDS); imports that package.
 
-TFDS's own builders of these sets need TensorFlow, so a small builder of ours writes them as
-array_record, which `as_data_source` reads back without it. A set is prepared in a scratch folder
-with a `download_dir` of its own (TFDS knows downloads by base name, and the files of MNIST and
-Fashion-MNIST have the same ones) and moved into place by one rename. What is read back is checked
-against a SHA-256 of the prepared files, written beside them.
+TFDS's own builders of these sets need TensorFlow, so a small builder here writes them as
+array_record, which `as_data_source` reads without it. A set is prepared in a scratch folder and
+moved into place by one rename. The scratch folder has its own `download_dir`, because TFDS
+identifies downloads by base name, and the files of MNIST and Fashion-MNIST have the same base
+names. Reading checks the prepared files against their SHA-256, stored next to them.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _STALE_SECONDS = 24 * 3600.0
 
 
 class _Info(tfds.core.DatasetInfo):
-    """Knows that the sets of this package are not in TFDS's public bucket."""
+    """The information of a set that is not in TFDS's public bucket."""
 
     def initialize_from_bucket(self) -> None:
-        """Asks no network, and leaves no temporary folder."""
+        """Does nothing: uses no network, and leaves no temporary folder."""
 
 
 class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Writes the images of an `Archive`; subclassed for each by `_builder`."""
+    """Writes the images of an `Archive`; `_builder` makes a subclass for each."""
 
     VERSION = tfds.core.Version(VERSION)
     archive: Archive
@@ -62,7 +62,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager):
-        # Not download_and_extract: TFDS would keep what it extracts under the base name alone.
+        # Not download_and_extract: TFDS would store the extracted files under base names.
         found = dl_manager.download(self.archive.urls)
         files = {name: Path(path) for name, path in found.items()}
         return {split: self._generate_examples(files, split) for split in self.archive.sizes}
@@ -74,14 +74,14 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def prepare(archive: Archive, data_dir: Path, *, manual: Path | None) -> None:
-    """Prepares `archive`, from the original files in `manual` or else from the network.
+    """Prepares `archive`, from the original files in `manual` or from the network.
 
-    Whatever fails, nothing half-prepared is left. Two processes may prepare at once: the second to
-    finish throws its copy away.
+    No failure leaves an incomplete copy. Two processes may prepare at the same time; the second to
+    finish discards its copy.
 
     Raises:
       OSError: If `data_dir` cannot be written, or the download fails.
-      ValueError: If a download is not what was published.
+      ValueError: If a downloaded file differs from the published one.
     """
     target = prepared_folder(archive, data_dir)
     try:
@@ -92,10 +92,10 @@ def prepare(archive: Archive, data_dir: Path, *, manual: Path | None) -> None:
             _write_manifest(ready)
             _publish(ready, target)
     except (RequestException, tfds.download.DownloadError) as error:
-        raise ConnectionError(f"Fetching {archive.name!r} failed: {first_line(error)}.") from None
+        raise ConnectionError(f"Cannot download {archive.name!r}: {first_line(error)}.") from None
     except NonMatchingChecksumError as error:
         found = str(error).replace("\n", " ")
-        raise ValueError(f"{archive.name!r} did not arrive as published. {found}") from None
+        raise ValueError(f"The download of {archive.name!r} is damaged. {found}") from None
     except OSError as error:
         raise OSError(
             f"{archive.name!r} cannot be prepared in `data_dir` {data_dir}: {first_line(error)}. "
@@ -107,7 +107,7 @@ def read(archive: Archive, data_dir: Path) -> Raw:
     """Reads the prepared copy of `archive`.
 
     Raises:
-      ValueError: If it is damaged; nothing is deleted.
+      ValueError: If the copy is damaged; nothing is deleted.
     """
     folder = prepared_folder(archive, data_dir)
     _check_manifest(folder)
@@ -141,13 +141,13 @@ def _publish(ready: Path, target: Path) -> None:
     try:
         ready.rename(target)
     except OSError:
-        if not target.is_dir():  # else another process was first
+        if not target.is_dir():  # else another process finished first
             raise
 
 
 @contextlib.contextmanager
 def _scratch_folder(parent: Path) -> Generator[Path, None, None]:
-    """A folder that is gone afterwards, though downloads may still be writing to it."""
+    """A temporary folder, removed on exit even if downloads are still writing to it."""
     scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=parent))
     try:
         yield scratch
@@ -160,7 +160,7 @@ def _scratch_folder(parent: Path) -> Generator[Path, None, None]:
 
 
 def _sweep(folder: Path) -> None:
-    """Removes what a preparation killed a day ago or more has left."""
+    """Removes what preparations killed at least a day ago have left."""
     for scratch in folder.glob(f"{_SCRATCH}*"):
         with contextlib.suppress(OSError):
             if time.time() - scratch.stat().st_mtime > _STALE_SECONDS:
@@ -183,8 +183,8 @@ def _check_manifest(folder: Path) -> None:
         intact = False
     if not intact:
         raise ValueError(
-            f"The prepared copy in {folder} is damaged: its files do not have the SHA-256 that "
-            f"{_MANIFEST} names. Delete that folder and it will be prepared again."
+            f"The prepared copy in {folder} is damaged: its files do not have the SHA-256 listed "
+            f"in {_MANIFEST}. Delete that folder, and it will be prepared again."
         )
 
 
@@ -194,7 +194,7 @@ def _read_split(archive: Archive, builder, split: str) -> Split:
     images = np.empty((size, *archive.shape), np.uint8)
     labels = np.empty(size, np.int32)
     for start in range(0, size, _BLOCK):
-        # One by one takes four times as long.
+        # Reading records one by one takes four times as long.
         records = source.__getitems__(range(start, min(start + _BLOCK, size)))
         images[start : start + _BLOCK] = [record["image"] for record in records]
         labels[start : start + _BLOCK] = [record["label"] for record in records]
@@ -203,7 +203,7 @@ def _read_split(archive: Archive, builder, split: str) -> Split:
 
 @contextlib.contextmanager
 def _quiet(*, progress: bool) -> Generator[None, None, None]:
-    """Keeps TFDS's chatter off the terminal, its download bars on stderr excepted."""
+    """Silences TFDS, except for its download bars on stderr if `progress`."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         if not progress:

@@ -1,7 +1,7 @@
-r"""Cube datasets: so few that a pruning algorithm can be run on every one of them.
+r"""Cube datasets: few enough that a pruning algorithm can run on every one of them.
 
-A dataset is a handful of labelled corners of :math:`\{-1, 1\}^d`. Its law is known exactly, so
-the entropy H(D) is, and with it a ceiling for what any mask can know.
+A dataset is a handful of labeled corners of :math:`\{-1, 1\}^d`. Its law is known exactly, and so
+is the entropy H(D), a ceiling on the information that any mask has about the data.
 
 Source: "No Free Prune", arXiv:2402.01089, Appendix C.2.
 """
@@ -21,18 +21,18 @@ LAWS = ("distinct", "label_per_draw", "label_per_point")
 """How points and labels are drawn; see `cube`."""
 
 Symbols: TypeAlias = Int[np.ndarray, "n points"]
-"""Labelled points as numbers, twice the corner plus the label; ascending in each row."""
+"""Labeled points as numbers, twice the corner plus the label; ascending in each row."""
 
 _MOST = 2**22
 
 
 class Enumeration(NamedTuple):
-    """Every dataset of a law, and how probable it is.
+    """Every dataset of a law, and its probability.
 
     Attributes:
       datasets: Inputs float32 [n, points, dimension] and labels float32 [n, points], all -1 or 1.
       weights: Probability of each dataset; they sum to 1.
-      entropy_bits: H(D), the ceiling of the mutual information of a mask and the data.
+      entropy_bits: H(D), the ceiling on the mutual information of a mask and the data.
     """
 
     datasets: tuple[Float32[np.ndarray, "n points dimension"], Float32[np.ndarray, "n points"]]
@@ -41,24 +41,23 @@ class Enumeration(NamedTuple):
 
 
 def cube(*, dimension: int = 3, points: int = 6, law: str = "distinct") -> Enumeration:
-    r"""Enumerates the datasets of `points` labelled corners of the cube, without their order.
+    r"""Enumerates the datasets of `points` labeled corners of the cube, without their order.
 
-    The laws, and with them the number of datasets :math:`N` and H(D) for 6 points in 3 dimensions:
+    The laws, each with its number of datasets and H(D) for 6 points in 3 dimensions:
 
-    - `"distinct"`: all points differ; points and labels are uniform. 1,792 datasets,
-      10.81 bits.
-    - `"label_per_draw"`: points are drawn with replacement, and every draw has a label of its own,
-      so that a point may contradict itself. 54,264 multisets, 15.41 bits.
-    - `"label_per_point"`: points are drawn with replacement, and a point has one label however
-      often it is drawn. 27,008 multisets, 14.67 bits.
+    - `"distinct"`: all points differ; points and labels are uniform. 1,792 datasets, 10.81 bits.
+    - `"label_per_draw"`: points are drawn with replacement, and every draw has its own label, so
+      that a point may have both labels. 54,264 multisets, 15.41 bits.
+    - `"label_per_point"`: points are drawn with replacement, and a point always has the same
+      label. 27,008 multisets, 14.67 bits.
 
-    A multiset in which labelled point :math:`i` stands :math:`c_i` times comes from
-    :math:`m! / \prod_i c_i!` of the equally probable ordered draws of :math:`m` points.
+    A multiset in which labeled point :math:`i` occurs :math:`c_i` times comes from
+    :math:`m! / \prod_i c_i!` equally probable ordered draws of :math:`m` points.
 
     Args:
-      dimension: Sides of the cube, d; it has 2^d corners.
-      points: Examples in a dataset, m.
-      law: How they are drawn.
+      dimension: Dimension of the cube, d; it has 2^d corners.
+      points: Number of examples in a dataset, m.
+      law: The law of points and labels.
 
     Returns:
       The datasets, their weights and H(D).
@@ -74,7 +73,7 @@ def cube(*, dimension: int = 3, points: int = 6, law: str = "distinct") -> Enume
     if total > _MOST:
         raise ValueError(
             f"The law {law!r} has {total} datasets of {points} points in {dimension} dimensions, "
-            f"more than the {_MOST} that are enumerated. Draw some with `sample_cube`."
+            f"more than the {_MOST} that can be enumerated. Draw some with `sample_cube`."
         )
     symbols = _distinct(corners, points) if law == "distinct" else _multisets(corners, points)
     if law == "label_per_point":
@@ -87,14 +86,14 @@ def cube(*, dimension: int = 3, points: int = 6, law: str = "distinct") -> Enume
 def sample_cube(
     count: int, *, dimension: int = 3, points: int = 6, law: str = "distinct", key: Key[Array, ""]
 ) -> tuple[Float[Array, "n points dimension"], Float[Array, "n points"]]:
-    """Draws datasets from the laws of `cube`, each in the order in which `cube` lists its points.
+    """Draws datasets from a law of `cube`, with the points in the order of `cube`.
 
     Args:
-      count: How many datasets.
-      dimension: Sides of the cube.
-      points: Examples in a dataset.
-      law: How they are drawn.
-      key: Randomness.
+      count: Number of datasets.
+      dimension: Dimension of the cube.
+      points: Number of examples in a dataset.
+      law: The law of points and labels.
+      key: Typed key.
 
     Returns:
       Inputs and labels, all -1 or 1; equal multisets are equal arrays.
@@ -128,12 +127,12 @@ def _check(dimension: int, points: int, law: str) -> None:
     if law == "distinct" and points > 2**dimension:
         raise ValueError(
             f"`points` must be at most 2^{dimension} = {2**dimension} for the law 'distinct', got "
-            f"{points}. Take a law with repetition or more dimensions."
+            f"{points}. Choose a law with repetition, or more dimensions."
         )
 
 
 def _total(corners: int, points: int, law: str) -> int:
-    """How many datasets the enumeration passes through."""
+    """The number of datasets that the enumeration visits."""
     if law == "distinct":
         return math.comb(corners, points) * 2**points
     return math.comb(2 * corners + points - 1, points)
@@ -150,7 +149,7 @@ def _multisets(corners: int, points: int) -> Symbols:
 
 
 def _is_consistent(symbols: Symbols) -> np.ndarray:
-    """Whether no point of a row stands there with both labels."""
+    """Whether no point of a row has both labels."""
     same_point = symbols[:, 1:] // 2 == symbols[:, :-1] // 2
     return ~np.any(same_point & (symbols[:, 1:] != symbols[:, :-1]), axis=1)
 
@@ -169,7 +168,7 @@ def _weights(symbols: Symbols, corners: int, law: str) -> Float64[np.ndarray, " 
 def _repeats(symbols: Symbols) -> Float64[np.ndarray, " n"]:
     """The product of the factorials of the multiplicities in each row.
 
-    The j-th of equal neighbours contributes j, and 1 * 2 * ... * c = c!.
+    The j-th of equal neighbors contributes j, and 1 * 2 * ... * c = c!.
     """
     place = np.ones(symbols.shape)
     for column in range(1, symbols.shape[1]):

@@ -1,8 +1,8 @@
 """What a mask knows about the data it was chosen on, in bits: exactly, or from samples.
 
-`exact` runs an algorithm on every dataset of an enumerable law. `law` groups masks that were
-drawn instead, and `plug_in`, `miller_madow`, `grassberger` and `chao_shen` estimate an entropy
-from such counts. Nothing here is ever clamped at 0.
+`exact` runs an algorithm on every dataset of an enumerable law. For sampled masks, `law` groups
+equal ones, and `plug_in`, `miller_madow`, `grassberger` and `chao_shen` estimate an entropy from
+the counts. No estimate is clamped at 0.
 """
 
 from nopr.information.entropies import chao_shen, entropy, grassberger, miller_madow, plug_in

@@ -1,9 +1,9 @@
-r"""Entropies of discrete laws in bits, known or seen through samples. Host functions, float64.
+r"""Entropies of discrete laws in bits, known or estimated from samples. Host functions, float64.
 
 Every estimator takes `counts`: how often each outcome was seen, :math:`n_i`, with
-:math:`N = \sum_i n_i` samples of :math:`K` outcomes seen at all. Zeros are ignored. Estimates
-are never clamped: one that may fall below 0 does, for cutting it off would bias the null. All
-undershoot on average when most outcomes are rarely seen, the plug-in most.
+:math:`N = \sum_i n_i` samples of :math:`K` observed outcomes. Zeros are ignored. Estimates are
+never clamped at 0, which would bias the null. All are too low on average when most outcomes are
+rarely seen, the plug-in most of all.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ Values: TypeAlias = Sequence[Any] | np.ndarray | jax.Array
 """A vector of numbers: a list, a NumPy array or a JAX array of one axis."""
 
 _SUM_TOLERANCE = 1e-6  # a float32 vector of any length sums to 1 well within it
-_NATS = math.log(2)  # in one bit
+_NATS = math.log(2)  # nats in one bit
 
 
 def entropy(probabilities: Values) -> float:
     r"""The entropy of a known law, :math:`H = -\sum_i p_i \log_2 p_i`, in bits.
 
     Args:
-      probabilities: The law, one axis; zeros add nothing. It is divided by its sum, which has to
+      probabilities: The law, a vector; zeros add nothing. It is divided by its sum, which has to
         be 1 to within rounding (1e-6).
 
     Returns:
       Entropy in bits, exactly 0.0 when one outcome has all the mass.
 
     Raises:
-      ValueError: If the values are negative, not finite, none at all, or do not sum to 1.
+      ValueError: If `probabilities` are negative, not finite or empty, or do not sum to 1.
     """
     return entropy_bits(distribution(probabilities, name="probabilities"))
 
@@ -43,7 +43,7 @@ def entropy(probabilities: Values) -> float:
 def plug_in(counts: Values) -> float:
     r"""The entropy of the observed frequencies, :math:`-\sum_i (n_i/N) \log_2 (n_i/N)`, in bits.
 
-    It never passes :math:`\log_2 N`, and is biased down by about :math:`(K - 1) / (2N)` nats.
+    It never exceeds :math:`\log_2 N`, and is biased down by about :math:`(K - 1) / (2N)` nats.
 
     Args:
       counts: How often each outcome was seen, one axis.
@@ -108,13 +108,13 @@ def chao_shen(counts: Values) -> float:
     r"""The coverage-adjusted entropy of Chao and Shen, in bits.
 
     The frequencies are shrunk by the estimated coverage :math:`C = 1 - f_1/N`, where :math:`f_1`
-    outcomes were seen once, and each term is weighted by Horvitz and Thompson's inverse chance of
-    its outcome being seen:
+    outcomes were seen once, and each term is divided by the probability that its outcome is seen
+    (Horvitz and Thompson):
 
     .. math:: H = -\sum_i \frac{C p_i \ln (C p_i)}{1 - (1 - C p_i)^N}, \qquad p_i = n_i / N
 
-    When every sample is an outcome of its own the coverage would be 0; the usual remedy takes
-    :math:`f_1 = N - 1` there.
+    When all samples differ, the coverage would be 0; the usual remedy, used here, is
+    :math:`f_1 = N - 1`.
 
     Args:
       counts: How often each outcome was seen, one axis.
@@ -131,7 +131,7 @@ def chao_shen(counts: Values) -> float:
     total = float(seen.sum())
     singletons = min(float(np.sum(seen == 1)), total - 1)
     shrunk = (1 - singletons / total) * seen / total
-    with np.errstate(divide="ignore"):  # one outcome of probability 1: log(0), of which exp is 0
+    with np.errstate(divide="ignore"):  # a single outcome: exp(log(0)) is 0
         included = -np.expm1(total * np.log1p(-shrunk))
     return float(-np.sum(shrunk * np.log2(shrunk) / included)) + 0.0
 
@@ -140,8 +140,8 @@ def distribution(values: Values, *, name: str) -> Float64[np.ndarray, " outcomes
     """The probabilities `values` in float64, divided by their sum.
 
     Raises:
-      ValueError: If they are negative, not finite, none at all, or do not sum to 1; the message
-        calls them `name`.
+      ValueError: If they are negative, not finite or empty, or do not sum to 1; the message calls
+        them `name`.
     """
     found = _vector(values, name)
     if np.any(found < 0):
@@ -153,7 +153,7 @@ def distribution(values: Values, *, name: str) -> Float64[np.ndarray, " outcomes
 
 
 def entropy_bits(probabilities: Float[np.ndarray, " outcomes"]) -> float:
-    """The entropy in bits of probabilities already known to be a law; 0.0, not -0.0, for one."""
+    """The entropy in bits of validated probabilities; 0.0, not -0.0, for a single outcome."""
     positive = probabilities[probabilities > 0]
     return float(-np.sum(positive * np.log2(positive))) + 0.0
 
@@ -166,10 +166,10 @@ def _observed(counts: Values) -> Float64[np.ndarray, " seen"]:
     if np.any(found % 1):
         wrong = found[found % 1 != 0][0]
         raise ValueError(
-            f"`counts` must be whole numbers, got {wrong}. For probabilities there is `entropy`."
+            f"`counts` must be whole numbers, got {wrong}. For probabilities, use `entropy`."
         )
     if not found.any():
-        raise ValueError(f"`counts` must hold a sample, got {len(found)} zeros.")
+        raise ValueError(f"`counts` must hold at least one sample, got {len(found)} zeros.")
     return found[found > 0]
 
 

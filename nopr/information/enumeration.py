@@ -20,11 +20,11 @@ from nopr.information.entropies import Values
 from nopr.information.results import Exact, summarize
 from nopr.typing import Algorithm, Masks
 
-_BLOCK = 2048  # more datasets at once are slower on a CPU: tiny nets fall out of its cache
+_BLOCK = 2048  # more datasets at once are slower on a CPU: tiny networks no longer fit its cache
 _BLOCK_ELEMENTS = 2**27  # numbers that one block may hold, by default
 _COPIES = 8  # of each weight while training: parameters, gradients, moments, scores
 
-# Tracing again under another value misses every cache of jax, down to functions jitted by a user.
+# Another value makes JAX trace everything again, even functions that the user jitted.
 _tracing = jax.make_user_context(0)
 
 
@@ -42,46 +42,46 @@ def exact(
     r"""The mutual information of mask and data, I(m; D | key), by enumeration of the data.
 
     The algorithm runs on every dataset with the same key, so the law of the mask is known and
-    :math:`I = H(m) - H(m \mid D)` is computed, not estimated. It conditions on the whole key:
-    this is I(m; D | init) when nothing but the initialization is random.
+    :math:`I = H(m) - H(m \mid D)` is computed, not estimated. It is conditioned on the whole key,
+    so it is I(m; D | init) when only the initialization is random.
 
-    That H(m | D) is 0 is checked by a second pass, traced anew and with the datasets reversed,
-    which has to give every mask again. Equal datasets have to give equal masks, too.
+    A second pass checks that H(m | D) is 0: traced anew and with the datasets in reverse order, it
+    has to reproduce every mask. Equal datasets also have to give equal masks.
 
-    The result is exact for the law that `datasets` and `weights` are. If they are a sample of a
-    larger law, the bits are those of the sample: no more than log2 of its size, and just that once
-    every dataset has a mask of its own (`Exact.saturated`). Then estimate instead, by
-    `grassberger(law(result.masks).counts)` and the like, or choose a law that can be enumerated.
+    The result is exact for the law that `datasets` and `weights` define. If they are a sample of a
+    larger law, the bits are those of the sample: at most log2 of its size, which they reach when
+    every dataset has a mask of its own (`Exact.saturated`). Then estimate the entropy instead, for
+    instance by `grassberger(law(result.masks).counts)`, or choose a law that can be enumerated.
 
     Args:
-      algorithm: `algorithm(data, *, key) -> masks`, pure. It is compiled once for each algorithm
-        object, so pass the same object when you call again with another key.
-      datasets: Every dataset there is: a pytree with a leading axis of datasets.
+      algorithm: `algorithm(data, *, key) -> masks`, pure. It is compiled once per algorithm object,
+        so pass the same object when you call again with another key.
+      datasets: All datasets: a pytree with a leading axis of datasets.
       weights: Probability of each dataset, summing to 1; uniform when None.
-      block: Datasets run at once under one vmap; a last partial block is filled up with repeats.
-        By default all at once when they are few and small. It bounds memory, and changing it may
-        change a mask whose scores tie to within rounding. Blocks run on all devices and processes;
-        see `sweeps.run`.
-      batching: `"vmap"`, or `"lanes"`, which is many times faster where networks are tiny; it too
-        may change a mask whose scores tie to within rounding.
+      block: Number of datasets under one vmap; a last partial block is padded with repeats. By
+        default all at once when they are few and small. The block bounds memory, and another block
+        may change a mask whose scores tie to within rounding. Blocks run on all devices and
+        processes; see `sweeps.run`.
+      batching: `"vmap"`, or `"lanes"`, which is many times faster for tiny networks and may also
+        change a mask whose scores tie to within rounding.
       levels: Whether each leaf of the masks has a leading axis of levels, such as the rounds of an
-        iterative method: then each level gets its own numbers from one run.
-      check: Whether to make the second pass. Without it H(m | D) = 0 is taken on trust.
-      key: Typed key, the same for every dataset; or a vector of keys. Then the law is computed for
-        each of them in turn by the same program, with the bytes of a call for that key alone, and
-        the numbers, the law and the masks have a leading axis of keys (before that of levels).
+        iterative method; each level then gets its own numbers from one run.
+      check: Whether to make the second pass. Without it, H(m | D) = 0 is assumed.
+      key: Typed key, the same for every dataset; or a vector of keys. For a vector, the same
+        program computes the law for each key in turn, with the bytes of a call for that key alone,
+        and the numbers, the law and the masks have a leading axis of keys (before that of levels).
 
     Returns:
       Bits, ceilings, laws and masks, on the host.
 
     Raises:
       ValueError: If a check fails inside the algorithm, such as that of `masks.top` for scores
-        that are not finite (the datasets are listed); if the algorithm is not a function of
+        that are not finite (the message lists the datasets); if the algorithm is not a function of
         (data, key); if `datasets` have no common leading axis; if `weights` are not a law; if
         `key` has more than one axis or no key; if the masks are not bool.
 
     Example:
-      One gradient step and then the larger of two weights, on four datasets of one point:
+      One gradient step, then the larger of two weights is kept; four datasets of one point:
 
       >>> import jax
       >>> import jax.numpy as jnp
@@ -94,7 +94,7 @@ def exact(
       >>> result.bits, result.dataset_entropy_bits, result.saturated
       (1.0, 2.0, False)
 
-    Source: Kumar, Luo and Sellke 2024, arXiv:2402.01089, appendix C.2, who sample it.
+    Source: Kumar, Luo and Sellke 2024, arXiv:2402.01089, appendix C.2, where it is sampled.
     """
     cases = sweeps.case_count(datasets, name="datasets")
     weights = laws.case_weights(weights, cases)
@@ -123,11 +123,11 @@ def exact(
 
 
 def _keys(key: Key[Array, "*keys"]) -> list[Key[Array, ""]]:
-    """The keys one by one."""
+    """The keys as a list."""
     if key.ndim > 1 or not key.size:
         raise ValueError(
             f"`key` must be one key, or a vector of at least one, got shape {key.shape}. Flatten "
-            "it, or split a key."
+            "it, or make keys with `jax.random.split`."
         )
     return [key[number] for number in range(len(key))] if key.ndim else [key]
 
@@ -141,7 +141,7 @@ def _run(
     where: str,
     order: Int64[np.ndarray, " cases"],
 ) -> tuple[Masks, UInt32[np.ndarray, "cases levels words"]]:
-    """The masks of the datasets in `order`, and the same packed, on the host."""
+    """The masks of the datasets in `order`, plain and packed, on the host."""
     data = jax.tree.map(lambda leaf: leaf[order], datasets)
     swept = sweeps.run(checked, data, shared=key, block=block, batching=batching)
     error, masks, words = swept.values
@@ -150,17 +150,17 @@ def _run(
         raise ValueError(
             f"A check failed inside `algorithm` on {len(found)} of {len(order)} datasets, "
             f"{_listing([int(order[case]) for case in found])}{where}: "
-            f"{next(iter(found.values()))}. An exact law needs every dataset; make training "
-            "stable, or leave those out and give `weights` for the rest."
+            f"{next(iter(found.values()))}. An exact law needs every dataset: make training "
+            "stable, or leave these datasets out and give `weights` for the rest."
         )
     return masks, words
 
 
 @functools.lru_cache(maxsize=16)  # bounded, so that compiled programs are freed
 def _programs(algorithm: Callable[..., Masks], levels: bool) -> tuple[Any, Any]:
-    """(data, key) -> masks; and the same with its error state and its words.
+    """(data, key) -> masks, and the same function with error state and packed words.
 
-    The first is traced once, for it is part of the second.
+    The first is part of the second, and so is traced only once.
     """
 
     @jax.jit
@@ -176,7 +176,7 @@ def _programs(algorithm: Callable[..., Masks], levels: bool) -> tuple[Any, Any]:
 
 
 def _messages(error: checkify.Error, size: int) -> dict[int, str]:
-    """The message of the first failed check of each failing case; an Error is a pytree of cases."""
+    """The first failed check's message for each failing case; an Error is a pytree over cases."""
     found = {i: jax.tree.map(lambda leaf, i=i: leaf[i], error).get() for i in range(size)}
     return {
         i: " ".join(message.removesuffix("(`check` failed)").split()).rstrip(".")
@@ -191,7 +191,7 @@ def _check_equal(
     differ = np.flatnonzero(np.any(words != again, axis=(1, 2)))
     if differ.size:
         raise ValueError(
-            "`algorithm` must be a function of (data, key), but run again it gave another mask on "
+            "`algorithm` must be a function of (data, key), but a second run gave another mask on "
             f"{len(differ)} of {len(words)} datasets, {_listing(differ.tolist())}{where}. Take all "
             "randomness from `key`, and break ties by a fixed rule, as `masks.top` does."
         )
@@ -210,7 +210,7 @@ def _check_masks(masks: Masks, levels: bool) -> None:
 
 
 def _default_block(datasets: PyTree, masks: Masks, cases: int) -> int:
-    """As few blocks as memory allows, of as equal a size as can be."""
+    """The block size for the fewest, most equal blocks that memory allows."""
     elements = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(datasets))
     elements += _COPIES * sum(leaf.size for leaf in jax.tree.leaves(masks))
     most = max(1, min(_BLOCK, _BLOCK_ELEMENTS // elements))
@@ -224,7 +224,7 @@ def _checked_block(block: int) -> int:
 
 
 def _hashable(algorithm: Callable[..., Masks]) -> Callable[..., Masks]:
-    """Itself, or behind a wrapper that has a hash; that one compiles at every call."""
+    """The algorithm, in a hashable wrapper if necessary; a wrapped one compiles at every call."""
     try:
         hash(algorithm)
     except TypeError:

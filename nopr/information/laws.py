@@ -1,4 +1,4 @@
-"""The law of a mask: which masks occur, how often, and how many bits choosing one can take."""
+"""The law of a mask: which masks occur, how often, and how many bits a choice of mask can hold."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Law(NamedTuple):
     """A law over masks, the most probable first.
 
     Attributes:
-      words: Each distinct mask as `masks.pack` packs it.
-      counts: Cases that have it, whatever their weight: what the entropy estimators take.
-      probabilities: Weight of the cases that have it.
-      first: Index of the first case that has it, so that `masks[first]` are the distinct masks.
-      outcomes: For every case, which of the distinct masks it has.
+      words: Each distinct mask, packed by `masks.pack`.
+      counts: Number of cases with each mask, unweighted, as the entropy estimators take it.
+      probabilities: Total weight of the cases with each mask.
+      first: Index of the first case with each mask, so that `masks[first]` are the distinct masks.
+      outcomes: Index of each case's mask among the distinct masks.
     """
 
     words: UInt32[np.ndarray, "distinct words"]
@@ -39,7 +39,7 @@ def law(masks: Masks, *, weights: Values | None = None) -> Law:
     With samples, `plug_in(law(masks).counts)` and the like estimate the entropy.
 
     Args:
-      masks: Masks of which every leaf has a leading axis of cases.
+      masks: Masks with a leading axis of cases on every leaf.
       weights: Probability of each case, summing to 1; uniform when None.
 
     Returns:
@@ -70,7 +70,7 @@ def law(masks: Masks, *, weights: Values | None = None) -> Law:
 def group_words(
     words: UInt32[np.ndarray, "cases words"], weights: Float64[np.ndarray, " cases"]
 ) -> Law:
-    """The law of masks that are packed already, under `weights` that sum to 1."""
+    """The law of packed masks under `weights` that sum to 1."""
     first, outcomes, counts = _group(np.ascontiguousarray(words).view(np.uint8))
     probabilities = np.bincount(outcomes, weights, minlength=len(first))
     probabilities /= probabilities.sum()  # so that a single outcome has exactly 1
@@ -83,19 +83,19 @@ def group_words(
 
 
 def choice_bits(size: int, kept: Any) -> float:
-    r"""The bits it takes to say which weights are kept: a ceiling on the entropy of a mask.
+    r"""The bits needed to specify which weights are kept: a ceiling on the entropy of a mask.
 
     .. math:: \log_2 \sum_{k \in \text{kept}} \binom{\text{size}}{k}
 
     Args:
       size: Number of prunable weights.
-      kept: The number kept, or all the numbers that may occur (repeats count once).
+      kept: Number of kept weights, or all numbers that may occur (repeats count once).
 
     Returns:
       The ceiling in bits.
 
     Raises:
-      ValueError: If a number is not a whole one in [0, size], or there is none.
+      ValueError: If a number is not a whole number in [0, size], or there is none.
     """
     if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 0:
         raise ValueError(f"`size` must be a whole number of at least 0, got {size!r}.")
@@ -113,8 +113,8 @@ def choice_bits(size: int, kept: Any) -> float:
 def dataset_groups(
     datasets: Any, cases: int
 ) -> tuple[Int64[np.ndarray, " distinct"], Int64[np.ndarray, " cases"]]:
-    """First index of each distinct dataset, and which of them each case is; equal bit for bit."""
-    rows = [np.zeros((cases, 1), np.uint8)]  # a row of no bytes at all can still be grouped
+    """First index of each distinct dataset, and each case's index among them; compares bits."""
+    rows = [np.zeros((cases, 1), np.uint8)]  # so that rows without any bytes can be grouped
     for leaf in jax.tree.leaves(datasets):
         plain = jax.random.key_data(leaf) if is_key(leaf) else leaf
         flat = np.ascontiguousarray(plain).reshape(cases, -1)
@@ -124,7 +124,7 @@ def dataset_groups(
 
 
 def is_key(leaf: Any) -> bool:
-    """Is this an array of typed PRNG keys?"""
+    """Whether a leaf is an array of typed PRNG keys."""
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
@@ -138,7 +138,7 @@ def case_weights(weights: Values | None, cases: int) -> Float64[np.ndarray, " ca
         return np.full(cases, 1 / cases)
     found = distribution(weights, name="weights")
     if len(found) != cases:
-        raise ValueError(f"`weights` must have one entry a case, {cases}, got {len(found)}.")
+        raise ValueError(f"`weights` must have one entry per case, {cases}, got {len(found)}.")
     return found
 
 
@@ -147,7 +147,7 @@ def _group(
 ) -> tuple[
     Int64[np.ndarray, " distinct"], Int64[np.ndarray, " cases"], Int64[np.ndarray, " distinct"]
 ]:
-    """First index, inverse and counts of the distinct rows; comparing bytes is the fastest."""
+    """First index, inverse and counts of the distinct rows; comparing bytes is fastest."""
     whole = np.ascontiguousarray(rows).view(f"V{rows.shape[1]}").reshape(-1)
     _, first, inverse, counts = np.unique(
         whole, return_index=True, return_inverse=True, return_counts=True

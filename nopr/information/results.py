@@ -16,32 +16,32 @@ from nopr.typing import Masks
 
 
 class Exact(NamedTuple):
-    """What a mask knows about its data, computed over the datasets that were given.
+    """The mutual information of mask and data, computed over the given datasets.
 
-    It is exact if these are the whole law. If they are a sample of a larger law, `bits` is the
-    plug-in entropy of that sample: at most log2 of its size, and on average below the truth.
+    The result is exact if these are the whole law. If they are a sample of a larger law, `bits` is
+    the plug-in entropy of that sample: at most log2 of its size, and on average below the truth.
 
-    A batch of keys adds a leading axis of keys, and `levels` an axis of levels: the last one of
-    the numbers, and the one after the cases in `outcomes`, `kept` and `masks`. `datasets`,
-    `dataset_entropy_bits` and `checked` have neither, for they are the same for all.
+    A batch of keys adds a leading axis of keys. `levels` adds an axis of levels: the last axis of
+    the numbers, and the axis after the cases in `outcomes`, `kept` and `masks`. `datasets`,
+    `dataset_entropy_bits` and `checked` have neither axis, since they are the same for all.
 
     Attributes:
       bits: I(m; D | key) = H(m | key) - H(m | D, key).
       entropy_bits: H(m | key).
-      conditional_entropy_bits: H(m | D, key): 0, for the algorithm is a function of both.
-      dataset_entropy_bits: H(D), a ceiling of `bits`; equal datasets are merged.
-      choice_ceiling_bits: log2 of the number of masks with the kept counts that occur, the other
-        ceiling: log2 C(n, k) when every mask keeps k.
-      distinct: Masks that occur with positive probability.
-      datasets: Distinct datasets that occur with positive probability.
-      saturated: Whether each of these has a mask of its own, so that `bits` is H(D) and cannot
-        tell this algorithm from one that copies the data. For a sample, it is no more than what a
-        sample of that size can show.
-      probabilities: Probability of each distinct mask, largest first; laws with fewer of them
-        than others end in zeros.
-      outcomes: For every case, which of these masks it leads to.
-      kept: Weights kept on every case.
-      masks: The mask of every case.
+      conditional_entropy_bits: H(m | D, key), which is 0: the algorithm is a function of both.
+      dataset_entropy_bits: H(D), a ceiling on `bits`; equal datasets are merged.
+      choice_ceiling_bits: The other ceiling: log2 of the number of masks with the kept counts that
+        occur, so log2 C(n, k) when every mask keeps k.
+      distinct: Number of masks with positive probability.
+      datasets: Number of distinct datasets with positive probability.
+      saturated: Whether each of these datasets has a mask of its own. Then `bits` is H(D) and
+        cannot distinguish this algorithm from one that copies the data; for a sample, it is only
+        the most that a sample of that size can show.
+      probabilities: Probability of each distinct mask, largest first; laws with fewer masks than
+        others are padded with zeros.
+      outcomes: Index of each case's mask among the distinct masks.
+      kept: Number of weights kept in each case.
+      masks: The mask of each case.
       checked: Whether a second pass confirmed that H(m | D, key) is 0.
     """
 
@@ -60,9 +60,9 @@ class Exact(NamedTuple):
     checked: bool
 
     def __repr__(self) -> str:
-        """One line: bits, ceilings, masks of datasets, saturated, checked; no arrays."""
+        """One line without arrays: bits, ceilings, counts, and whether saturated and checked."""
         if not all(isinstance(value, int | float | np.ndarray | np.generic) for value in self[:8]):
-            return tuple.__repr__(self)  # what `jax.tree.map` or a trace made of it
+            return tuple.__repr__(self)  # made by `jax.tree.map` or a trace
         bits, saturated = np.asarray(self.bits), np.asarray(self.saturated)
         of = f" in {bits.size} laws {list(bits.shape)}" if bits.ndim else ""
         if not saturated.any():
@@ -97,13 +97,13 @@ def summarize(
     levels: bool,
     checked: bool,
 ) -> Exact:
-    """The result, from the masks of every case and the same packed, once for each key.
+    """Computes the result from the masks of every case, plain and packed, for each key.
 
     Args:
-      masks: Of each key, the masks of every case.
-      words: Of each key, the same packed, with an axis of levels.
+      masks: For each key, the masks of every case.
+      words: For each key, the same masks packed, with an axis of levels.
       weights: Probability of each case.
-      dataset: Which distinct dataset each case is.
+      dataset: Index of each case's dataset among the distinct ones.
       keys: Whether the result has an axis of keys.
       levels: Whether the result, and `masks`, have an axis of levels.
       checked: Whether a second pass agreed.

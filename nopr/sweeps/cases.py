@@ -1,4 +1,4 @@
-"""Cases on the host: how many there are, some of them, and what they look like one at a time."""
+"""Cases on the host: their number, their rows, and the shapes of a single case."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from nopr import trees
 
 
 class Hosted(NamedTuple):
-    """A pytree on the host: typed keys as their data."""
+    """A pytree on the host, with typed keys as their data."""
 
     leaves: list[np.ndarray]
     generators: tuple[Any, ...]
-    """Of each leaf: the implementation of its typed keys, or None."""
+    """For each leaf, the implementation of its typed keys, or None."""
     treedef: Any
 
     def rows(self, index: np.ndarray) -> list[np.ndarray]:
-        """The leaves at some cases."""
+        """The leaves of some cases."""
         return [leaf[index] for leaf in self.leaves]
 
 
@@ -29,8 +29,8 @@ def case_count(cases: PyTree, *, name: str = "cases") -> int:
     """The length of the leading axis that all leaves of `cases` share.
 
     Raises:
-      ValueError: If there is none, or a leaf has another; the message names the leaf, and calls
-        the cases `name`.
+      ValueError: If there are no cases, or the leading axes differ; the message names the leaf, and
+        calls the cases `name`.
     """
     leaves = jax.tree.leaves(cases)
     if not leaves:
@@ -42,7 +42,7 @@ def case_count(cases: PyTree, *, name: str = "cases") -> int:
         if not shape or not shape[0]:
             raise ValueError(
                 f"`{name}` must have a leading axis of at least one case, got shape {shape} at "
-                f"{path!r}. Stack the cases; split a key."
+                f"{path!r}. Stack the cases, or split a key."
             )
         if shape[0] != len(leaves[0]):
             raise ValueError(
@@ -53,7 +53,7 @@ def case_count(cases: PyTree, *, name: str = "cases") -> int:
 
 
 def hosted(tree: PyTree) -> Hosted:
-    """Brings a tree to the host, in the dtypes that JAX computes in."""
+    """Brings a tree to the host, in the dtypes in which JAX computes."""
     leaves, treedef = jax.tree.flatten(tree)
     generators = tuple(jax.random.key_impl(leaf) if is_key(leaf) else None for leaf in leaves)
     data = [
@@ -64,7 +64,7 @@ def hosted(tree: PyTree) -> Hosted:
 
 
 def rebuilt(like: Hosted, leaves: list[Any]) -> PyTree:
-    """The tree again from leaves like the hosted ones; under a trace, too."""
+    """Rebuilds a tree from leaves like the hosted ones; also works under a trace."""
     values = [
         leaf if generator is None else jax.random.wrap_key_data(leaf, impl=generator)
         for leaf, generator in zip(leaves, like.generators, strict=True)
@@ -73,7 +73,7 @@ def rebuilt(like: Hosted, leaves: list[Any]) -> PyTree:
 
 
 def shape_of_one(cases: Hosted) -> PyTree:
-    """Shapes and dtypes of a single case."""
+    """The shapes and dtypes of a single case."""
     return jax.eval_shape(
         lambda leaves: rebuilt(cases, leaves),
         [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in cases.leaves],
@@ -87,9 +87,9 @@ def is_key(leaf: Any) -> bool:
 
 def _canonical(leaf: Any) -> np.ndarray:
     array = np.asarray(leaf)
-    if array.dtype.name in ("int2", "uint2", "int4", "uint4"):  # XLA packs them as it likes
+    if array.dtype.name in ("int2", "uint2", "int4", "uint4"):  # XLA may pack these
         raise ValueError(
-            f"Cases and what they share must have dtypes of whole bytes, got {array.dtype}. "
+            f"`cases` and `shared` must have dtypes of whole bytes, got {array.dtype}. "
             "Convert it to int8."
         )
     return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)

@@ -29,7 +29,7 @@ class Swept(NamedTuple):
     """Results of a sweep."""
 
     values: PyTree
-    """What the function returned, a leading case axis on every leaf; NumPy arrays."""
+    """The results of the function as NumPy arrays, with a leading axis of cases on every leaf."""
     finite: np.ndarray
     """bool [cases]: whether every floating or complex result of the case is finite."""
 
@@ -40,12 +40,12 @@ class Swept(NamedTuple):
 
     @property
     def finite_values(self) -> PyTree:
-        """The results of the other cases alone, in their order."""
+        """The results of all other cases, in their order."""
         return jax.tree.map(lambda leaf: leaf[self.finite], self.values)
 
 
 class _Sweep(NamedTuple):
-    """What is settled before the first block runs."""
+    """What is fixed before the first block runs."""
 
     cases: Hosted
     traced: jaxprs.Traced
@@ -56,7 +56,7 @@ class _Sweep(NamedTuple):
     store: Store | None
 
     def seal_of(self, chunk: range) -> dict[str, str]:
-        """What a chunk was computed from."""
+        """The seal of a chunk: digests of what it is computed from."""
         rows = self.cases.rows(np.arange(chunk.start, chunk.stop))
         return {**self.seal, "cases": stored.bytes_digest(self.cases, rows)}
 
@@ -82,52 +82,52 @@ def run(
 ) -> Swept:
     """Runs `function` on every case: vmapped in blocks, over all devices and processes.
 
-    Every block is the same program, compiled once; the last one is filled up with copies of its
+    Every block runs the same program, compiled once; the last block is padded with copies of its
     last case, whose results are dropped. For a given `block`, size of XLA's thread pool and kind of
-    device, the results have the same bits whatever the number of devices and processes, the chunk,
-    the order of the cases and the interruptions. With another block they agree to within rounding,
-    since XLA vectorizes another batch in another way.
+    device, the bits of the results do not depend on the number of devices and processes, the chunk,
+    the order of the cases or interruptions. Results of different blocks agree to within rounding,
+    since XLA vectorizes them differently.
 
-    Under `nopr.processes` every process calls this with the same arguments, computes its share of
-    the chunks and gets all results. They need not share a store: each looks in its own.
+    Under `nopr.processes`, every process calls this with the same arguments, computes its share of
+    the chunks and gets all results. Processes need not share a store: each reads its own.
 
     Args:
       function: `function(case) -> results`, or `function(case, shared)` with `shared`; pure;
-        results are a pytree of arrays. It is traced once for each function object, so pass the
-        same one when you call again.
+        results are a pytree of arrays. It is traced once per function object, so pass the same
+        object when you call again.
       cases: A pytree of arrays and typed keys that share a leading axis of cases. (Keys of JAX's
         `rbg` generators draw other numbers in a batch than alone, so with them results do depend
         on the block and on the order of the cases.)
-      shared: Arrays that every case reads, such as a dataset; on every device once.
+      shared: Arrays that every case reads, such as a dataset; stored once per device.
       block: Cases per vmapped call on one device. By default each device's whole share (an eighth
         of it with a store, so that a kill cannot lose everything), and at most as many as fit in
-        `memory_bytes`. With a store, the sizes of the previous run hold where none is given.
-      chunk: Cases that are stored together, rounded up to whole blocks; by default one block, or
-        more where there would be over 100 chunks.
-      memory_bytes: Memory for a block on each device where `block` is not given: arguments,
-        results and temporaries of the compiled program. By default 90% of what is free on a GPU or
-        TPU, and half of what is free on a host, divided by its devices.
-      mesh: A mesh with an axis `runs` of devices; along other axes the work is repeated. All
-        devices by default.
-      batching: `"vmap"`, or `"lanes"` (`sweeps.vmap_lanes`): the batch is the last axis and tiny
-        contractions are unrolled, many times faster for networks of some dozen weights, with
-        other last bits.
-      store: Store of finished chunks. A chunk that is there is not computed again, unless it is of
-        other cases, another function, other `shared`, another block, or other shapes or dtypes.
-        The function must not depend on Python code that it calls back (`jax.pure_callback`), for
-        a change there would go unnoticed.
+        `memory_bytes`. With a store and no sizes given, the sizes of the previous run are used.
+      chunk: Cases stored together, rounded up to whole blocks; by default one block, or more if
+        there would be over 100 chunks.
+      memory_bytes: Memory for a block on each device if `block` is not given: arguments, results
+        and temporaries of the compiled program. By default 90% of the free memory of a GPU or TPU,
+        and half of the free memory of a host, divided by its devices.
+      mesh: A mesh with an axis `runs` of devices; work is repeated along other axes. All devices
+        by default.
+      batching: `"vmap"`, or `"lanes"` (`sweeps.vmap_lanes`), which puts the batch on the last axis
+        and unrolls tiny contractions: many times faster for networks of a few dozen weights, with
+        different last bits.
+      store: Store of finished chunks. A stored chunk is not computed again if cases, function,
+        `shared`, block, batching, shapes and dtypes are the same. The function must not call back
+        Python code (`jax.pure_callback`), since a change there would go unnoticed.
       progress: Function of a `Status`, called after every block.
-      say: Function of one line, called where stored chunks do not fit; prints to stderr by default.
+      say: Function of a line of text, called when stored chunks do not fit; prints to stderr by
+        default.
 
     Returns:
-      The results in case order, and which of them are finite.
+      The results in the order of the cases, and which of them are finite.
 
     Raises:
-      ValueError: If there are no cases, their leading axes differ, a size is below 1, `batching`
-        is unknown, `mesh` has no axis `runs`, an option is of another type, `function` returns
-        typed keys, or calls Python code and there is a `store`, not even one case fits in memory,
-        or the processes sweep different cases.
-      Exception: Whatever the store raises where it cannot keep a chunk; earlier ones are kept.
+      ValueError: If there are no cases or their leading axes differ; if an option is out of range,
+        unknown or of the wrong type, or `mesh` has no axis `runs`; if `function` returns typed
+        keys, or calls Python code with a `store`; if not even one case fits in memory; or if the
+        processes sweep different cases.
+      Exception: Any error of the store when it cannot keep a chunk; earlier chunks are kept.
       processes.Lost: If another process did not answer.
 
     Example:
@@ -185,8 +185,8 @@ def _settle(
     calls = [] if store is None else jaxprs.opaque(traced.program)
     if calls:
         raise ValueError(
-            f"`function` calls Python code ({', '.join(calls)}), and nothing tells stored results "
-            "of this code from those of another. Sweep without `store`, or write it in JAX."
+            f"`function` calls Python code ({', '.join(calls)}), and a change of that code would "
+            "not invalidate stored results. Sweep without `store`, or write it in JAX."
         )
 
     def program(block: int) -> Program:
@@ -212,8 +212,8 @@ def _settle(
     if keeper is not None and plan != before:
         if before is not None:
             say(
-                f"The stored chunks are of blocks of {before.block} in chunks of {before.chunk}, "
-                f"not of {plan.block} in {plan.chunk}; computing again what is not there."
+                f"The stored chunks have blocks of {before.block} in chunks of {before.chunk}, "
+                f"not of {plan.block} in {plan.chunk}; computing the missing ones."
             )
         stored.save_plan(keeper, function_digest, n, plan)
     seal = {} if store is None else stored.seal(function_digest, hosted(shared), plan, batching)
@@ -222,7 +222,7 @@ def _settle(
 
 
 def _check_same(traced: jaxprs.Traced, cases: Hosted) -> None:
-    """Checks that all processes run the same sweep, for each has only a share of it to show."""
+    """Checks that all processes run the same sweep, since each computes only a share of it."""
     if processes.count() == 1:
         return
     here = jaxprs.digest(traced.program) + stored.bytes_digest(cases, cases.leaves)
@@ -230,13 +230,13 @@ def _check_same(traced: jaxprs.Traced, cases: Hosted) -> None:
     differ = [i for i, found in enumerate(there) if found != there[0]]
     if differ:
         raise ValueError(
-            f"Every process must sweep the same function over the same cases, but those of process "
-            f"{differ[0]} are not those of process 0. Make them from the config and keys alone."
+            "Every process must sweep the same function over the same cases, but those of process "
+            f"{differ[0]} differ from those of process 0. Make them from the config and keys alone."
         )
 
 
 def _agreed(plan: Plan | None) -> Plan | None:
-    """The sizes that process 0 has settled, in every process."""
+    """The sizes that process 0 has chosen, in every process."""
     text = "" if plan is None else f"{plan.block} {plan.chunk}"
     words = processes.share(text.encode()).decode().split()
     return Plan(*map(int, words)) if words else None
@@ -245,7 +245,7 @@ def _agreed(plan: Plan | None) -> Plan | None:
 def _from_store(
     sweep: _Sweep, chunks: list[range], say: Callable[[str], Any]
 ) -> dict[range, list[np.ndarray]]:
-    """The chunks that are there and fit; one line for each reason why others do not."""
+    """The stored chunks that fit; reports one line for each reason why others do not."""
     found: dict[range, list[np.ndarray]] = {}
     faults: dict[str, list[str]] = {}
     shapes = jax.tree.leaves(sweep.traced.out_shape)
@@ -268,7 +268,7 @@ def _from_store(
 
 
 def _computed(sweep: _Sweep, chunks: list[range]) -> Iterator[tuple[range, list[np.ndarray]]]:
-    """The blocks of these chunks and their results, as they come, a round over devices a time."""
+    """Yields the blocks of these chunks and their results, one round over the devices at a time."""
     devices = sweep.program.mesh.shape[programs.RUNS]
     size = sweep.plan.block
     blocks = [block for chunk in chunks for block in sweep.plan.blocks(chunk)]
@@ -288,7 +288,7 @@ def _collected(
     found: dict[range, list[np.ndarray]],
     progress: Progress | None,
 ) -> dict[range, list[np.ndarray]]:
-    """All these chunks, each stored as soon as it is whole, while the next one is computed."""
+    """All these chunks, each stored as soon as it is complete, while the next one is computed."""
     total, loaded = sum(map(len, chunks)), sum(map(len, found))
     failures = sum(int((~_finite(part, len(chunk))).sum()) for chunk, part in found.items())
     parts, done, started = dict(found), loaded, time.monotonic()
@@ -302,7 +302,7 @@ def _collected(
 
     if loaded:
         tell()
-    with ThreadPoolExecutor(1, "chunks") as thread:  # its end waits for the last chunk
+    with ThreadPoolExecutor(1, "chunks") as thread:  # exiting waits for the last chunk
         for block, leaves in _computed(sweep, list(missing.values())):
             pieces.append(leaves)
             done += len(block)
@@ -324,7 +324,7 @@ def _collected(
 def _gathered(
     sweep: _Sweep, chunks: list[range], parts: dict[range, list[np.ndarray]]
 ) -> list[np.ndarray]:
-    """The results of all processes in case order, one leaf after another."""
+    """The results of all processes, leaf by leaf, in the order of the cases."""
     count = processes.count()
     for start in range(0, len(chunks), count) if count > 1 else ():
         turn = chunks[start : start + count]
@@ -338,6 +338,6 @@ def _gathered(
 def _finite(leaves: list[np.ndarray], n: int) -> np.ndarray:
     flags = np.ones(n, bool)
     for leaf in leaves:
-        if jnp.issubdtype(leaf.dtype, jnp.inexact):  # NumPy's own knows no bfloat16
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):  # NumPy's does not know bfloat16
             flags &= np.isfinite(leaf).reshape(n, -1).all(axis=1)
     return flags

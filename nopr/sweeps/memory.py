@@ -1,4 +1,4 @@
-"""How much memory there is for a block of cases on one device."""
+"""The memory available for a block of cases on one device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-_OF_A_HOST = 0.5  # of what is free; it has other uses for its memory
+_OF_A_HOST = 0.5  # of the free memory; a host has other uses for it
 _OF_A_DEVICE = 0.9
 _CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -20,7 +20,7 @@ _CGROUPS = (
 
 
 def free_bytes(mesh: Mesh) -> int:
-    """Memory for a block on each device of a mesh: 90% of what is free there, half of a host's."""
+    """Memory for a block on each device of a mesh: 90% of what is free, half of it on a host."""
     devices = list(mesh.devices.flat)
     stats = [device.memory_stats() for device in devices]
     if all(found and "bytes_limit" in found for found in stats):

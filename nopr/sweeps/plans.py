@@ -1,4 +1,4 @@
-"""How a sweep is cut: blocks that fix the last bits, and chunks of whole blocks that are kept."""
+"""How a sweep is divided: blocks, which fix the last bits, in chunks, which are stored."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-_MOST_CHUNKS = 100  # a kill loses about 1% of the work, and files cost little beside it
+_MOST_CHUNKS = 100  # a kill loses about 1% of the work, and files cost little in comparison
 _LEAST_KEPT = 8  # rounds that a sweep with a store has, unless blocks would be very small
 _SMALL = 8
 
 
 class Plan(NamedTuple):
-    """The sizes that are settled once for a sweep, in cases."""
+    """The sizes of a sweep, in cases, fixed once."""
 
     block: int
     """Cases in one vmapped call on one device."""
@@ -31,13 +31,13 @@ class Plan(NamedTuple):
 
 
 def plan(cases: int, *, block: int, chunk: int | None) -> Plan:
-    """Settles the chunk for a block.
+    """Chooses the chunk for a block.
 
     Args:
-      cases: How many there are.
-      block: Cases in one vmapped call; more than there are is all of them.
-      chunk: Cases stored together, rounded up to whole blocks; by default so many that there are
-        at most 100 chunks.
+      cases: Number of cases.
+      block: Cases in one vmapped call; all cases if it is larger than their number.
+      chunk: Cases stored together, rounded up to whole blocks; by default one block, or as many as
+        keep the number of chunks at 100 or less.
     """
     block = min(block, cases)
     blocks = -(-cases // block)
@@ -49,7 +49,7 @@ def check_sizes(**sizes: Any) -> None:
     """Checks that each option is a whole number of at least 1, or None.
 
     Raises:
-      ValueError: If one is anything else; names it.
+      ValueError: If an option is anything else; the message names it.
     """
     for name, size in sizes.items():
         if size is None:
@@ -61,12 +61,12 @@ def check_sizes(**sizes: Any) -> None:
 
 
 def largest_block(cases: int, *, devices: int, stored: bool) -> int:
-    """The block that memory does not bound: one round over all devices, or some where it is kept.
+    """The block if memory is no limit: one round over all devices, or several with a store.
 
     Args:
-      cases: How many there are.
-      devices: How many there are, in all processes.
-      stored: Whether chunks are kept; then a kill should not lose everything.
+      cases: Number of cases.
+      devices: Number of devices, in all processes.
+      stored: Whether chunks are stored, so that a kill should not lose everything.
     """
     once = -(-cases // devices)
     return once if not stored else max(min(once, _SMALL), -(-once // _LEAST_KEPT))
@@ -76,9 +76,10 @@ def fitting_block(block: int, *, memory_bytes: int, needed: Callable[[int], int]
     """The largest block, at most this one, that fits the memory.
 
     Args:
-      block: The block that one would like.
-      memory_bytes: What there is on each device.
-      needed: What a block takes, in bytes; it compiles the program, so it is asked seldom.
+      block: The largest block to try.
+      memory_bytes: The memory of each device.
+      needed: A function from a block to the bytes it takes; it compiles the program, so it is
+        called rarely.
 
     Raises:
       ValueError: If not even one case fits.
@@ -87,7 +88,7 @@ def fitting_block(block: int, *, memory_bytes: int, needed: Callable[[int], int]
         if block == 1:
             raise ValueError(
                 f"One case takes {bytes_:,} bytes, more than the {memory_bytes:,} of "
-                "`memory_bytes`. Give more, or make it smaller."
+                "`memory_bytes`. Give more memory, or make the case smaller."
             )
         block = max(1, min(block - 1, int(block * 0.95 * memory_bytes / bytes_)))
     return block

@@ -1,4 +1,4 @@
-"""The program of a sweep: traced once from the function of one case, compiled once for a block."""
+"""The program of a sweep: traced once from a function of one case, compiled once per block size."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BATCHINGS = get_args(Batching)
 
 
 def trace(function: Callable[..., PyTree], cases: Hosted, shared: PyTree) -> jaxprs.Traced:
-    """Traces `function` for one case; once for the same function object and the same shapes."""
+    """Traces `function` for one case, once per function object and shapes."""
     args = (shape_of_one(cases),) if shared is None else (shape_of_one(cases), shared)
     found = _jitted(function).trace(*args)
     for path, leaf in zip(
@@ -37,7 +37,7 @@ def trace(function: Callable[..., PyTree], cases: Hosted, shared: PyTree) -> jax
 
 
 def runs_mesh(mesh: Mesh | None) -> Mesh:
-    """The part of a mesh that is of this process; all of its devices on one axis by default.
+    """The part of a mesh on this process; by default, one axis with all of its devices.
 
     Raises:
       ValueError: If the mesh has no axis `runs`, or no device of this process.
@@ -58,19 +58,19 @@ class Program(NamedTuple):
     mesh: Mesh
 
     def __call__(self, leaves: list[np.ndarray], shared: list[Any]) -> list[np.ndarray]:
-        """The results of one block a device, on the host."""
+        """The results of one block per device, on the host."""
         taken = jax.device_put(leaves, NamedSharding(self.mesh, P(RUNS)))
         return [np.asarray(leaf) for leaf in self.compiled(taken, shared)]
 
     def place(self, shared: PyTree) -> list[Any]:
-        """What all cases share, on every device."""
+        """Places what all cases share on every device."""
         return jax.device_put(jax.tree.leaves(shared), NamedSharding(self.mesh, P()))
 
     @property
     def memory_bytes(self) -> int:
-        """What a call takes on each device: arguments, results and what is between."""
+        """Memory that a call takes on each device: arguments, results and temporaries."""
         found = self.compiled.memory_analysis()
-        if found is None:  # pragma: no cover - a backend that does not know
+        if found is None:  # pragma: no cover - a backend without the analysis
             return 0
         return (
             found.argument_size_in_bytes
@@ -89,7 +89,7 @@ def compiled(
     mesh: Mesh,
     batching: Batching,
 ) -> Program:
-    """The program for blocks of this size; compiled once for the same trace."""
+    """The program for blocks of this size, compiled once per trace."""
     shapes = tuple((leaf.shape[1:], leaf.dtype) for leaf in cases.leaves)
     like = tuple((leaf.shape, leaf.dtype) for leaf in map(jax.typeof, jax.tree.leaves(shared)))
     return _compiled(traced.program, cases.generators, shapes, like, block, mesh, batching)
@@ -97,7 +97,7 @@ def compiled(
 
 @functools.lru_cache(maxsize=32)  # bounded, so that compiled programs are freed
 def _compiled(
-    program: jaxprs.Program,  # it is equal to itself alone
+    program: jaxprs.Program,  # compared by identity
     generators: tuple[Any, ...],
     shapes: tuple[Any, ...],
     shared: tuple[Any, ...],
@@ -132,7 +132,7 @@ def _jitted(function: Callable[..., PyTree]) -> Any:
 
 
 def _on_host(program: jaxprs.Program) -> jaxprs.Program:
-    """The constants as NumPy arrays, for those on a device could not go to another."""
+    """The program with its constants as NumPy arrays, which are not bound to a device."""
     return jaxprs.replace_constants(
         program,
         [

@@ -1,4 +1,4 @@
-"""Chunks of a sweep in its store, each sealed with what it was computed from."""
+"""Chunks of a sweep in its store, each with a seal: digests of what it was computed from."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ PLAN = "plan"
 
 @runtime_checkable
 class Store(Protocol):
-    """Where finished chunks are kept, by name."""
+    """A store of finished chunks, by name."""
 
     def get(self, name: str, /) -> Mapping[str, Any] | None:
-        """The arrays stored under `name`, or None where there are none that can be trusted."""
+        """Returns the arrays stored under `name`, or None if there are none that are intact."""
         ...
 
     def put(self, name: str, arrays: Mapping[str, Any], /) -> Any:
@@ -31,11 +31,11 @@ class Store(Protocol):
 
 
 class Misfit(Exception):
-    """A stored chunk is not of this sweep; the message says what it is of."""
+    """A stored chunk belongs to another sweep; the message has the difference."""
 
 
 def seal(function: str, shared: Hosted, plan: Plan, batching: Batching) -> dict[str, str]:
-    """What all chunks of a sweep were computed from, in words that can be compared."""
+    """The part of the seal that all chunks of a sweep share."""
     return {
         "function": function,
         "shared": bytes_digest(shared, shared.leaves),
@@ -45,7 +45,7 @@ def seal(function: str, shared: Hosted, plan: Plan, batching: Batching) -> dict[
 
 
 def bytes_digest(like: Hosted, leaves: Iterable[np.ndarray]) -> str:
-    """The SHA-256 of leaves: dtypes, shapes and bytes, and where they stand in their tree."""
+    """The SHA-256 of leaves: dtypes, shapes, bytes, and the structure of their tree."""
     total = hashlib.sha256(f"{like.treedef} {like.generators}".encode())
     for leaf in leaves:
         total.update(f"{leaf.dtype} {leaf.shape}\n".encode())
@@ -54,7 +54,7 @@ def bytes_digest(like: Hosted, leaves: Iterable[np.ndarray]) -> str:
 
 
 def chunk_name(chunk: range) -> str:
-    """Such as `chunk-00000000-00000128`."""
+    """The name of a chunk, such as `chunk-00000000-00000128`."""
     return f"chunk-{chunk.start:08d}-{chunk.stop:08d}"
 
 
@@ -67,25 +67,25 @@ def fitting(
     """The leaves of a stored chunk of `count` cases.
 
     Raises:
-      Misfit: If it has another seal, or other leaves.
+      Misfit: If the seal or the leaves differ.
     """
     for key, here in seal.items():
         there = str(found.get(key))
         if there == here:
             continue
         if key in ("block", "batching"):
-            raise Misfit(f"of another {key} ({there} there, {here} here)")
-        raise Misfit("of other cases" if key == "cases" else f"of another `{key}`")
+            raise Misfit(f"for another {key} ({there} stored, {here} here)")
+        raise Misfit("for other cases" if key == "cases" else f"for another `{key}`")
     names = [f"leaf_{i}" for i in range(len(shapes))]
     expected = [((count, *like.shape), like.dtype) for like in shapes]
     leaves = [np.asarray(found.get(name)) for name in names]
     if set(found) != {*seal, *names} or [(x.shape, x.dtype) for x in leaves] != expected:
-        raise Misfit("of other results")
+        raise Misfit("for other results")
     return leaves
 
 
 def load_plan(store: Store, function: str, cases: int) -> Plan | None:
-    """The sizes that an earlier run of this function over as many cases settled."""
+    """The sizes that an earlier run of this function over as many cases chose, if any."""
     found = store.get(PLAN)
     try:
         if found is None or (str(found["function"]), int(found["cases"])) != (function, cases):
@@ -97,5 +97,5 @@ def load_plan(store: Store, function: str, cases: int) -> Plan | None:
 
 
 def save_plan(store: Store, function: str, cases: int, plan: Plan) -> None:
-    """Keeps the sizes, so that a run that is resumed has the same."""
+    """Stores the sizes, so that a resumed run has the same."""
     store.put(PLAN, {"function": function, "cases": cases, **plan._asdict()})

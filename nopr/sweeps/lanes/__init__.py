@@ -1,10 +1,10 @@
 """`vmap` with the cases along the last axis: for thousands of tiny networks on a CPU.
 
-`jax.vmap` puts the cases first, and a layer of 3 x 4 weights becomes thousands of matrix products
-of that size, each with the overhead of a large one. Here the same function of one case is traced,
-and every operation runs with the cases along the last axis; small matrix products become
-multiply-adds of whole vectors of cases. 1,792 datasets x 500 gradient steps of a network of 21
-weights take 0.014 s on two cores, 25 to 30 times less than under `jax.vmap`.
+`jax.vmap` puts the cases first, so a layer of 3 x 4 weights becomes thousands of matrix products of
+that size, each with the overhead of a large one. Here the function of one case is traced, and every
+operation runs with the cases along the last axis; small matrix products become multiply-adds of
+whole vectors of cases. 1,792 datasets x 500 gradient steps of a network of 21 weights take 0.014 s
+on two cores, 25 to 30 times less than under `jax.vmap`.
 """
 
 from __future__ import annotations
@@ -24,41 +24,41 @@ from nopr.sweeps.lanes import rules, sums
 from nopr.sweeps.lanes.interpreter import interpret
 
 VERSION = 1
-"""Names the rules: another version may round otherwise. For digests of stored results."""
+"""The version of the rules, for digests of stored results; versions may round differently."""
 
-_MULTIPLE = 8  # of cases that are computed; the remainder of a vector loop may round otherwise
+_MULTIPLE = 8  # cases are padded to it; the remainder of a vector loop may round differently
 
 
 def vmap(function: Callable[..., PyTree], in_axes: Any = 0) -> Callable[..., PyTree]:
     """Maps a function of one case over many, as `jax.vmap` does, with the cases in vector lanes.
 
-    Use it under `jax.jit`, on a CPU, for a hundred cases or more of a tiny network, and time both.
-    Beside `jax.vmap`, training was 20 to 30 times faster for a 3-4-1 network on 6 examples, 7 times
-    for 8-8-1, and no faster for 8-16-1 on 32 examples; past some 10,000 multiplications of one case
-    in one product it is slower. Products with more than 64 terms to a sum, or 65,536
-    multiplications a case, are left to XLA's, as are convolutions, and copied there and back:
-    right, but up to three times slower than `jax.vmap` where they are most of the work
-    (784-300-100-10, 8 seeds).
+    Use it under `jax.jit`, on a CPU, for a hundred or more cases of a tiny network, and time both.
+    Compared with `jax.vmap`, training was 20 to 30 times faster for a 3-4-1 network on 6 examples,
+    7 times for 8-8-1, and no faster for 8-16-1 on 32 examples; above some 10,000 multiplications
+    per case in one product it is slower. Convolutions, and products with more than 64 terms per sum
+    or 65,536 multiplications per case, are left to XLA, with copies before and after: correct, but
+    up to three times slower than `jax.vmap` where they are most of the work (784-300-100-10, 8
+    seeds).
 
-    What a case gives depends, to the last bit, on the number of cases, and not on its place or on
-    the other cases (tried on two cores). It rounds otherwise than `jax.vmap`, and a long training
-    near a kink of ReLU can take another way from there, as with any change of rounding. It nests
-    with jit, grad, vmap, checkify and `shard_map(check_vma=False)`. Cases are filled up to a
-    multiple of 8 with copies of the last, unless the function has callbacks: XLA rounds some
-    functions otherwise in what a vector loop leaves over.
+    The bits of a case's results depend on the number of cases, but not on its position or on the
+    other cases (tested on two cores). Results round differently from those of `jax.vmap`, so a long
+    training near a kink of ReLU can diverge, as with any change of rounding. It nests with jit,
+    grad, vmap, checkify and `shard_map(check_vma=False)`. Cases are padded to a multiple of 8 with
+    copies of the last, unless the function has callbacks, because XLA rounds some functions
+    differently in the remainder of a vector loop.
 
     Args:
-      function: Function of one case; traced at every call, so jit the result. It must not use
+      function: A function of one case; traced at every call, so jit the result. It must not use
         mutable arrays (`jax.Ref`).
       in_axes: 0 for an argument with a leading axis of cases on every leaf, None for one that all
         cases share; one value for all arguments, or a tuple with one for each.
 
     Returns:
-      A function of the same positional arguments; a leading axis of cases on every result.
+      A function of the same positional arguments, with a leading axis of cases on every result.
 
     Raises:
-      ValueError: If `in_axes` is anything else or has no 0; from the function that is returned, if
-        the leading axes differ or there is none.
+      ValueError: If `in_axes` is anything else or has no 0. From the returned function, if the
+        leading axes differ or there is none.
 
     Example:
       >>> import jax
@@ -87,7 +87,7 @@ def vmap(function: Callable[..., PyTree], in_axes: Any = 0) -> Callable[..., PyT
         given = jax.tree.map(jnp.asarray, given)
 
         def one(given: tuple[PyTree, ...]) -> PyTree:
-            """The function of one case; what all cases share is as it was given."""
+            """The function of one case; shared arguments are passed unchanged."""
             every = zip(given, args, each, strict=True)
             return function(*(mine if axis == 0 else arg for mine, arg, axis in every))
 
@@ -101,7 +101,7 @@ def vmap(function: Callable[..., PyTree], in_axes: Any = 0) -> Callable[..., PyT
 
         @jax.jit
         def run(*given: Array) -> list[Array]:
-            # Its own call, or XLA sees which results are dropped and computes only the others.
+            # A call of its own: XLA would see which results are dropped and skip them.
             results = sums.own_call(every)(*(_to_lanes(value, computed) for value in given))
             return [jnp.moveaxis(result, -1, 0)[:cases] for result in results]
 
@@ -116,7 +116,7 @@ def _one_case(value: Array) -> jax.ShapeDtypeStruct:
 
 
 def _calls_back(program: Any) -> bool:
-    """Whether a callback would see the copies that fill up; a check does not mind them."""
+    """Whether a callback would see the padding; checks are not affected by it."""
     return any(type(effect).__name__ != "ErrorEffect" for effect in program.effects)
 
 

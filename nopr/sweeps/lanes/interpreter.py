@@ -1,7 +1,7 @@
-"""A traced program of one case, evaluated for all cases with these along the last axis.
+"""A traced program of one case, evaluated with all cases along the last axis.
 
-Values that are the same for all cases have no such axis. Which ones these are is settled before
-anything is evaluated (`flow`), so that the carries of a loop keep their shape.
+Values that are the same for all cases have no axis of cases. `flow` determines which ones these are
+before anything is evaluated, so that the carries of a loop keep their shape.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def interpret(
 
     Args:
       program: The program of one case.
-      values: Its arguments, the cases along the last axis of those that have them.
+      values: Its arguments, with the cases, if any, along the last axis.
       batched: For each argument, whether it has cases.
 
     Returns:
-      The results, and which of them have cases.
+      The results, and for each whether it has cases.
 
     Raises:
       NotImplementedError: If the program has mutable arrays.
@@ -64,18 +64,18 @@ def _check_immutable(eqn: Any) -> None:
 
 
 def _interpret_as(program: Any, values: Any, batched: Any, wanted: Any, cases: int) -> list[Any]:
-    """The results of `interpret`, with cases where they are `wanted`."""
+    """The results of `interpret`, with cases wherever `wanted`."""
     return _spread(*interpret(program, values, batched), wanted, cases)
 
 
 def _spread(values: Any, batched: Any, wanted: Any, cases: int) -> list[Any]:
-    """Values, with cases where they are `wanted`."""
+    """The values, with cases wherever `wanted`."""
     triples = zip(values, batched, wanted, strict=True)
     return [rules.spread(value, has or not want, cases) for value, has, want in triples]
 
 
 def flow(program: jaxprs.Program, batched: rules.Batched) -> list[bool]:
-    """Which results of a traced program have cases, by which arguments have."""
+    """Which results of a traced program have cases, given which arguments have."""
     return jaxprs.fold(program, batched, _flow_of, constant=lambda value: False)
 
 
@@ -86,7 +86,7 @@ def _flow_of(eqn: Any, batched: rules.Batched) -> list[bool]:
 
 
 def _is_left_to_jax(eqn: Any, batched: rules.Batched) -> bool:
-    """Branches chosen by the platform, and effects in a choice, which are up to JAX."""
+    """Whether an operation is left to JAX: branches by platform, and effects in a choice."""
     if eqn.primitive.name == jaxprs.COND:
         effects = any(branch.effects for branch in eqn.params["branches"])
         return "branches_platforms" in eqn.params or (batched[0] and bool(effects))
@@ -115,7 +115,7 @@ def _in_double(eqn: Any, values: Any, batched: Any) -> list[Any]:
 
 
 def _custom_jvp(eqn: Any, values: Any, batched: Any) -> list[Any]:
-    """Keeps the derivative given by hand, in case the whole is differentiated."""
+    """Keeps the custom derivative, for differentiation of the whole."""
     wanted, count = [True] * len(eqn.outvars), len(values)
     cases = rules.cases_of(values, batched)
 
@@ -193,7 +193,7 @@ def _scan_flow(eqn: Any, batched: Any) -> list[bool]:
 
 
 def _settled(carry: list[bool], after: Callable[[list[bool]], list[bool]]) -> list[bool]:
-    """Which carries of a loop have cases in some round, by which have after another round."""
+    """Which carries of a loop have cases in any round; `after` gives those after one more round."""
     while True:
         wider = [a or b for a, b in zip(carry, after(carry), strict=False)]
         if wider == carry:
@@ -202,7 +202,7 @@ def _settled(carry: list[bool], after: Callable[[list[bool]], list[bool]]) -> li
 
 
 def _while(eqn: Any, values: Any, batched: Any) -> list[Any]:
-    """Where cases end at different times, those that have ended keep their values."""
+    """Evaluates a while loop; cases that have ended keep their values while others run."""
     params = eqn.params
     have, differ = _while_flow(eqn, batched)
     first = params["cond_nconsts"]
@@ -227,7 +227,7 @@ def _while(eqn: Any, values: Any, batched: Any) -> list[Any]:
 
 
 def _while_flow(eqn: Any, batched: Any) -> tuple[list[bool], bool]:
-    """Which carries have cases, and whether these end at different times."""
+    """Which carries have cases, and whether cases can end at different times."""
     params = eqn.params
     first = params["cond_nconsts"]
     last = first + params["body_nconsts"]
@@ -240,7 +240,7 @@ def _while_flow(eqn: Any, batched: Any) -> tuple[list[bool], bool]:
 
 
 def _cond(eqn: Any, values: Any, batched: Any) -> list[Any]:
-    """Where cases differ in their branch, all are evaluated and each case takes its own."""
+    """Evaluates branches; if cases differ in theirs, runs all branches and selects per case."""
     (index, *operands), flags = values, batched[1:]
     branches, have = eqn.params["branches"], _cond_flow(eqn, batched)
     cases = rules.cases_of(values, batched)
@@ -253,7 +253,7 @@ def _cond(eqn: Any, values: Any, batched: Any) -> list[Any]:
     operands, flags = rules.spread_all(values, batched)[1:], [True] * len(flags)
     results = []
     for number, branch in enumerate(branches):
-        # A branch not taken passes no derivative on, which may be NaN (as in JAX).
+        # As in JAX, a branch not taken passes on no derivative, which may be NaN.
         mine = [jnp.where(index == number, x, lax.stop_gradient(x)) for x in operands]
         results.append(_interpret_as(branch, mine, flags, have, cases))
     return [

@@ -1,8 +1,8 @@
 """Reading and writing by index.
 
-XLA's CPU reads element by element, and writes one at a time in a loop. Where a few entries are told
-apart by an index that each case has of its own, such as the labels of a cross-entropy, comparing
-with every entry is faster, and runs over whole vectors of cases.
+On a CPU, XLA reads element by element, and writes one element at a time in a loop. If each case has
+its own index into a few entries, such as the label in a cross-entropy, comparing the index with
+every entry is faster, and runs over whole vectors of cases.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nopr.jaxprs import bind
 from nopr.sweeps.lanes import rules, sums
 
 ENTRIES = 64
-"""Axes of more entries are left to XLA."""
+"""Axes with more entries are left to XLA."""
 
 
 def _gather(eqn: Any, values: rules.Values, batched: rules.Batched) -> list[Any]:
@@ -52,7 +52,7 @@ def _gather(eqn: Any, values: rules.Values, batched: rules.Batched) -> list[Any]
 
 
 def _look_up(eqn: Any, array: Any, index: Any, *, fill: Any) -> Any:
-    """Entries of one axis by their index, as in `take_along_axis`: a chain of selections."""
+    """Entries of one axis by index, as in `take_along_axis`, as a chain of selections."""
     numbers, shape = eqn.params["dimension_numbers"], eqn.outvars[0].aval.shape
     (axis,) = numbers.start_index_map
     count, index = array.shape[axis], jnp.squeeze(index, len(shape))
@@ -95,7 +95,7 @@ def _scatter(eqn: Any, values: rules.Values, batched: rules.Batched) -> list[Any
 
 
 def _add_at(eqn: Any, array: Any, index: Any, update: Any) -> Any:
-    """Adds one number to every row along an axis, where its index says; the look-up's transpose."""
+    """Adds one number to each row along an axis, at the row's index; transposes the look-up."""
     (axis,) = eqn.params["dimension_numbers"].scatter_dims_to_operand_dims
     sides = (*array.shape[:axis], 1, *array.shape[axis + 1 :])
     index, update = index.reshape(sides), update.reshape(sides)
@@ -114,7 +114,7 @@ def _is_along_one_axis(
     batch: Sequence[Any],
     places: Sequence[Any],
 ) -> bool:
-    """Whether one axis of few entries is indexed and every other runs along with the indices."""
+    """Whether one axis of few entries is indexed and all others are batch axes of the indices."""
     shape = eqn.invars[0].aval.shape
     rest = [axis for axis in range(len(shape)) if axis not in indexed]
     alone = len(indexed) == 1 and tuple(dropped) == tuple(indexed) and not window

@@ -1,9 +1,9 @@
-"""What an operation becomes when its cases lie along the last axis of every array.
+"""Rules for operations on arrays with the cases along the last axis.
 
-A rule is `rule(eqn, values, batched) -> results`: the operands, which of them have cases (along one
-more axis, after all others), and results that all have them. What has no rule goes through
-`jax.vmap`, asked to keep the cases last: right for any operation, but its own rules often move the
-cases to the front, and then XLA copies.
+A rule is `rule(eqn, values, batched) -> results`. It takes the operands and whether each of them
+has cases (along an extra last axis); all of its results have cases. Operations without a rule go
+through `jax.vmap` with the cases last. That is correct for any operation, but JAX's own rules often
+move the cases to the front, and XLA then copies.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Values: TypeAlias = Sequence[Any]
 """Operands or results of one operation."""
 
 Batched: TypeAlias = Sequence[bool]
-"""Which of them have cases."""
+"""For each value, whether it has cases."""
 
 Rule: TypeAlias = Callable[[Any, Values, Batched], list[Any]]
-"""See above."""
+"""`rule(eqn, values, batched) -> results`."""
 
 
 def generic(eqn: Any, values: Values, batched: Batched) -> list[Any]:
-    """Any operation at all, by the rule that JAX has for it."""
+    """Evaluates any operation, by JAX's own batching rule."""
     axes = [-1 if has else None for has in batched]
     return jax.vmap(lambda *values: bind(eqn, *values), in_axes=axes, out_axes=-1)(*values)
 
@@ -40,20 +40,20 @@ def cases_of(values: Values, batched: Batched) -> int:
 
 
 def spread(value: Any, batched: bool, cases: int) -> Any:
-    """The value with cases, the same for all where it had none."""
+    """The value with cases; if it had none, it is repeated for all."""
     if batched:
         return value
     return lax.broadcast_in_dim(value, (*np.shape(value), cases), range(np.ndim(value)))
 
 
 def spread_all(values: Values, batched: Batched) -> list[Any]:
-    """All of them with cases."""
+    """All values with cases."""
     cases = cases_of(values, batched)
     return [spread(value, has, cases) for value, has in zip(values, batched, strict=True)]
 
 
 def aligned(value: Any, batched: bool, ndim: int) -> Any:
-    """A value, or scalar, with `ndim` axes and one for cases, of length 1 if it has none."""
+    """A value or scalar with `ndim` axes and one for cases, of length 1 if it has none."""
     if not batched:
         value = lax.expand_dims(value, (np.ndim(value),))
     return value if np.ndim(value) > ndim else lax.expand_dims(value, range(ndim))
@@ -62,17 +62,17 @@ def aligned(value: Any, batched: bool, ndim: int) -> Any:
 def _elementwise(eqn: Any, values: Values, batched: Batched) -> list[Any]:
     ndim = len(eqn.outvars[0].aval.shape)
     pairs = zip(values, batched, strict=True)
-    # Scalars without cases stay scalars: integer powers and literals want to be seen as such.
+    # Scalars without cases stay scalars, as integer powers and literals have to be.
     return bind(eqn, *(aligned(v, has, ndim) if has or np.ndim(v) else v for v, has in pairs))
 
 
 def _along_axes(eqn: Any, values: Values, batched: Batched) -> list[Any]:
-    """Operations that name the axes they work on, which one more axis at the end leaves alone."""
+    """Operations on named axes, which an extra last axis does not affect."""
     return bind(eqn, *spread_all(values, batched))
 
 
 def _of_one_shape(eqn: Any, values: Values, batched: Batched) -> list[Any]:
-    """Operations that take scalars or arrays of one shape, and broadcast no other."""
+    """Operations on scalars or arrays of a common shape, without other broadcasting."""
     shape = (*eqn.outvars[0].aval.shape, cases_of(values, batched))
     pairs = zip(values, batched, strict=True)
     return bind(
@@ -117,7 +117,7 @@ def _pad(eqn: Any, values: Values, batched: Batched) -> list[Any]:
 
 
 def _reduce(eqn: Any, values: Values, batched: Batched) -> list[Any]:
-    """Reduces by any function; the second half of the operands are the scalars it starts at."""
+    """Reduces by any function; the second half of the operands are the initial scalars."""
     half = len(values) // 2
     if any(batched[half:]):
         return generic(eqn, values, batched)

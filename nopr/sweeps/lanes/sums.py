@@ -1,10 +1,10 @@
 """Sums over the axes of tiny arrays, unrolled into operations on whole vectors of cases.
 
-XLA's CPU would fuse an unrolled sum into everything that reads it, and do it again for each reader:
-slower than `jax.vmap` already for two layers of 8 units. So each sum is a call that XLA may not
-inline, and its result stands in memory. A call adds only a few terms to what the one before it
-left: its loop reads these side by side, and many of them push each other out of the cache, where
-the number of cases is a power of two (64 terms at once were 5 times slower).
+On a CPU, XLA would fuse an unrolled sum into everything that reads it, and compute it again for
+each reader: for two layers of 8 units this is already slower than `jax.vmap`. So each sum is a call
+that XLA may not inline, and its result is written to memory. A call adds only a few terms to the
+result of the one before: its loop reads them side by side, and if the number of cases is a power of
+two, many terms evict each other from the cache (64 terms at once were 5 times slower).
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from nopr.sweeps.lanes import rules
 
 TERMS = 64
-"""Contractions of more terms are not unrolled."""
+"""Contractions with more terms are not unrolled."""
 
 MULTIPLIES = 1 << 16
-"""Nor are those of more multiplications a case: there XLA's own matrix product wins."""
+"""Contractions with more multiplications per case are left to XLA's matrix product."""
 
-_TINY = 256  # terms x results of a case, up to which one call does a contraction
-_PRODUCTS = 4  # of a larger one that one call adds
-_ADDED = 256  # terms x results of a case, up to which a reduction is unrolled: XLA's own is slow
-_TERMS = 16  # of such a reduction that one call adds
+_TINY = 256  # most terms x results per case for a contraction in a single call
+_PRODUCTS = 4  # terms per call of a larger contraction
+_ADDED = 256  # most terms x results per case for an unrolled reduction: XLA's own is slow there
+_TERMS = 16  # terms per call of an unrolled reduction
 
 
 def own_call(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function as a call that XLA's CPU does not inline: nothing is fused across it."""
+    """The function as a call that XLA does not inline on a CPU, so that nothing fuses across it."""
 
     def inside(*args: Any) -> Any:
-        with set_xla_metadata(inlineable=None):  # of this call alone, not of those within
+        with set_xla_metadata(inlineable=None):  # this call only, not those within
             return function(*args)
 
     def call(*args: Any) -> Any:
@@ -51,7 +51,7 @@ def own_call(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _dot_general(eqn: Any, values: rules.Values, batched: rules.Batched) -> list[Any]:
-    """Products that broadcast over the free axes, added over the contracted ones in their order."""
+    """Adds products, broadcast over the free axes, over the contracted axes in order."""
     contracted, batch = eqn.params["dimension_numbers"]
     shapes, out = [var.aval.shape for var in eqn.invars], eqn.outvars[0].aval
     sides = [shapes[0][axis] for axis in contracted[0]]
@@ -110,7 +110,7 @@ def _reduction(join: Callable[[Any, Any], Any]) -> rules.Rule:
 
 
 def _in_calls(add: Callable[..., Any], sides: Sequence[int], step: int, *values: Any) -> Any:
-    """The total of `add(total, indices, *values)` over all indices, `step` of them in a call."""
+    """The total of `add(total, indices, *values)` over all indices, `step` of them per call."""
     indices = list(itertools.product(*map(range, sides)))
     if len(indices) == 1:
         return add(None, indices, *values)
