@@ -116,7 +116,7 @@ for name, criterion in choices.items():
 
 # %% [markdown]
 # The second number matters more than the first: a kept weight that is on no path does nothing.
-# Magnitude at initialisation cuts the network in two, for the kernel with the most inputs has the
+# Magnitude at initialization cuts the network in two, for the kernel with the most inputs has the
 # smallest weights. (One seed tells little; `make demo` has eight pruners, three densities, five
 # seeds and intervals.)
 
@@ -146,7 +146,7 @@ repaired = isometry.orthogonalize(dense, units)
 
 probe = test[0][:100]
 stages = {
-    "at initialisation": initial,
+    "at initialization": initial,
     "trained": dense,
     "80% of units removed": pruned,
     "repaired by OrthP": repaired,
@@ -177,11 +177,11 @@ for name, start in {"pruned": pruned, "pruned, OrthP": repaired}.items():
 #
 # Take six distinct corners of the cube $\{-1, 1\}^3$ with labels of $\pm 1$: there are 1,792 such
 # datasets, so H(D) = 10.81 bits. A 3-4-1 ReLU net has 21 weights, biases among them. Given the
-# initialisation, each algorithm is a function of the dataset: run it on all of them under one
+# initialization, each algorithm is a function of the dataset: run it on all of them under one
 # `vmap`, and the law of its mask is known. I(m; D | init) = H(m | init) is then a sum over that
 # law, not an estimate; `exact` also checks H(m | D, init) = 0, by a second pass.
 #
-# SNIP looks at the gradient at initialisation; magnitude pruning looks at the weights after 500
+# SNIP looks at the gradient at initialization; magnitude pruning looks at the weights after 500
 # steps of gradient descent.
 
 # %%
@@ -220,7 +220,7 @@ display(plots.bits_against_pruned(curves, cube.entropy_bits, n=1))
 
 # %% [markdown]
 # Neither mask can know more than H(D), nor more than log2 of the number of masks of its size. A
-# mask that knows nothing of the data (random, magnitude at initialisation, SynFlow) has exactly 0
+# mask that knows nothing of the data (random, magnitude at initialization, SynFlow) has exactly 0
 # bits on this scale. What a mask knows counts towards the effective parameters of the network that
 # it leaves: p_eff = kept weights + information.
 #

@@ -76,7 +76,7 @@ def momentum(size, mesh):
 
 
 def noisy_loss(params, state, batch, key):
-    """Batch normalisation over the whole batch, dropout, and a note of which examples came."""
+    """Batch normalization over the whole batch, dropout, and a note of which examples came."""
     mean, place, seen = state
     inputs, labels, ids = batch
     hidden = jnp.tanh(inputs @ params["a"])

@@ -90,7 +90,7 @@ def test_imp_trains_prunes_and_rewinds_level_by_level(data, getkey):
     assert_same(every, jax.tree.map(lambda *leaves: np.stack(leaves), *path))
 
 
-def test_imp_rewinds_to_the_step_it_is_told(data, getkey):
+def test_imp_rewinds_to_the_given_step(data, getkey):
     key = getkey()
 
     def early(params, kept, data, *, key):

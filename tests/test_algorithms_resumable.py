@@ -86,7 +86,7 @@ def test_without_rewinding_it_chooses_the_masks_of_imp(fixed):
     assert found.history.loss.shape == (3, EPOCHS)
 
 
-def test_every_level_goes_on_from_the_rewind_epoch_as_training_was_there(fixed, whole):
+def test_every_level_resumes_from_the_training_state_at_the_rewind_epoch(fixed, whole):
     """By hand: level 0 is plain training, later ones lose weights and their momentum."""
     train_key, prune_key, _ = jax.random.split(RUN_KEY, 3)
     kept = jax.tree.map(lambda leaf: leaf[0], whole.masks)
@@ -158,7 +158,7 @@ def test_cut_off_anywhere_it_ends_with_the_same_bits(reached, fixed, whole, tmp_
     assert told == TOLD[TOLD.index(reached) :]
 
 
-def test_the_state_that_is_kept_says_where_the_run_is(fixed):
+def test_the_state_that_is_kept_records_where_the_run_is(fixed):
     kept = {}
 
     class Noting:

@@ -16,7 +16,7 @@ QUICKSTART = {
     "rising densities": ({"pruning.densities": (0.05, 0.2)}, "must fall from left to right"),
     "a density in letters": ({"pruning.densities": ("a",)}, "must be numbers, got 'a'"),
     "OrthP at no density": ({"repair.density": 0.3}, "must be one of `pruning.densities`"),
-    "a misspelt key": ({"pruning.densites": (0.2,)}, "Did you mean 'pruning.densities'?"),
+    "a misspelled key": ({"pruning.densites": (0.2,)}, "Did you mean 'pruning.densities'?"),
     "a wrong type": ({"seeds": "two"}, "--config.seeds=two: invalid literal for int()"),
     "no seeds": ({"seeds": 0}, "`seeds` must be at least 1, got 0"),
     "no scoring examples": ({"pruning.scoring_examples": 0}, "must be at least 1, got 0"),
@@ -24,7 +24,7 @@ QUICKSTART = {
     "all removed at once": ({"pruning.imp_removal": 1.0}, "must be between 0 and 1, got 1.0"),
     "no temperature": ({"pruning.grasp_temperature": 0}, "`temperature` must be positive, got 0"),
     "no gain": ({"repair.gain": 0.0}, "`repair.gain` must be positive, got 0.0"),
-    "an unknown initialisation": ({"network.initialization": "xavier"}, "got 'xavier'"),
+    "an unknown initialization": ({"network.initialization": "xavier"}, "got 'xavier'"),
     "no hidden layer": ({"network.widths": ()}, "`network.widths` must name at least one"),
     "a broken width": ({"network.widths": (300.5, 100)}, "integers, got (300.5, 100)"),
     "a width in letters": ({"network.widths": ("a",)}, "be positive integers, got ('a',)"),
@@ -50,7 +50,7 @@ INFORMATION = {
     "an unknown method": ({"methods": ("snap",)}, "got 'snap'"),
     "whole units": ({"methods": ("units_after",)}, "must prune one weight at a time"),
     "too many pruned": ({"pruning.most": 21}, "`pruning.most` must be from 1 to 20, got 21"),
-    "an unknown initialisation later": ({"sensitivity.initialization": ("foo",)}, "got 'foo'"),
+    "an unknown initialization later": ({"sensitivity.initialization": ("foo",)}, "got 'foo'"),
     "letters for a rate": (
         {"sensitivity.learning_rate": ("a",)},
         "`sensitivity.learning_rate` must be of float, got 'a'",
@@ -61,7 +61,7 @@ INFORMATION = {
         {"sensitivity.initializations": 0},
         "`sensitivity.initializations` must be at least 1, got 0",
     ),
-    "no initialisation": ({"initializations": 0}, "`initializations` must be at least 1, got 0"),
+    "no initialization": ({"initializations": 0}, "`initializations` must be at least 1, got 0"),
     "an unknown law": ({"data.law": "distnct"}, "must be one of distinct, "),
 }
 

@@ -83,7 +83,7 @@ def rows(out):
 
 
 @pytest.mark.usefixtures("no_torch")
-def test_without_torch_a_line_says_so_and_the_other_ways_agree(tiny_images, capsys):
+def test_without_torch_a_line_reports_it_and_the_other_ways_agree(tiny_images, capsys):
     sweeps_beat_loops.main(**TINY_SWEEP)
     tiny = capsys.readouterr().out
     assert "pip install -e '.[bench]'" in tiny
@@ -142,7 +142,7 @@ def test_devices_and_processes_end_with_the_same_bits(monkeypatch, capsys):
     assert len(re.findall(r"^[12] .* \d+\.\d{3} .*$", out, re.MULTILINE)) == 4
 
 
-def test_a_process_that_ends_early_is_told_with_its_last_words():
+def test_a_process_that_ends_early_is_reported_with_its_last_line():
     arms = {"one": sweeps_scale.Arm([["--devices", "many"]], 1, 1, "one")}
     with pytest.raises(
         RuntimeError, match=r"ended with exit status 2: .*invalid int value: 'many'"

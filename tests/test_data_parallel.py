@@ -171,7 +171,7 @@ def test_a_nan_among_the_examples_is_flagged(eight):
     assert eight["trained"][".finite"]
 
 
-def test_the_carry_goes_through_the_host_and_the_run_goes_on_bit_for_bit(eight, two):
+def test_a_run_resumes_bit_for_bit_from_a_carry_that_went_through_the_host(eight, two):
     for found in (eight, *two):
         for leaf, value in found["resumed|mesh"].items():
             np.testing.assert_array_equal(value, found["resumed|one"][leaf], err_msg=leaf)
@@ -209,7 +209,7 @@ def test_two_processes_find_what_one_finds(run, one, two, eight):
     _same(two[0][run], eight[one])
 
 
-def test_processes_that_bring_different_keys_are_told_so(two):
+def test_processes_that_bring_different_keys_are_refused(two):
     for found in two:
         message = str(found["refusal"]["['message']"])
         assert "those of process 1 are not those of process 0" in message
@@ -225,7 +225,7 @@ def test_a_mesh_of_one_device_changes_no_bit():
     np.testing.assert_array_equal(found, finetune.evaluate(script.apply, one.params, script.DATA))
 
 
-def test_a_carry_fed_back_is_not_traced_again_and_goes_on_without_the_mesh():
+def test_a_carry_fed_back_is_not_traced_again_and_resumes_without_the_mesh():
     traces = []
 
     def step_loss(params, state, batch, key):

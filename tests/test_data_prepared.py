@@ -132,14 +132,14 @@ def test_a_download_that_is_not_as_published_is_refused(tiny, tmp_path, server, 
     assert not any((tmp_path / "prepared" / "nopr_tiny").iterdir())
 
 
-def test_a_file_that_the_server_lacks_is_said_at_once(tiny, tmp_path, server, monkeypatch):
+def test_a_file_that_the_server_lacks_is_reported_at_once(tiny, tmp_path, server, monkeypatch):
     archive = catalogue.ARCHIVES["tiny"]._replace(url=server + "moved/")
     monkeypatch.setitem(catalogue.ARCHIVES, "tiny", archive)
     with pytest.raises(ConnectionError, match="File not found"):
         load_raw()
 
 
-def test_without_network_and_folder_it_says_which_files_to_put_where(tiny, tmp_path):
+def test_without_network_and_folder_it_reports_which_files_to_put_where(tiny, tmp_path):
     began = time.perf_counter()
     with pytest.raises(ConnectionError, match=r"NOPR_MANUAL_DIR .*tiny.* holds t10k-images"):
         load_raw()

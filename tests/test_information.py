@@ -277,7 +277,7 @@ def copy_the_data(data, *, key):
     return jnp.isin(jnp.arange(64), jnp.sum(data * 2 ** jnp.arange(6)))
 
 
-def test_a_mask_of_its_own_for_every_dataset_is_said_and_is_no_more_than_the_sample_can_show():
+def test_saturation_is_reported_and_bits_are_no_more_than_the_sample_can_show():
     sample = every_label(6)[:16]
     found = information.exact(copy_the_data, sample, key=KEY)
     assert found.saturated is True

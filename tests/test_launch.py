@@ -28,7 +28,7 @@ def check(config):
 
 def run(config, run):
     if config.data.name != "digits":
-        raise FileNotFoundError(f"The data set {config.data.name!r} was looked for\\nin /nowhere.")
+        raise FileNotFoundError(f"The dataset {config.data.name!r} was looked for\\nin /nowhere.")
     if config.rate < 0:
         raise TypeError("a mistake in the code")
     if config.rate > 1e200:
@@ -233,7 +233,7 @@ def test_a_bad_command_costs_one_line_and_changes_nothing(here, capsys, words, m
     assert {path: path.read_bytes() for path in here.glob("*.py")} == kept
 
 
-def test_a_bad_flag_is_told_before_jax_is_imported(place):
+def test_a_bad_flag_is_reported_before_jax_is_imported(place):
     code = (
         "import sys; from nopr.lab import launch;"
         "code = launch.main(['launch', '--config=light/config.py', '--config.stagse=3']);"
@@ -351,7 +351,7 @@ def test_a_work_directory_of_another_config_is_refused(here, capsys):
     assert _contents(here / "runs/mine") == before
 
 
-def test_a_run_that_goes_on_keeps_its_thread_pool(here, monkeypatch):
+def test_a_resumed_run_keeps_its_thread_pool(here, monkeypatch):
     monkeypatch.delenv("NPROC")
     workdir = here / "runs/pool"
     workdir.mkdir(parents=True)
@@ -414,7 +414,7 @@ def test_processes_of_another_config_are_refused_by_all(place):
         assert "Process 1 does not run what process 0 runs: config.rate (1.0 in process 1, " in line
 
 
-def test_why_process_0_cannot_run_is_told_by_all(place):
+def test_why_process_0_cannot_run_is_reported_by_all(place):
     first, second = _two(place, _by_flags, "--workdir=other")
     assert (first[0], second[0]) == (1, 1)
     reason = "'other' holds files of no run ('notes.txt'). Choose another work directory"

@@ -297,7 +297,7 @@ def test_shuffle_keeps_the_count_of_each_layer_and_moves_weights(getkey, rng):
         assert (np.asarray(shuffled[name]) != kept[name]).any()
 
 
-def test_pack_tells_every_mask_from_every_other():
+def test_pack_distinguishes_every_mask_from_every_other():
     codes = [
         tuple(np.asarray(masks.pack({"w": np.array(bits)})).tolist())
         for bits in itertools.product([False, True], repeat=6)
@@ -413,7 +413,7 @@ def test_emptied_layers_are_flagged_under_a_trace():
     np.testing.assert_array_equal(found["b"], [True, True, False])
 
 
-def test_a_density_beyond_what_is_alive_says_so():
+def test_a_density_beyond_what_is_alive_is_refused():
     alive = {"w": np.array([True, False, False, False])}
     with pytest.raises(ValueError, match=r"`density` 0\.5 of 4 weights must be .* to 1, .* got 2"):
         masks.top({"w": np.ones(4, np.float32)}, density=0.5, masks=alive)

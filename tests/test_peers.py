@@ -75,7 +75,7 @@ def test_an_address_that_is_not_known_is_reported_at_once(meet):
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_who_waits_alone_ends_in_time(meet, index):
+def test_a_process_that_waits_alone_ends_in_time(meet, index):
     (error,) = meet((2, index), patience=0.05)
     assert isinstance(error, peers.AloneError)
 

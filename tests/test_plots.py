@@ -155,7 +155,7 @@ def test_every_series_is_named(kind):
         ("lines", "epoch", "loss, nats"),
     ],
 )
-def test_axes_are_labelled_with_units(kind, x_label, y_label):
+def test_axes_are_labeled_with_units(kind, x_label, y_label):
     axes = build(kind).axes[-1]
     assert x_label in axes.get_xlabel()
     assert y_label in axes.get_ylabel()

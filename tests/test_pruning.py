@@ -230,7 +230,7 @@ def test_counts_past_what_is_there_are_refused_and_do_not_wrap(rng, getkey):
 
 
 def residual(params, inputs):
-    """A residual network of 109 hidden layers and a readout, without normalisation."""
+    """A residual network of 109 hidden layers and a readout, without normalization."""
     values = inputs @ params["first"]["kernel"]
     values, _ = jax.lax.scan(
         lambda h, w: (h + jax.nn.relu(h @ w[0]) @ w[1], None),

@@ -124,7 +124,7 @@ def _remove(path):
 
 
 @pytest.mark.parametrize("damage", [_truncate, _flip_a_bit, _remove])
-def test_a_damaged_stage_is_said_and_computed_again(opened, said, damage):
+def test_a_damaged_stage_is_reported_and_computed_again(opened, said, damage):
     with opened() as run:
         run.stage("a", lambda: {"x": np.arange(99)})
     damage(run.directory / "stages" / "a.npz")
@@ -141,7 +141,7 @@ def test_a_stage_without_its_seal_is_unfinished_and_computed_again(opened):
         assert run.stage("a", lambda: {"x": 2})["x"] == 2
 
 
-def test_a_damaged_seal_is_said_and_the_stage_computed_again(opened, said):
+def test_a_damaged_seal_is_reported_and_the_stage_computed_again(opened, said):
     with opened() as run:
         run.stage("a", lambda: {"x": 1})
         _truncate(run.directory / "stages" / "a.json")
@@ -150,7 +150,7 @@ def test_a_damaged_seal_is_said_and_the_stage_computed_again(opened, said):
     assert any("damaged" in line for line in said)
 
 
-def test_a_stage_of_other_code_is_said_and_computed_again(opened, said, tmp_path):
+def test_a_stage_of_other_code_is_reported_and_computed_again(opened, said, tmp_path):
     code = tmp_path / "code.py"
     code.write_text("x = 1\n")
     with opened() as run:
@@ -174,7 +174,7 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize(("name", "setting"), SETTINGS, ids=[name for name, _ in SETTINGS])
-def test_a_run_under_other_settings_says_so_and_computes_again(opened, said, name, setting):
+def test_a_run_under_other_settings_reports_it_and_computes_again(opened, said, name, setting):
     with opened() as run:
         run.stage("a", lambda: {"x": 1})
         run.metric(0, "train", "loss", 1)
@@ -298,7 +298,7 @@ def test_a_metric_written_again_replaces_the_first(opened):
 
 
 @pytest.mark.parametrize("cut", [1, 9])
-def test_a_torn_last_line_is_dropped_and_said(opened, said, cut):
+def test_a_torn_last_line_is_dropped_and_reported(opened, said, cut):
     with opened() as run:
         for step in range(3):
             run.metric(step, "train", "loss", step)
@@ -370,7 +370,7 @@ def test_a_run_finished_by_other_code_is_finished_but_outdated(opened, tmp_path)
 
 
 @pytest.mark.parametrize("damage", [_truncate, _flip_a_bit, _remove])
-def test_a_damaged_summary_is_said_and_the_run_not_finished(opened, said, damage):
+def test_a_damaged_summary_is_reported_and_the_run_not_finished(opened, said, damage):
     with opened() as run:
         run.finish({"bits": 1.5})
     damage(run.directory / "summary.json")
@@ -388,7 +388,7 @@ def test_a_summary_holds_only_finite_numbers_and_strings(opened, value):
         assert not (run.directory / "summary.json").exists()
 
 
-def test_the_environment_says_what_it_ran_on(opened):
+def test_the_environment_records_what_it_ran_on(opened):
     with opened() as run:
         facts = json.loads((run.directory / "environment.json").read_bytes())
     assert facts["jax"] == jax.__version__
@@ -551,7 +551,7 @@ def test_a_seal_with_any_other_byte_is_damaged(opened, said):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_is_said_in_one_line(tmp_path):
+def test_a_full_disk_is_reported_in_one_line(tmp_path):
     with (
         pytest.raises(records.RunError, match=r"disk is full: .* Free some space") as caught,
         explained(tmp_path / "a.npz"),

@@ -133,7 +133,7 @@ def test_cut_off_after_every_segment_it_ends_with_the_same_bits(data, whole, tmp
     _assert_same_bits(ended, whole)
 
 
-def test_a_damaged_last_checkpoint_is_said_and_its_segment_trained_again(data, whole, tmp_path):
+def test_a_damaged_last_checkpoint_is_reported_and_its_segment_trained_again(data, whole, tmp_path):
     with pytest.raises(Cut):
         _run(tmp_path, data, cut=2)
     newest = tmp_path / "4.npz"

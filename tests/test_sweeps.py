@@ -335,7 +335,7 @@ def test_free_memory_is_measured():
     assert 2**24 < memory.free_bytes(programs.runs_mesh(None)) < 2**44
 
 
-def test_the_sizes_that_were_settled_hold_when_the_sweep_goes_on():
+def test_settled_sizes_hold_when_the_sweep_resumes():
     shelf, cases = Shelf(), {"x": np.linspace(-1, 1, 100, dtype=np.float32)}
     sweeps.run(square, cases, store=shelf)
     assert (shelf["plan"]["block"], shelf["plan"]["chunk"]) == (13, 13)
@@ -362,7 +362,7 @@ def test_settled_sizes_that_cannot_be_are_settled_again(broken):
 # --- What a chunk was computed from ------------------------------------------------------------
 
 
-def test_a_chunk_of_another_block_function_or_shared_is_said_and_computed_again():
+def test_a_chunk_of_another_block_function_or_shared_is_reported_and_computed_again():
     shelf, said = Shelf(), []
     table = np.arange(4.0, dtype=np.float32)
 
@@ -468,7 +468,7 @@ def test_typed_keys_are_no_result():
         sweeps.run(lambda key: {"k": key}, jax.random.split(jax.random.key(0), 3))
 
 
-def test_another_block_than_what_is_stored_is_said():
+def test_a_block_other_than_the_stored_one_is_reported():
     shelf, said = Shelf(), []
     sweeps.run(square, CASES, block=2, store=shelf, say=said.append)
     sweeps.run(square, CASES, block=3, store=shelf, say=said.append)

@@ -94,7 +94,7 @@ def test_each_process_keeps_its_share_of_the_chunks(two):
     assert [each["said"] for each in found] == [[], []]
 
 
-def test_failures_of_all_processes_are_told_to_all(two):
+def test_failures_of_all_processes_are_reported_to_all(two):
     assert [found["failures"] for found in two[0]] == [[0, 1, 2, 3]] * 2
 
 

@@ -189,7 +189,7 @@ def test_what_is_excluded_by_name_is_described_with_the_reason():
     assert table[-1] == "10 of 23 leaves and 2,256 of 2,806 weights are prunable."
 
 
-def test_a_where_of_ones_own_is_described_without_a_reason():
+def test_a_custom_where_is_described_without_a_reason():
     table = trees.describe(plain(), lambda path, leaf: path == "scale/kernel").splitlines()
     assert [line.split()[0] for line in table if line.endswith("yes")] == ["scale/kernel"]
     assert sum(line.endswith("no") for line in table) == 22

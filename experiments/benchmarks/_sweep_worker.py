@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _cube(options: argparse.Namespace) -> Callable[[], Any]:
-    """Each block holds the 1,792 data sets under a key of its own."""
+    """Each block holds the 1,792 datasets under a key of its own."""
     inputs, labels = cube_datasets()
     keys = jax.random.split(jax.random.key(0), options.blocks)
     keys = jax.numpy.repeat(keys, len(labels))

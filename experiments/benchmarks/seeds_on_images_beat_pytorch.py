@@ -1,7 +1,7 @@
 """Seeds of an image classifier take less than half of a PyTorch loop, and beat torch.func.vmap.
 
 One epoch of 60,000 Fashion-MNIST images through 784-300-100-10 (batch 100, SGD with momentum) for 8
-seeds, each with its own initialisation and order of the images. `sweeps.run` does them under
+seeds, each with its own initialization and order of the images. `sweeps.run` does them under
 jax.vmap, all at once or one a block; beside it a Python loop over the jitted training, a PyTorch
 loop, and torch.func.vmap over the gradient, the images in memory in all of them. At this size one
 matrix product fills the cores, so that on a CPU neither vmap nor the sweep makes a seed cheaper:

@@ -1,6 +1,6 @@
 """Two devices, or two processes, sweep tiny nets in half the time of one.
 
-21-parameter nets are trained on 1,792 data sets from 64 initialisations: `sweeps.run` in blocks of
+21-parameter nets are trained on 1,792 datasets from 64 initializations: `sweeps.run` in blocks of
 1,792 lanes, each too small to use more than a core, and 8 chunks. Every row is a process (or two)
 of its own on the same two cores; all are started and compiled beforehand and asked in turns.
 *Devices*: one process on both cores with 1 or 2 virtual CPU devices, its thread pool fixed at 2

@@ -1,6 +1,6 @@
 """Keeping a sweep on disk costs at most 2% of it, and going on from there next to nothing.
 
-A sweep of tiny nets (1,792 data sets x 64 initialisations, 500 steps, 21 parameters each): without
+A sweep of tiny nets (1,792 datasets x 64 initializations, 500 steps, 21 parameters each): without
 a store; with `records.Store`, in a fresh directory each time; and once more with every chunk there.
 Chunks take half a second of one core, as they should at least; then, for the worst that can be
 asked for, each is one block, and keeping it takes about as long as training the nets. All three
@@ -106,7 +106,7 @@ def _training(steps: int) -> Callable[..., Any]:
 
 
 def _sweep(train: Any, blocks: int, chunk: int) -> Callable[[Any], Any]:
-    """The sweep, to be given a store; each block holds the data sets under a key of its own."""
+    """The sweep, to be given a store; each block holds the datasets under a key of its own."""
     inputs, labels = cube_datasets()
     block = len(labels)
     keys = jax.numpy.repeat(jax.random.split(jax.random.key(0), blocks), block)

@@ -17,7 +17,7 @@ Initialization = Literal["torch", "he", "lecun"]
 
 @dataclass(frozen=True)
 class Cube:
-    """The cube task: labelled corners of the cube, a ReLU net of one hidden layer."""
+    """The cube task: labeled corners of the cube, a ReLU net of one hidden layer."""
 
     law: Literal["distinct", "label_per_draw", "label_per_point"] = "distinct"  # of the datasets
     dimension: Annotated[int, settings.Range(1, 10)] = 3  # of the cube

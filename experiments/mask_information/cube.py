@@ -1,6 +1,6 @@
 """Exact mask information on the cube task of "No Free Prune", appendix C.2.
 
-Six labelled corners of the cube, a ReLU net of one hidden layer, every parameter prunable, biases
+Six labeled corners of the cube, a ReLU net of one hidden layer, every parameter prunable, biases
 too: so few datasets that each pruning algorithm runs on all of them.
 """
 

@@ -17,7 +17,7 @@ _LOST_LINE = (
     "The same command on every host resumes from there."
 )
 _ALONE_LINE = (
-    "error: The other processes did not come within {} seconds. Start the same command on every "
+    "error: The other processes did not join within {} seconds. Start the same command on every "
     "host, with the address of process 0 and a --process of its own."
 )
 

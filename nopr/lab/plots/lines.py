@@ -84,7 +84,7 @@ def bits_against_pruned(
       ceiling_bits: H(D), in bits.
       published: By method: `pruned` and `mean`, drawn as hollow markers in that method's color.
       weights: Prunable weights of the network.
-      n: Initialisations behind each mean.
+      n: Initializations behind each mean.
       title: The message of the figure.
       order: Names in the order that gives each its color; others follow as they appear.
 
@@ -128,7 +128,7 @@ def lines_with_intervals(
     interval: Literal["band", "bar"] = "band",
     order: Sequence[str] = (),
 ) -> Figure:
-    """Lines with their intervals, each labelled at its end.
+    """Lines with their intervals, each labeled at its end.
 
     Args:
       curves: By name: `x`, `mean`, and `low` and `high` (both or neither).
