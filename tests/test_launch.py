@@ -184,8 +184,8 @@ BAD = {
     "rerun refused by check": ([GOOD, "--config.stages=0", "--workdir=other", "--rerun"], "got 0."),
     "file in the way": ([GOOD, "--workdir=plain.py"], "Cannot write 'plain.py': File exists"),
     "no such place": ([GOOD, "--workdir=/proc/runs/x"], "Cannot write '/proc/runs/x'"),
-    "files of no run": ([GOOD, "--workdir=other"], "holds files of no run ('notes.txt')"),
-    "rerun of no run": ([GOOD, "--workdir=other", "--rerun"], "holds files of no run"),
+    "files of no run": ([GOOD, "--workdir=other"], "files that belong to no run ('notes.txt')"),
+    "rerun of no run": ([GOOD, "--workdir=other", "--rerun"], "holds files that belong to no run"),
     "half an address": (
         [GOOD, "--processes=2", "--process=0"],
         "--coordinator, --processes and --process go together; on Slurm and TPU --distributed",
@@ -417,7 +417,7 @@ def test_processes_of_another_config_are_refused_by_all(place):
 def test_why_process_0_cannot_run_is_reported_by_all(place):
     first, second = _two(place, _by_flags, "--workdir=other")
     assert (first[0], second[0]) == (1, 1)
-    reason = "'other' holds files of no run ('notes.txt'). Choose another work directory"
+    reason = "'other' holds files that belong to no run ('notes.txt'). Choose another work"
     assert first[2].startswith(f"error: {reason}")
     assert second[2].startswith(f"error: Process 0 cannot run: {reason}")
     assert [path.name for path in (place / "other").iterdir()] == ["notes.txt"]

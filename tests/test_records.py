@@ -420,9 +420,9 @@ def test_a_folder_of_other_files_is_refused_and_untouched(opened, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "summary.json").write_text("mine")
-    with pytest.raises(records.RunError, match=r"files of no run \('summary.json'\)"):
+    with pytest.raises(records.RunError, match=r"files that belong to no run \('summary.json'\)"):
         opened().__enter__()
-    with pytest.raises(records.RunError, match="files of no run"):
+    with pytest.raises(records.RunError, match="files that belong to no run"):
         records.set_aside(folder)
     assert [path.name for path in folder.iterdir()] == ["summary.json"]
 

@@ -66,10 +66,10 @@ _PAGE = """# The fault campaign
 
 A small but real job (a stage, a sweep of 20 stored chunks, iterative pruning with 12 checkpoints
 written in the background, metrics, a table, a file of a library that knows nothing of runs, a
-summary) is hit by every fault below, at random moments and in random bytes. Of everything that it
-leaves then, checkpoints among it, the bytes are compared with those of a run that nothing happened
-to. Exit statuses and the lines on stderr are checked as well. The campaign fails if a byte is
-another, if something is not said, or if it takes more than one line.
+summary) is hit by every fault below, at random moments and in random bytes. The bytes of
+everything that it leaves, checkpoints included, are compared with those of an undisturbed run. Exit
+statuses and the lines on stderr are checked as well. The campaign fails if a byte differs, if
+something is not reported, or if a report takes more than one line.
 
     {command}
 

@@ -105,7 +105,7 @@ def full(job, tries, rng):
         "full disk (tmpfs)",
         tries,
         f"{tries} refused with one line and exit status 1, what was there unchanged; space freed, "
-        f"all went on to the same bytes (struck: {parts})",
+        f"all resumed to the same bytes (struck: {parts})",
     )
 
 

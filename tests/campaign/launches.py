@@ -55,12 +55,12 @@ class Ended(NamedTuple):
 
     @property
     def lines(self):
-        """What it said on stderr, but for the lines of every run that goes on."""
+        """What it printed on stderr, except the lines of every run that resumes."""
         return [line for line in self.err.splitlines() if not _QUIET.fullmatch(line)]
 
 
 class Failure(AssertionError):
-    """Something was lost, wrong, or not said."""
+    """Something was lost, wrong, or not reported."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def expect(holds, what, ended=None, directory=None):
 
 
 def contents(directory):
-    """The bytes of all that a run leaves, but for what tells of the time and the process."""
+    """The bytes of all that a run leaves, except what depends on the time and the process."""
     return {
         path.relative_to(directory).as_posix(): path.read_bytes()
         for path in sorted(directory.rglob("*"))
@@ -180,9 +180,9 @@ def contents(directory):
 
 
 def check_whole(job, directory, ended, said=()):
-    """Checks that a launch ended well, said no more than it should, and left the same bytes."""
-    expect(ended.code == 0, "it did not go on to the end", ended, directory)
-    expect(ended.lines == list(said), f"expected to be said: {list(said)}", ended, directory)
+    """Checks that a launch ended well, printed no more than it should, and left the same bytes."""
+    expect(ended.code == 0, "it did not resume to the end", ended, directory)
+    expect(ended.lines == list(said), f"expected: {list(said)}", ended, directory)
     check_same(job, directory, ended)
 
 
@@ -225,7 +225,7 @@ def check_kept(before, after, ended=None):
 
 
 def stopped_line(directory):
-    """What a stopped launch says."""
+    """The line of a stopped launch."""
     return _STOPPED.format(directory)
 
 
@@ -290,7 +290,7 @@ def wait_for(process, directory, pattern):
     """Waits until a file stands in a run directory, or the launch has ended."""
     limit = time.monotonic() + TIMEOUT
     while process.poll() is None and not any(directory.glob(pattern)):
-        expect(time.monotonic() < limit, f"{pattern} did not come", None, directory)
+        expect(time.monotonic() < limit, f"{pattern} did not appear", None, directory)
         time.sleep(0.002)
 
 
