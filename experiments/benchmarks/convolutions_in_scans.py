@@ -1,9 +1,9 @@
-"""Training convolutions inside a scan costs what it costs outside of one.
+"""Training convolutions inside a scan costs what it costs outside.
 
 80 steps of a small network (convolutions 1-8-16, 5x5, max-pooling, dense 256-10; batch 64, SGD with
 momentum) on 28x28 images drawn at random, for one seed and for five under `vmap`: a Python loop of
-jitted steps, and `finetune`'s scan with the convolutions as XLA has them and as patches, which it
-takes by itself on a CPU. Goal: on a CPU, at most 1.1 times the loop. Some two minutes on two cores.
+jitted steps, and `finetune`'s scan with XLA's convolutions and with patches, which it chooses
+itself on a CPU. Goal: on a CPU, at most 1.1 times the loop. Some two minutes on two cores.
 """
 
 from __future__ import annotations

@@ -35,16 +35,16 @@ def set_back(job, tries, rng):
         directory = job.new()
         place = rng.choice(places)
         ended = launches.run(job, directory, CAMPAIGN_CLOCK=place, CAMPAIGN_TALK=1)
-        found = [line for line in ended.lines if line.startswith("nets: ")]
-        for line in found:
+        shown = [line for line in ended.lines if line.startswith("nets: ")]
+        for line in shown:
             found = _PROGRESS.fullmatch(line)
             sane = found and (found[2] is None or (found[2] == "0" and int(found[3]) < 10))
             expect(sane, f"progress is nonsense: {line}", ended)
-        done = [int(_PROGRESS.fullmatch(line)[1]) for line in found]
+        done = [int(_PROGRESS.fullmatch(line)[1]) for line in shown]
         expect(done == sorted(done) and done[-1] == 80, "progress went back", ended)
-        launches.check_whole(job, directory, ended, found)
+        launches.check_whole(job, directory, ended, shown)
         launches.clear(directory)
-        lines += len(found)
+        lines += len(shown)
     return Row(
         "the clock is set back by a day in the middle",
         tries,

@@ -92,7 +92,7 @@ class Saver:
         Args:
           directory: Folder of the checkpoints; created by the first `save`.
           keep: Number of newest checkpoints to keep, at least 1.
-          say: Called with one line for a person at a time; prints to stderr by default.
+          say: Function that reports one line to the user; prints to stderr by default.
 
         Raises:
           ValueError: If `keep` is less than 1.
