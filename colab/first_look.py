@@ -62,8 +62,8 @@ from nopr.lab import plots
 # ## 1. From scores to a trained sparse network
 #
 # Scikit-learn's handwritten digits: 1,797 real images of 8 x 8 pixels, 360 of them for testing. The
-# network is two functions, `init(key)` and `apply(params, inputs)`. The library has no module class:
-# an `nnx.State`, an Equinox module or a plain dict works as well.
+# network is two functions, `init(key)` and `apply(params, inputs)`. The library has no module
+# class: an `nnx.State`, an Equinox module or a plain dict works as well.
 
 # %%
 digits = data.load("digits")
@@ -221,7 +221,7 @@ display(plots.bits_against_pruned(curves, cube.entropy_bits, n=1))
 # %% [markdown]
 # Neither mask can know more than H(D), nor more than log2 of the number of masks of its size. A
 # mask that knows nothing about the data (random, magnitude at initialization, SynFlow) has exactly
-# 0 bits on this scale. What a mask knows counts towards the effective parameters of the network that
-# it leaves: p_eff = kept weights + information.
+# 0 bits on this scale. What a mask knows counts towards the effective parameters of the network
+# that it leaves: p_eff = kept weights + information.
 #
 # Next: `make demo` for all pruners with intervals, `make reproduce` for the papers' numbers.
