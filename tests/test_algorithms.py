@@ -139,7 +139,7 @@ def test_masks_found_by_training_depend_on_the_data_and_those_at_random_do_not(d
     ("counts", "match"),
     [((6, 12), "must fall from level to level"), ((), "one number a level"), (6, "one number a")],
 )
-def test_levels_that_make_no_sense_are_refused(counts, match):
+def test_invalid_levels_are_refused(counts, match):
     with pytest.raises(ValueError, match=match):
         algorithms.imp(pruning.pruner(criteria.magnitude()), init=init, train=train, counts=counts)
 
@@ -219,7 +219,7 @@ def test_masks_that_training_changes_are_those_of_the_algorithm(data, getkey):
     positive = {name: {"kernel": params[name]["kernel"] > 0, "bias": None} for name in "ab"}
     during = algorithms.during_training(init=init, train=growing)
     assert_same(during(data, key=key), positive)
-    # Those chosen after it are among them.
+    # The masks chosen after training are among them.
     chosen = algorithms.after_training(MAGNITUDE, init=init, train=growing)(data, key=key)
     assert int(masks.count(masks.combine(chosen, positive))) == 6
     bad = (data[0], np.full_like(data[1], np.nan))

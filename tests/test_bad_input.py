@@ -1,4 +1,4 @@
-"""Bad input to the real experiments: one clear line, at once, and nothing damaged."""
+"""Bad input to the real experiments: one clear line, at once, without damage."""
 
 import time
 
@@ -77,7 +77,7 @@ def words(experiment, workdir, changes):
 
 @pytest.fixture
 def refused(tmp_path, capsys):
-    """Launches what must fail with one line that says `message`."""
+    """Launches a command that must fail with one line that contains `message`."""
 
     def launch_and_check(experiment, changes, message, *, workdir=tmp_path / "run"):
         assert launch.main(words(experiment, workdir, changes)) != 0

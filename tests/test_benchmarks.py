@@ -43,7 +43,7 @@ def test_the_benchmark_prints_its_table(benchmark, monkeypatch, capsys):
     assert len(capsys.readouterr().out.splitlines()) >= 4
 
 
-def test_only_exact_ways_keep_the_count_where_scores_tie(capsys):
+def test_only_exact_ways_keep_the_count_when_scores_tie(capsys):
     top_is_faster_than_sorting.main(shapes={"a": (30, 20), "b": (50, 8)}, repeats=1)
     table = capsys.readouterr().out.split("all scores equal")[1]
     kept = dict(re.findall(r"^(\w.*?)(?: +[\d.]+){3} +([\d,]+)$", table, re.MULTILINE))

@@ -42,7 +42,7 @@ def test_the_digits_have_the_documented_sizes_shapes_and_types(digits):
 
 def test_the_parts_of_the_digits_are_disjoint_and_complete(raw_digits):
     together = np.concatenate([part.images[..., 0] for part in parts(raw_digits)])
-    # No two of the 1,797 images are equal, so equal sorted rows mean each one stands there once.
+    # No two of the 1,797 images are equal, so equal sorted rows mean that each occurs once.
     assert len(np.unique(DIGITS.reshape(-1, 64), axis=0)) == len(DIGITS)
     np.testing.assert_array_equal(
         np.unique(together.reshape(-1, 64), axis=0), np.unique(DIGITS.reshape(-1, 64), axis=0)

@@ -1,4 +1,4 @@
-"""Training and evaluation over a `batch` axis are those of one device."""
+"""Training and evaluation over a `batch` axis agree with one device."""
 
 import fcntl
 import os
@@ -41,7 +41,7 @@ def _wait(*processes):
 
 
 def _run(folder, processes):
-    """What the script finds in one process or in two; it runs once, whoever asks."""
+    """The script's results in one process or in two; it runs only once."""
     paths = [folder / f"{index}-of-{processes}.npz" for index in range(processes)]
     with open(folder / f"{processes}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -75,18 +75,18 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def eight(folder):
-    """What one process with eight devices found."""
+    """Results of one process with eight devices."""
     return _run(folder, 1)[0]
 
 
 @pytest.fixture(scope="module")
 def two(folder):
-    """What two processes with two devices each found."""
+    """Results of two processes with two devices each."""
     return _run(folder, 2)
 
 
 def _same(run, other):
-    """Equal to 1e-11, in double precision; counts, flags and noted examples to the bit."""
+    """Equal to 1e-11, in double precision; counts, flags and recorded examples to the bit."""
     assert run.keys() == other.keys()
     for leaf, value in run.items():
         if value.dtype.kind == "f" and "right" not in leaf:
@@ -108,7 +108,7 @@ def test_a_run_over_a_mesh_is_that_of_one_device(kind, size, devices, eight):
 
 @pytest.mark.parametrize(("size", "devices"), script.LINEAR)
 def test_no_example_is_dropped_or_counted_twice(size, devices, eight):
-    """The slow twin is in NumPy, over the batches that the run says it met."""
+    """The slow twin is in NumPy, over the batches that the run recorded."""
     run = eight[f"linear|{size}|{devices}"]
     order = run[".state[1]"]
     np.testing.assert_array_equal(np.sort(order), script.IDS)

@@ -1,4 +1,4 @@
-"""What the experiments share: the pruners by name, and the cube task."""
+"""The shared parts of experiments: the pruners by name, and the cube task."""
 
 from typing import get_args
 

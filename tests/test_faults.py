@@ -12,7 +12,7 @@ from campaign import clocks, damage, disks, launches, pairs, stops
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
-    """The job as it is without a fault; xdist's workers share it."""
+    """The job without a fault; xdist's workers share it."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "faults"
     folder.mkdir(exist_ok=True)
@@ -50,13 +50,13 @@ def test_a_second_launch_in_its_directory_is_refused(job, rng):
 
 
 @pytest.mark.parametrize("fault", [disks.full, disks.bounded, disks.read_only])
-def test_a_disk_that_takes_nothing_costs_one_line_and_no_byte(job, rng, fault):
+def test_an_unwritable_disk_costs_one_line_and_no_byte(job, rng, fault):
     row = fault(job, 1, rng)
     if not row.tries:
         pytest.skip(row.outcome)
 
 
-def test_a_clock_that_goes_back_changes_nothing(job, rng):
+def test_a_clock_set_back_changes_nothing(job, rng):
     clocks.set_back(job, 1, rng)
 
 

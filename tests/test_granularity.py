@@ -97,7 +97,7 @@ def test_the_outputs_that_are_named_stay_whole_whatever_their_scores(scope, rng,
     assert kept[POLICY].all()
     assert kept[VALUE].all()
     assert kept["body/kernel"].all(axis=0).sum() == 3
-    only = granularity.filters(outputs=POLICY)  # the other head is told to be no output
+    only = granularity.filters(outputs=POLICY)  # the other head is declared not to be an output
     assert granularity.sizes(only, trees.select(params)) == {"body/kernel": 6, VALUE: 1}
 
 

@@ -528,7 +528,7 @@ def test_datasets_whose_scores_are_not_finite_are_listed(block):
         information.exact(keep_the_largest, datasets, block=block, key=KEY)
 
 
-def test_a_check_inside_a_training_loop_is_heard():
+def test_a_check_inside_a_training_loop_is_reported():
     def diverge(data, *, key):
         del key
 

@@ -16,7 +16,7 @@ METHODS = ("polar", "qr")
 
 
 def orthp(kernel, method="qr"):
-    """The slow twin, as the paper has it: filters as rows, transposed where they are too many."""
+    """The slow twin, as in the paper: filters as rows, transposed if there are too many."""
     a = np.moveaxis(kernel, -1, 0).reshape(kernel.shape[-1], -1)
     tall = a if a.shape[0] >= a.shape[1] else a.T
     if method == "polar":

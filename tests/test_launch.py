@@ -99,8 +99,8 @@ def here(place, monkeypatch):
     return place
 
 
-# `python -m experiments.launch`, also where the suite was started with interrupts ignored, as a
-# script does for what it runs in the background.
+# `python -m experiments.launch`, even if the suite was started with interrupts ignored, as a shell
+# script does for its background jobs.
 HEARS_INTERRUPTS = """
 import runpy, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -144,7 +144,7 @@ def _paused(place, *words):
 
 
 def _contents(folder):
-    """The bytes of all that a run leaves, but for what tells of the time and the process."""
+    """The bytes of all that a run leaves, except what depends on the time and the process."""
     dated = {"LOCK", "DONE", "environment.json"}
     files = [path for path in folder.rglob("*") if path.is_file() and path.name not in dated]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
@@ -262,15 +262,15 @@ def test_the_place_of_an_error_is_shown_when_asked(here):
 
 
 @pytest.mark.parametrize("given", ["\u00b2", "0", "-1", "100000", "two", " 2"])
-def test_a_size_of_the_thread_pool_that_is_none_is_refused(here, capsys, monkeypatch, given):
+def test_an_invalid_thread_pool_size_is_refused(here, capsys, monkeypatch, given):
     monkeypatch.setenv("NPROC", given)
     assert launch.main(["launch", GOOD, "--workdir=runs/pool"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"`NPROC` must be a number of threads from 1 to 4096, got {given!r}. Set it" in line
 
 
-def test_nobody_needs_a_home(here, capsys, monkeypatch):
-    """As in a container that runs as a user without a passwd entry."""
+def test_no_home_directory_is_needed(here, capsys, monkeypatch):
+    """As in a container whose user has no passwd entry."""
 
     def nobody(number):
         raise KeyError(f"getpwuid(): uid not found: {number}")
@@ -324,7 +324,7 @@ def test_a_finished_run_is_shown_and_not_run_again_unless_asked(here, capsys):
 
 
 @pytest.mark.parametrize("streams", [">&- 2>&-", ">/dev/full 2>/dev/full", "| head -1"])
-def test_what_is_printed_does_not_decide_whether_a_run_is_finished(place, streams):
+def test_failing_to_print_does_not_prevent_a_run_from_finishing(place, streams):
     name = f"runs/streams{len(streams)}"
     command = f"{sys.executable} -m experiments.launch {GOOD} --workdir={name} --config.words=9999"
     done = subprocess.run(

@@ -134,7 +134,7 @@ def test_a_traced_count_of_any_integer_dtype_is_clipped_and_does_not_wrap(dtype,
     assert int(masks.count(layers_jit(scores, jnp.asarray(k, dtype)))) == expected
 
 
-def test_a_traced_float_is_no_count():
+def test_a_traced_float_is_not_a_count():
     with pytest.raises(ValueError, match=r"A traced `count` must be one integer, got float32"):
         top_jit({"w": jnp.arange(5.0)}, jnp.float32(2.7))
 
@@ -402,7 +402,7 @@ def test_a_layer_that_is_emptied_is_named_in_one_warning(options):
     ],
     ids=str,
 )
-def test_no_warning_comes_of_what_was_asked_for_or_known(options):
+def test_there_is_no_warning_where_the_loss_was_requested_or_known(options):
     masks.top(STRONG, **options)  # a warning would be an error
 
 

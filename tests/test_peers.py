@@ -1,4 +1,4 @@
-"""Processes meet before JAX starts, or learn at once why they cannot."""
+"""Processes meet before JAX starts, or fail at once with the reason."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ def port():
 
 @pytest.fixture
 def meet(port, monkeypatch):
-    """Lets processes, here threads, meet; gives for each None or the error that it raised."""
+    """Lets processes (here threads) meet; returns None or the error raised for each."""
     monkeypatch.setattr(processes, "connect", lambda **options: None)
 
     def meet(*each, host="127.0.0.1", patience=1):

@@ -1,4 +1,4 @@
-"""Run directories: what is there is whole, is of this config, and is not computed twice."""
+"""Run directories: files are whole, belong to one config, and are not computed twice."""
 
 import contextlib
 import errno
@@ -49,7 +49,7 @@ def _never():
 # --- Names -------------------------------------------------------------------------------------
 
 
-def test_the_digest_sees_every_value_but_not_the_order_of_keys():
+def test_the_digest_depends_on_every_value_but_not_on_the_order_of_keys():
     shuffled = {"rate": 0.1, "data": {"classes": [1, 2], "name": "digits"}}
     assert records.digest(CONFIG) == records.digest(shuffled)
     assert records.digest(CONFIG) != records.digest({**CONFIG, "rate": 0.2})
@@ -199,7 +199,7 @@ def test_settings_changed_within_a_run_count_for_its_stages(opened, said, name, 
 
 
 def test_results_do_not_stand_for_one_another(opened, said):
-    """Neither two stages nor the chunks of two sweeps can take each other's place."""
+    """Neither two stages nor the chunks of two sweeps can be mistaken for each other."""
     with opened() as run:
         for name in ("a", "b"):
             run.stage(name, lambda name=name: {"x": name})
@@ -236,7 +236,7 @@ def test_the_small_dtypes_of_jax_come_back(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["int4", "uint4"])
-def test_cases_of_half_a_byte_are_refused_before_anything_is_computed(dtype):
+def test_results_of_half_a_byte_are_refused_before_anything_is_computed(dtype):
     with pytest.raises(ValueError, match=f"whole bytes, got {dtype}. Convert it to int8"):
         sweeps.run(jnp.abs, jnp.arange(4, dtype=dtype), block=2)
 
@@ -270,7 +270,7 @@ def test_nan_is_an_error_where_a_stage_must_be_finite(opened):
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a//b", "/root", "a b", "."])
-def test_a_stage_name_that_is_no_file_name_is_refused(opened, name):
+def test_a_stage_name_that_is_not_a_file_name_is_refused(opened, name):
     with opened() as run, pytest.raises(ValueError, match="`name` must be"):
         run.stage(name, dict)
 
@@ -437,7 +437,7 @@ def test_a_file_in_the_way_is_refused_and_untouched(opened, tmp_path):
 
 @contextlib.contextmanager
 def _not_root():
-    """Root may write anywhere, so becomes nobody for a while."""
+    """Root may write anywhere, so the process becomes nobody for a while."""
     before = os.geteuid()
     if before == 0:
         try:
@@ -461,7 +461,7 @@ def test_a_read_only_directory_is_refused(said):
 
 
 def test_a_run_that_is_set_aside_while_another_opens_it_is_held_by_one(opened, monkeypatch):
-    """The lock that the second has taken by then is on a file that was renamed."""
+    """The second holds a lock on a file that was renamed meanwhile."""
     with opened():
         pass
     lock, moved = opening._lock, []
@@ -562,7 +562,7 @@ def test_a_full_disk_is_reported_in_one_line(tmp_path):
     assert caught.value.__cause__.errno == errno.ENOSPC
 
 
-def test_what_a_kill_left_half_written_is_cleared(opened):
+def test_half_written_files_of_a_killed_run_are_removed(opened):
     with opened() as run:
         half = run.directory / "stages" / ".a.npz.1.tmp"
         half.parent.mkdir()

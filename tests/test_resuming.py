@@ -1,4 +1,4 @@
-"""Training that is cut off ends with the bits of training that is not."""
+"""Interrupted training ends with the same bits as uninterrupted training."""
 
 import jax
 import jax.numpy as jnp
@@ -177,7 +177,7 @@ def test_lengths_are_at_least_one(name, value, data):
 
 
 class Memory:
-    """A keeper that holds on to what it is given."""
+    """A keeper that stores what it is given."""
 
     def __init__(self):
         self.kept = {}
@@ -228,7 +228,7 @@ def test_training_that_breaks_down_names_the_epoch_and_keeps_what_is_good(
 ):
     options = {**OPTIONS, **options}
     start = _start(options["tx"])
-    for _ in range(2):  # Resumed, it breaks down again and changes nothing.
+    for _ in range(2):  # Resumed, it breaks down again without changes.
         with (
             checkpoints.Saver(tmp_path) as saver,
             pytest.raises(FloatingPointError, match=message),

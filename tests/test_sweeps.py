@@ -10,7 +10,7 @@ from nopr.typing import Status
 
 
 class Shelf(dict):
-    """A store in memory that counts what it is asked to keep."""
+    """A store in memory that counts its `put`s."""
 
     def put(self, name, arrays):
         self[name] = dict(arrays)
@@ -350,7 +350,7 @@ def test_settled_sizes_hold_when_the_sweep_resumes():
 
 
 @pytest.mark.parametrize("broken", [{"block": 0}, {"chunk": 30}, {"cases": 7}, {"function": "x"}])
-def test_settled_sizes_that_cannot_be_are_settled_again(broken):
+def test_impossible_settled_sizes_are_settled_again(broken):
     shelf, cases = Shelf(), {"x": np.linspace(-1, 1, 100, dtype=np.float32)}
     sweeps.run(square, cases, store=shelf)
     settled = dict(shelf["plan"])
@@ -399,7 +399,7 @@ def test_batching_is_in_the_seal():
     assert "of another batching (vmap there, lanes-" in line
 
 
-def test_python_code_that_a_function_calls_is_never_answered_from_a_store():
+def test_functions_that_call_python_code_are_refused_with_a_store():
     def scaled(by):
         like = jax.ShapeDtypeStruct((), np.float32)
         return lambda case: jax.pure_callback(
@@ -454,7 +454,7 @@ def test_options_of_another_type_are_refused(options, match, unchecked):
         sweeps.run(square, CASES, **options)
 
 
-def test_what_is_too_long_to_go_between_processes_is_refused_with_a_remedy():
+def test_messages_too_long_to_send_between_processes_are_refused_with_a_remedy():
     class Long(bytes):
         def __len__(self):
             return 2**31
@@ -463,7 +463,7 @@ def test_what_is_too_long_to_go_between_processes_is_refused_with_a_remedy():
         processes._check_length(Long())
 
 
-def test_typed_keys_are_no_result():
+def test_typed_keys_are_refused_as_results():
     with pytest.raises(ValueError, match=r"must return arrays, got typed keys at 'k'"):
         sweeps.run(lambda key: {"k": key}, jax.random.split(jax.random.key(0), 3))
 

@@ -62,7 +62,7 @@ def one(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=[1, 4], ids=["one device each", "four devices each"])
 def two(request, tmp_path_factory):
-    """What each of two processes found, and their folder."""
+    """The results of each of two processes, and their folder."""
     folder = tmp_path_factory.mktemp("two")
     port = str(free_port())
     words = [sys.executable, str(TESTS / "two_processes.py")]

@@ -149,7 +149,7 @@ CASES = {
         "conv/weight",
         *(f"attn/{name}_proj/weight" for name in ("query", "key", "value", "output")),
         *(f"mlp/layers/{i}/weight" for i in (0, 1)),
-        "a/weight",  # A norm that no path can tell.
+        "a/weight",  # A norm that its path does not reveal.
     ],
     haiku: [
         "params/conv2_d/w",
@@ -178,7 +178,7 @@ def test_exactly_the_weights_of_a_real_model_are_prunable(make, expected):
     assert list(trees.paths(trees.select(make()))) == expected
 
 
-def test_what_is_excluded_by_name_is_described_with_the_reason():
+def test_leaves_excluded_by_name_are_described_with_the_reason():
     table = trees.describe(plain()).splitlines()
     reasons = {line.split()[0]: line.split("no: ")[-1] for line in table if "no: " in line}
     assert reasons["blocks/attn/qkv_b"] == "bias"

@@ -1,4 +1,4 @@
-"""A clock that goes back."""
+"""A clock that is set back."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def files_of_tomorrow(job, tries, rng):
 
 
 def set_back(job, tries, rng):
-    """The clock of the process goes back by a day in the middle of the run."""
+    """The clock of the process is set back by a day in the middle of the run."""
     places = ["nets:0", "nets:40", "long:0", "long:5", "metrics:10", "summary"]
     lines = 0
     for _ in range(tries):

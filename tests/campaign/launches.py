@@ -1,4 +1,4 @@
-"""Launches of the job, and what has to hold of what they leave."""
+"""Launches of the job, and checks of what they leave."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ ROOT = TESTS.parent
 DATED = {"LOCK", "DONE", "environment.json"}
 TIMEOUT = 300
 
-# `python -m experiments.launch`, also where the campaign was started with interrupts ignored, as a
-# script does for what it runs in the background; and with a bound on files, where one is asked.
+# `python -m experiments.launch`, even if the campaign was started with interrupts ignored, as a
+# shell script does for its background jobs; and with a limit on file sizes, if one is set.
 _PROGRAM = """
 import os, resource, runpy, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -134,7 +134,7 @@ def finish(process, *, timeout=TIMEOUT):
 
 
 def run(job, directory, *words, **options):
-    """A launch from begin to end."""
+    """A launch from start to end."""
     with stopping(start(job.folder, directory, *words, **options)) as process:
         return finish(process)
 
@@ -219,7 +219,7 @@ def _is_whole_or_half(path):
 
 
 def check_kept(before, after, ended=None):
-    """Checks that what was there is there still."""
+    """Checks that what was there is still there."""
     gone = [name for name, data in before.items() if after.get(name) != data]
     expect(not gone, f"was there, and is gone or altered: {gone}", ended)
 
@@ -244,7 +244,7 @@ PHASES = ("start-up", "stage", "sweep", "checkpoints", "results", "end")
 
 
 def phase(directory):
-    """How far a run came, by its files."""
+    """How far a run got, according to its files."""
     if (directory / "DONE").exists():
         return "end"
     if (directory / "stages/long.json").exists():
@@ -262,7 +262,7 @@ def torn(directory):
 
 
 def holds(process, directory):
-    """Whether a launch has come so far that it holds its directory."""
+    """Whether a launch has got far enough to hold its directory."""
     try:
         return (directory / "LOCK").read_text().strip() == str(process.pid)
     except OSError:
@@ -272,8 +272,8 @@ def holds(process, directory):
 def wait_for_moment(job, process, directory, rng, *, anywhere=0.5):
     """Waits until a random moment of the life of a launch, or its end.
 
-    Half of the moments are anywhere in the time that a whole run takes; the others follow some
-    file, by at most 60 ms, so that the later parts have their share.
+    Half of the moments are uniform over the time of a whole run; the others follow some file by at
+    most 60 ms, so that the later parts have their share.
     """
     if rng.random() < anywhere:
         until = time.monotonic() + rng.uniform(0, job.seconds)
@@ -287,7 +287,7 @@ def wait_for_moment(job, process, directory, rng, *, anywhere=0.5):
 
 
 def wait_for(process, directory, pattern):
-    """Waits until a file stands in a run directory, or the launch has ended."""
+    """Waits until a file exists in a run directory, or the launch has ended."""
     limit = time.monotonic() + TIMEOUT
     while process.poll() is None and not any(directory.glob(pattern)):
         expect(time.monotonic() < limit, f"{pattern} did not appear", None, directory)

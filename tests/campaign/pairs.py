@@ -1,4 +1,4 @@
-"""A run of two processes, one of which is lost, stopped or something else."""
+"""A run of two processes, one of which is lost, stopped or different."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def begin(job, directory, *, patience=PATIENCE, only=(0, 1), variables=({}, {}))
 
 
 def together(job, directory, **options):
-    """A run of both from begin to end."""
+    """A run of both from start to end."""
     pair = begin(job, directory, **options)
     with launches.stopping(*pair):
         return [launches.finish(process) for process in pair]
@@ -203,7 +203,7 @@ def both_stopped(job, tries, rng):
 
 
 def alone(job, tries, rng):
-    """A process whose other never comes."""
+    """A process whose peer never joins."""
     longest = 0.0
     for index in range(tries):
         directory = job.new()

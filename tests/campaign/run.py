@@ -1,6 +1,6 @@
 """A small but real job: a stage, a sweep with chunks, a long run with checkpoints, results.
 
-Some variables of the environment make things happen inside of it: the campaign's hooks.
+Environment variables control the campaign's hooks inside it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def run(config, run):
     hooks.at("table", run.directory)
     run.show_table(f"cases  loss, nats\n{len(nets['loss'])}     {nets['loss'].mean():.6f}")
     hooks.at("page", run.directory)
-    # As a library would that knows nothing of runs.
+    # As by a library that knows nothing of runs.
     page = "<p>" + " ".join(f"{loss:.9f}" for loss in nets["loss"]) + "</p>\n"
     with open(run.figures / "page.html", "w") as file:
         file.write(page)

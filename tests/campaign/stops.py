@@ -57,7 +57,7 @@ def stopped(job, tries, rng, *, number=signal.SIGTERM):
             phases.append(launches.phase(directory))
             expect(not launches.torn(directory), "half-written files were left", ended, directory)
         elif ended.code == -number and not begun:
-            early += 1  # before Python had heard of the signal
+            early += 1  # before Python saw the signal
         else:
             launches.check_whole(job, directory, ended)
             launches.clear(directory)
@@ -79,7 +79,7 @@ def interrupted(job, tries, rng):
 
 
 def doubled(job, tries, rng):
-    """A second launch in the directory of one that is alive, also at the same moment."""
+    """A second launch in the directory of a live one, also at the same moment."""
     for index in range(tries):
         directory = job.new()
         first = launches.start(job.folder, directory)
@@ -114,7 +114,7 @@ def doubled(job, tries, rng):
 
 
 def _end(job, directory):
-    """Goes on to the end without a fault."""
+    """Resumes to the end without a fault."""
     ended = launches.run(job, directory)
     expect(ended.code == 0, "it did not resume to the end", ended, directory)
     expect(not ended.lines, "something else was printed", ended, directory)
