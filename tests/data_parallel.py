@@ -27,7 +27,7 @@ RUNS = [
     ("noisy", 8, 8),
     ("noisy", None, 3),
 ]
-"""Kind, batch size and devices; batch sizes divisible by the devices, not divisible, and smaller."""
+"""Kind, batch size and devices; sizes that the devices divide, do not divide, or exceed."""
 LINEAR = [(5, 8), (8, 3), (None, 8)]
 EPOCHS = 2
 RATE = 0.02
@@ -35,7 +35,7 @@ KEY = 3
 
 
 def problem():
-    """Params, masks and data of a small classifier; its examples differ so much that each one counts."""
+    """Params, masks and data of a small classifier, with examples so different that each counts."""
     rng = np.random.default_rng(7)
     params = {"a": rng.normal(size=(6, 11)), "b": rng.normal(size=(11, 4)), "c": np.zeros(4)}
     masks = {"a": rng.random((6, 11)) < 0.5, "b": rng.random((11, 4)) < 0.5, "c": None}

@@ -23,7 +23,7 @@ NOWHERE = "http://127.0.0.1:9/"  # the discard port: refused at once
 
 
 def idx(array):
-    """The bytes of an idx file: two zeros, 8 for uint8, the number of dimensions, the dimensions."""
+    """The bytes of an idx file: two zeros, 8 for uint8, the number of dimensions, their sizes."""
     sides = b"".join(side.to_bytes(4, "big") for side in array.shape)
     return bytes([0, 0, 8, array.ndim]) + sides + array.tobytes()
 

@@ -236,7 +236,7 @@ def test_the_small_dtypes_of_jax_come_back(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["int4", "uint4"])
-def test_results_of_half_a_byte_are_refused_before_anything_is_computed(dtype):
+def test_cases_of_half_a_byte_are_refused_before_anything_is_computed(dtype):
     with pytest.raises(ValueError, match=f"whole bytes, got {dtype}. Convert it to int8"):
         sweeps.run(jnp.abs, jnp.arange(4, dtype=dtype), block=2)
 
