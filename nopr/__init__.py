@@ -12,6 +12,7 @@ __version__ = "0.2.0"
 __all__ = [
     "algorithms",
     "budgets",
+    "convolutions",
     "criteria",
     "data",
     "densities",

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from jax.extend import core
 from jax.extend.core import primitives
+from jax.extend.random import threefry_prng_impl
 from jax.interpreters import batching, mlir
 from jaxtyping import PyTree
 
@@ -42,6 +43,7 @@ _CALLS = {
 }
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
 # Python code that a program holds for derivatives and printing, or beside a jaxpr of the same.
+_Generator = type(threefry_prng_impl)  # of random numbers: a tuple of functions with a tag
 _IGNORED = {
     *("bwd", "computation", "fwd_jaxpr_thunk", "jvp_jaxpr_fun", "jvp_jaxpr_thunk", "out_trees"),
     "policy",
@@ -175,6 +177,17 @@ def bind(eqn: Equation, *values: Any, **changed: Any) -> list[Any]:
     return list(results) if eqn.primitive.multiple_results else [results]
 
 
+def replaced(eqn: Equation, change: Callable[[Program], Program]) -> dict[str, Any]:
+    """The parameters of an operation, each program among them changed."""
+
+    def new(value: Any) -> Any:
+        if type(value) is tuple:
+            return tuple(map(new, value))
+        return change(value) if isinstance(value, core.ClosedJaxpr) else value
+
+    return {name: new(value) for name, value in eqn.params.items()}
+
+
 def run(program: Program) -> Callable[..., list[Any]]:
     """The program as a function of its flattened arguments."""
     return core.jaxpr_as_fun(program)
@@ -298,6 +311,8 @@ def _written(value: Any, known: dict[int, str]) -> str:
         if id(value) not in known:
             known[id(value)] = _digest(_closed(value), known)
         return known[id(value)]
+    if isinstance(value, _Generator):
+        return f"{value.name} {value.tag}"
     if isinstance(value, tuple | list):
         return f"({', '.join(_written(item, known) for item in value)})"
     if isinstance(value, np.ndarray | np.generic | jax.Array):
@@ -309,6 +324,8 @@ def _written(value: Any, known: dict[int, str]) -> str:
 
 
 def _is_opaque(value: Any) -> bool:
+    if isinstance(value, _Generator):
+        return False
     if isinstance(value, tuple | list):
         return any(map(_is_opaque, value))
     if _is_program(value) or isinstance(value, type | jax.sharding.Mesh | jax.tree_util.PyTreeDef):

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from nopr import finetune
-from nopr.finetune.convolutions import as_patches
+from nopr import convolutions, finetune
+from nopr.convolutions import as_patches
 
 LAYOUTS = [("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW"), ("HNCW", "WIOH", "CWNH")]
 SIZES = {"N": 2, "H": 6, "W": 5, "C": 4, "I": 4, "O": 6}
@@ -55,7 +55,7 @@ def _double():
 PAIRS = st.tuples(st.integers(1, 2), st.integers(1, 2))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     layout=st.sampled_from(LAYOUTS),
     groups=st.sampled_from([1, 2]),
@@ -170,7 +170,7 @@ def test_training_has_no_convolution_on_a_cpu_and_ends_where_xla_ends(rng):
     np.testing.assert_allclose(
         found["auto"].params["conv"], found["xla"].params["conv"], rtol=1e-9, atol=1e-12
     )
-    assert finetune.resolve_convolutions() == "patches"
+    assert convolutions.resolve() == "patches"
 
 
 def test_a_function_without_convolutions_is_traced_as_it_is(rng):

@@ -8,7 +8,7 @@ import optax
 import pytest
 from flax import nnx
 
-from nopr import finetune
+from nopr import convolutions, finetune
 
 N, BATCH = 11, 4  # two full batches and one of three
 RATE = 0.05
@@ -336,9 +336,37 @@ def test_the_best_epoch_is_the_first_of_the_highest(table, best):
     np.testing.assert_array_equal(fitted.history.metrics["accuracy"], table)
 
 
+def test_a_monitor_of_training_with_a_state_gets_it_and_the_best_state_is_kept():
+    """The state counts the steps, and the monitor reads a table by it."""
+    table = jnp.asarray([1.0, 4.0, 2.0, 3.0])
+    params, data = {"w": jnp.zeros(())}, jnp.zeros((1, 1))
+    options = {
+        "tx": optax.sgd(1.0),
+        "epochs": 4,
+        "batch_size": None,
+        "monitor": lambda params, state: {"seen": table[state - 1], "w": params["w"]},
+    }
+
+    def step_loss(params, state, batch, key):
+        return -params["w"] + 0 * jnp.sum(batch), state + 1
+
+    train = finetune.trainer(step_loss, stateful=True, state=0, best_by="seen", **options)
+    best = train(params, None, data, key=jax.random.key(0))
+    found = best.best_epoch, best.best_params["w"], best.best_state, best.state
+    assert [int(value) for value in found] == [1, 2, 2, 4]
+    carry = finetune.start(
+        params, None, tx=options["tx"], state=jnp.array(0), key=jax.random.key(0)
+    )
+    advanced = finetune.advance(carry, data, step_loss=step_loss, **options)
+    resumed = finetune.resume(carry, data, step_loss=step_loss, every=2, **options)
+    for fitted in (best, advanced, resumed):
+        np.testing.assert_array_equal(fitted.history.metrics["seen"], table)
+        np.testing.assert_array_equal(fitted.history.metrics["w"], [1, 2, 3, 4])
+
+
 def test_nothing_is_best_where_no_metric_chooses(problem, getkey):
     fitted = _TRAIN(*problem, key=getkey())
-    assert (fitted.best_params, fitted.best_masks, fitted.best_epoch) == (None, None, None)
+    assert fitted[-4:] == (None,) * 4
 
 
 def test_one_bad_example_anywhere_flags_its_run_alone(problem, getkey):
@@ -489,7 +517,7 @@ def test_rates_change_at_the_start_of_their_epochs():
             "`batch_size` must be a whole number of at least 1, got '4'",
         ),
         (
-            lambda: inspect.unwrap(finetune.resolve_convolutions)("fast"),
+            lambda: inspect.unwrap(convolutions.resolve)("fast"),
             "`convolutions` must be one of 'auto', 'patches', 'xla', got 'fast'",
         ),
         (

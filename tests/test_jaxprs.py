@@ -191,3 +191,15 @@ def test_python_code_that_results_depend_on_is_named():
     assert jaxprs.opaque(jaxprs.trace(nested, X).program) == []
     gradient = jax.grad(lambda x: given_jvp(given_vjp(x)).sum())
     assert jaxprs.opaque(jaxprs.trace(gradient, X).program) == []
+
+
+@pytest.mark.parametrize("generator", ["threefry2x32", "rbg"])
+def test_keys_that_are_made_inside_are_no_python_code_and_their_generator_counts(generator):
+    def draw(seed):
+        return jax.random.uniform(jax.random.key(seed, impl=generator))
+
+    program = jaxprs.trace(draw, 0).program
+    assert jaxprs.opaque(program) == []
+    assert jaxprs.digest(program) == jaxprs.digest(jaxprs.trace(draw, 0).program)
+    other = jaxprs.trace(lambda seed: jax.random.uniform(jax.random.key(seed)), 0).program
+    assert (jaxprs.digest(program) == jaxprs.digest(other)) == (generator == "threefry2x32")

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 SCIENCE = {"jax", "optax", "jaxtyping", "numpy", "scipy"}
 GROUPS = [
     {"typing", "processes", "jaxprs"},
-    {"trees", "precision"},
+    {"trees", "precision", "convolutions"},
     {"budgets", "ranking"},
     {"masks", "schedules", "densities", "sweeps"},
     {"spectra", "granularity", "information"},
@@ -25,6 +25,7 @@ GROUPS = [
     {"algorithms"},
 ]
 SIDE = {"networks", "data"}  # import the nouns alone, and the science does not import them
+NOUNS = {"typing", "trees", "processes", "convolutions"}
 ONLY = {"flax": {"networks"}, "orbax": {"lab"}, "matplotlib": {"lab"}, "tqdm": {"lab"}}
 
 
@@ -62,7 +63,9 @@ def test_imports_run_downward_only(module, path):
         if module == "lab":
             continue
         if module in SIDE:
-            assert target in {"typing", "trees", "processes"}, f"{module} imports {target}"
+            assert target in {"typing", "trees", "processes", "convolutions"}, (
+                f"{module} imports {target}"
+            )
         else:
             assert target not in SIDE | {"lab"}, f"{module} imports {target}"
             assert level(target) < level(module), f"{module} imports {target}"

@@ -1,4 +1,4 @@
-import functools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from nopr import criteria, finetune, granularity, networks, trees
+from nopr import convolutions, criteria, finetune, granularity, networks, trees
 from nopr.networks.layers import max_pool
 
 
@@ -86,7 +86,7 @@ def test_normal_laws_have_their_variance_and_zero_biases(initialization, gain, g
 
 def test_a_convolution_counts_height_width_and_channels_as_its_fan_in(getkey):
     layer = networks.Conv(400, (3, 2))
-    params = layer.init(getkey(), jnp.zeros((1, 4, 4, 6)))["params"]
+    params = jax.jit(layer.init)(getkey(), jnp.zeros((1, 4, 4, 6)))["params"]
     for values in (params["kernel"], params["bias"]):
         assert 0.98 / 6 < np.abs(values).max() <= 1 / 6
 
@@ -95,10 +95,10 @@ def test_a_convolution_counts_height_width_and_channels_as_its_fan_in(getkey):
 def test_a_convolution_agrees_with_the_slow_loop(implementation, getkey, x64):
     images = jax.random.normal(getkey(), (2, 6, 5, 3))
     layer = networks.Conv(4, (3, 2), implementation=implementation)
-    params = layer.init(getkey(), images)["params"]
-    expected = _convolved(np.asarray(images), np.asarray(params["kernel"])) + params["bias"]
+    params = jax.jit(layer.init)(getkey(), images)["params"]
+    expected = _convolved(*map(np.asarray, (images, params["kernel"]))) + params["bias"]
     tolerance = 1e-12 if x64 else 1e-5
-    outputs = layer.apply({"params": params}, images)
+    outputs = jax.jit(layer.apply)({"params": params}, images)
     np.testing.assert_allclose(outputs, expected, rtol=tolerance, atol=tolerance)
 
 
@@ -127,28 +127,28 @@ def test_convolutions_agree_with_flax_in_value_and_gradient(kernel, strides, pad
 
         expected, *rest = pulled(params, images)
         for found in rest:
-            jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-11), found, expected)
+            jax.tree.map(partial(np.testing.assert_allclose, atol=1e-11), found, expected)
 
 
-def test_lenet5_has_its_published_size_and_reads_flat_images_too(getkey):
+def test_lenet5_has_its_published_size_and_reads_flat_images_too(rng):
     network = networks.lenet5()
-    params = network.init(getkey())
+    params = _drawn(network)
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 61_706
     shapes = [params[path.split("/")[0]]["kernel"].shape for path in network.layers]
     assert shapes == [(5, 5, 1, 6), (5, 5, 6, 16), (5, 5, 16, 120), (120, 84), (84, 10)]
-    images = jax.random.normal(getkey(), (2, 32, 32))
-    outputs = network.apply(params, images)
+    images = rng.normal(size=(2, 32, 32)).astype(np.float32)
+    outputs, flat = jax.jit(
+        lambda images: [network.apply(params, x) for x in (images, images.reshape(2, 1024))]
+    )(images)
     assert outputs.shape == (2, 10)
-    np.testing.assert_array_equal(outputs, network.apply(params, images.reshape(2, 1024)))
+    np.testing.assert_array_equal(outputs, flat)
 
 
 def test_a_linear_lenet5_is_linear_between_the_switches_of_its_pooling(getkey):
     network = networks.lenet5(activation="linear", classes=3)
-    params = network.init(getkey())
-    zero = jax.tree.map(lambda leaf: leaf if leaf.ndim > 1 else jnp.zeros_like(leaf), params)
     images = jax.random.normal(getkey(), (2, 32, 32, 1))
-    twice = network.apply(zero, 2 * images)
-    np.testing.assert_allclose(twice, 2 * network.apply(zero, images), rtol=1e-4, atol=1e-6)
+    apply = jax.jit(partial(network.apply, _drawn(network)))  # the biases are 0
+    np.testing.assert_allclose(apply(2 * images), 2 * apply(images), rtol=1e-4, atol=1e-6)
 
 
 def test_max_pooling_and_its_gradient_agree_with_xla_on_ties(rng):
@@ -170,12 +170,16 @@ def test_init_and_apply_vmap_over_seeds(getkey):
     network = networks.mlp((3, 2), inputs=4)
     keys = jax.random.split(getkey(), 3)
     inputs = jax.random.normal(getkey(), (5, 4))
-    params = jax.vmap(network.init)(keys)
-    outputs = jax.vmap(network.apply, in_axes=(0, None))(params, inputs)
+
+    @jax.jit
+    def both(key):
+        params = network.init(key)
+        return params["layer_0"]["kernel"], network.apply(params, inputs)
+
+    together = jax.vmap(both)(keys)
     for index, key in enumerate(keys):
-        alone = network.init(key)
-        np.testing.assert_allclose(params["layer_0"]["kernel"][index], alone["layer_0"]["kernel"])
-        np.testing.assert_allclose(outputs[index], network.apply(alone, inputs), rtol=1e-5)
+        for many, alone in zip(together, both(key), strict=True):
+            np.testing.assert_allclose(many[index], alone, rtol=1e-5)
 
 
 SIZES = {
@@ -220,40 +224,51 @@ def _drawn(network):
 
 def _digits(network, count=40):
     images, labels = load_digits(return_X_y=True)
-    images = jnp.asarray(images[:count].reshape(-1, 8, 8, 1) / 16, jnp.float32)
+    images = images[:count].reshape(-1, 8, 8, 1).astype(np.float32) / 16
     factor = network.input_shape[0] // 8
-    return images.repeat(factor, 1).repeat(factor, 2), jnp.asarray(labels[:count])
+    return images.repeat(factor, 1).repeat(factor, 2), labels[:count].astype(np.int32)
 
 
 GRAY = (8, 8, 1)
+XLA = {"implementation": "xla"}  # compiles in a fraction of the time
 NARROW = {
-    "ResNet-8": networks.resnet(8, width=1 / 4, input_shape=GRAY),
-    "VGG-11": networks.vgg(11, width=1 / 16, input_shape=(32, 32, 1)),
-    "ViT": networks.vit(patch=2, dim=8, depth=2, heads=2, hidden=16, input_shape=GRAY),
+    "ResNet-8": networks.resnet(8, width=1 / 4, input_shape=GRAY, **XLA),
+    "VGG-11": networks.vgg(11, width=1 / 32, input_shape=(32, 32, 1), **XLA),
+    "ViT": networks.vit(patch=2, dim=8, depth=1, heads=2, hidden=16, input_shape=GRAY),
 }
 
 
 @pytest.mark.parametrize("network", NARROW.values(), ids=NARROW)
 def test_ten_steps_of_training_on_digits_lower_the_loss_and_move_every_leaf(network, getkey):
-    images, labels = _digits(network)
+    data = images, labels = _digits(network)
     params, state = _drawn(network), network.init_state()
+
+    def monitor(params, state):
+        apply = network.bind(state)
+        return {"fit": -finetune.evaluate(apply, params, data, convolutions="xla").loss}
+
     train = finetune.trainer(
         network.step_loss(finetune.cross_entropy),
         optax.adam(3e-3),
         epochs=10,
         batch_size=None,
+        monitor=monitor,
+        best_by="fit",
         stateful=True,
         state=state,
+        convolutions="xla",
     )
     fitted = train(params, None, (images, labels), key=getkey())
     assert fitted.history.loss[-1] < 0.9 * fitted.history.loss[0]
     assert bool(fitted.state) == network.stateful
-    moved = lambda a, b: bool(jnp.any(a != b)) and bool(jnp.isfinite(b).all())  # noqa: E731
-    before, after = (params, state), (fitted.params, fitted.state)
+    moved = lambda a, b: bool(np.any(a != b)) and bool(np.isfinite(b).all())  # noqa: E731
+    before, after = jax.device_get(((params, state), (fitted.params, fitted.state)))
     assert jax.tree.all(jax.tree.map(moved, before, after))
-    outputs = network.bind(fitted.state)(fitted.params, images)
-    assert outputs.shape == (len(labels), 10)
-    assert bool(jnp.isfinite(outputs).all())
+    fit = np.asarray(fitted.history.metrics["fit"])
+    assert np.isfinite(fit).all()
+    assert int(fitted.best_epoch) == int(np.argmax(fit))
+    best = monitor(fitted.best_params, fitted.best_state)
+    np.testing.assert_allclose(best["fit"], fit.max(), rtol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -282,6 +297,13 @@ def test_inference_uses_the_running_statistics_and_training_those_of_the_batch(r
     np.testing.assert_allclose(measured(params, images)[:1], alone, rtol=1e-4, atol=1e-6)
     assert np.abs(jax.jit(network.train)(params, state, images)[0] - outputs).max() < 1e-6
     assert np.abs(alone - outputs[:1]).max() > 1e-3
+
+
+def test_networks_report_how_their_convolutions_are_computed():
+    assert networks.lenet5().implementation == convolutions.resolve()
+    assert networks.resnet(8, implementation="xla").implementation == "xla"
+    assert networks.vit(implementation="patches").implementation == "patches"
+    assert networks.mlp((2,), inputs=3).implementation is None
 
 
 def test_statistics_in_double_precision_stay_double(double):
@@ -327,12 +349,19 @@ def test_the_two_shortcuts_are_the_identity_but_where_channels_double(getkey):
     np.testing.assert_array_equal(skipped[..., 2], 0)
 
 
-def test_synaptic_flow_is_finite_on_110_layers_whose_flow_passes_single_precision():
-    network = networks.resnet(110, width=1 / 8, input_shape=(4, 4, 1))
+def test_synaptic_flow_is_finite_on_a_deep_network_whose_flow_passes_single_precision():
+    network = networks.resnet(20, width=1 / 8, input_shape=(4, 4, 1))
     params, apply = _drawn(network), network.bind(network.init_state())
-    flow = apply(jax.tree.map(jnp.abs, params), jnp.ones((1, 4, 4, 1)))
-    assert not jnp.isfinite(flow).any()
-    scores = criteria.synflow(apply, input_shape=network.input_shape)(params, None, key=None)
+    params = jax.tree.map(lambda leaf: 100 * np.asarray(leaf), params)  # as 110 layers multiply
+    score = criteria.synflow(apply, input_shape=network.input_shape)
+
+    @jax.jit
+    def both(params):
+        flow = apply(jax.tree.map(jnp.abs, params), jnp.ones((1, 4, 4, 1)))
+        return flow, score(params, None, key=None)
+
+    flow, scores = both(params)
+    assert not np.isfinite(flow).any()
     for score in jax.tree.leaves(scores):
         assert np.isfinite(score).all()
         assert (np.asarray(score) > 0).any()
@@ -352,7 +381,7 @@ def test_the_modules_work_inside_a_larger_linen_model(getkey):
             return networks.MLP((4, 2))(values) + networks.Dense(2)(images.reshape(len(images), -1))
 
     images = jax.random.normal(getkey(), (3, 5, 5, 1))
-    outputs, variables = Tower().init_with_output(getkey(), images)
+    outputs, variables = jax.jit(Tower().init_with_output)(getkey(), images)
     assert outputs.shape == (3, 2)
     assert set(variables["params"]) == {"Conv_0", "MLP_0", "Dense_0"}
 
@@ -379,7 +408,7 @@ def test_the_modules_work_inside_a_larger_linen_model(getkey):
         (lambda: networks.lenet5(initialization="x"), "`initialization` must be one of"),
         (
             lambda: networks.lenet5(implementation="fft"),
-            "`implementation` must be one of 'patches', 'xla', got 'fft'",
+            "`implementation` must be one of 'auto', 'patches', 'xla', got 'fft'",
         ),
         (lambda: networks.resnet(18), r"`depth` must be 6 n \+ 2 .* got 18"),
         (lambda: networks.resnet(20, shortcut="C"), "`shortcut` must be one of 'A', 'B', got 'C'"),

@@ -27,8 +27,9 @@ def _step_loss(params, state, batch, key):
     return _LOSS(params, (inputs + noise, targets)), {"calls": state["calls"] + 1}
 
 
-def _monitor(params):
-    return {"norm": jnp.sum(params["layer"]["kernel"] ** 2), "bias": params["layer"]["bias"]}
+def _monitor(params, state):
+    layer = params["layer"]
+    return {"norm": jnp.sum(layer["kernel"] ** 2), "bias": layer["bias"], "calls": state["calls"]}
 
 
 def _options(tx):

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Key, PyTree
 from nopr import finetune, transforms, trees
 from nopr import masks as masks_
 from nopr.algorithms.pure import ScoringBatch, falling_counts, keep_all, whole
+from nopr.convolutions import Implementation
 from nopr.finetune import loop, resuming
 from nopr.finetune.batches import whole_number
 from nopr.finetune.fitted import Carry, Fitted, History
@@ -65,7 +66,7 @@ def resume_imp(
     monitor: finetune.Monitor | None = None,
     remainder: bool = True,
     mesh: Mesh | None = None,
-    convolutions: finetune.Convolutions = "auto",
+    convolutions: Implementation = "auto",
     key: Key[Array, ""],
 ) -> Iterated:
     """Iterative pruning with rewinding of one network, resuming where it was cut off.
@@ -91,10 +92,11 @@ def resume_imp(
       progress: Called with a `Status` in the epochs of all levels; its rate is of this level.
       batch: Takes from the data what the pruner scores on; all of it by default.
       state: The first state of `step_loss`, if it has one.
-      monitor: `monitor(params) -> {name: scalar}`, run after every epoch.
+      monitor: `monitor(params) -> {name: scalar}`, or `monitor(params, state)` where `state` is not
+        None; run after every epoch.
       remainder: Whether the examples left over make one more, smaller step.
       mesh: Splits every batch over its `batch` axis; None stays on one device.
-      convolutions: How those of `step_loss` are computed; see `finetune.resolve_convolutions`.
+      convolutions: How those of `step_loss` are computed; see `convolutions.resolve`.
       key: Decides the order of the batches, the same in every level, and the pruner's draws. For
         the `run_key` of `imp` these are the same as there.
 
@@ -114,6 +116,7 @@ def resume_imp(
         epochs=epochs,
         batch_size=batch_size,
         monitor=monitor,
+        stateful=state is not None,
         remainder=remainder,
         mesh=mesh,
         read_masks=None,

@@ -12,7 +12,6 @@ a trainer once and hand it around.
 """
 
 from nopr.finetune.batches import epoch_rates, steps_per_epoch
-from nopr.finetune.convolutions import Convolutions, resolve_convolutions
 from nopr.finetune.fitted import Carry, Fitted, History, raise_if_not_finite
 from nopr.finetune.loop import Monitor, ReadMasks, advance, start
 from nopr.finetune.losses import Evaluation, cross_entropy, evaluate, squared_error, stateless
@@ -21,7 +20,6 @@ from nopr.finetune.training import gradient_descent, trainer
 
 __all__ = [
     "Carry",
-    "Convolutions",
     "Evaluation",
     "Fitted",
     "History",
@@ -34,7 +32,6 @@ __all__ = [
     "evaluate",
     "gradient_descent",
     "raise_if_not_finite",
-    "resolve_convolutions",
     "resume",
     "squared_error",
     "start",

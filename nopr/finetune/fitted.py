@@ -69,6 +69,7 @@ class Fitted(NamedTuple):
         finite at the beginning; see `raise_if_not_finite`.
       best_params: The params after the best epoch; None where no metric chose one.
       best_masks: The masks after it.
+      best_state: The state of `step_loss` after it, which those params belong with.
       best_epoch: Its index in the history, from 0.
     """
 
@@ -83,6 +84,7 @@ class Fitted(NamedTuple):
     finite: Bool[Array, ""]
     best_params: Params | None = None
     best_masks: Masks | None = None
+    best_state: PyTree = None
     best_epoch: Int[Array, ""] | None = None
 
     @property

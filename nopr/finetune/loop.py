@@ -14,15 +14,14 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from nopr import masks as masks_
 from nopr import transforms
-from nopr.finetune import convolutions as convolutions_
+from nopr.convolutions import Implementation, computed, resolve
 from nopr.finetune import parallel
 from nopr.finetune.batches import examples_in, take, whole_number
-from nopr.finetune.convolutions import Convolutions
 from nopr.finetune.fitted import Carry, Fitted, History, stayed_finite
 from nopr.typing import Batch, Masks, Params, StepLoss
 
-Monitor = Callable[[Params], Mapping[str, Array]]
-"""`monitor(params) -> {name: scalar}`, run after every epoch."""
+Monitor = Callable[..., Mapping[str, Array]]
+"""`monitor(params) -> {name: scalar}`, or `monitor(params, state)` where training has a state."""
 
 ReadMasks = Callable[[optax.OptState], Masks]
 """`read_masks(opt_state) -> masks`, of a transformation whose state holds the masks."""
@@ -80,7 +79,7 @@ def advance(
     remainder: bool = True,
     mesh: Mesh | None = None,
     read_masks: ReadMasks | None = None,
-    convolutions: Convolutions = "auto",
+    convolutions: Implementation = "auto",
 ) -> Fitted:
     """Trains for some epochs, as one compiled program.
 
@@ -104,13 +103,14 @@ def advance(
       tx: The transformation that was given to `start`.
       epochs: Number of epochs, at least 1.
       batch_size: Examples a step; None takes all of them in their own order.
-      monitor: `monitor(params) -> {name: scalar}`, run after every epoch.
+      monitor: `monitor(params) -> {name: scalar}`, or `monitor(params, state)` where `carry.state`
+        is not None; run after every epoch.
       remainder: Whether the examples that are left when the batch size does not divide their number
         make one more, smaller step.
       mesh: Splits every batch over its `batch` axis; None stays on one device.
       read_masks: `read_masks(opt_state) -> masks`, for a `tx` that changes the masks and keeps
         pruned weights at 0 itself; the record's masks are then those it reads after the last step.
-      convolutions: How those of `step_loss` are computed; see `resolve_convolutions`.
+      convolutions: How those of `step_loss` are computed; see `convolutions.resolve`.
 
     Returns:
       The record of the epochs, whole on every device of the mesh.
@@ -126,6 +126,7 @@ def advance(
         epochs=epochs,
         batch_size=batch_size,
         monitor=monitor,
+        stateful=carry.state is not None,
         remainder=remainder,
         mesh=mesh,
         read_masks=read_masks,
@@ -142,10 +143,11 @@ class Plan(NamedTuple):
     epochs: int
     batch_size: int | None
     monitor: Monitor | None
+    stateful: bool  # whether the monitor gets the state
     remainder: bool
     mesh: Mesh | None
     read_masks: ReadMasks | None
-    convolutions: Convolutions
+    convolutions: Implementation
     best_by: str | None
     examples: int
 
@@ -158,10 +160,11 @@ def make_plan(
     epochs: int,
     batch_size: int | None,
     monitor: Monitor | None,
+    stateful: bool,
     remainder: bool,
     mesh: Mesh | None,
     read_masks: ReadMasks | None,
-    convolutions: Convolutions,
+    convolutions: Implementation,
     best_by: str | None = None,
 ) -> Plan:
     """Checks the options against the data."""
@@ -180,10 +183,11 @@ def make_plan(
         epochs=epochs,
         batch_size=batch_size,
         monitor=monitor,
+        stateful=stateful,
         remainder=remainder,
         mesh=parallel.over(mesh),
         read_masks=read_masks,
-        convolutions=convolutions_.resolve_convolutions(convolutions, mesh=mesh),
+        convolutions=resolve(convolutions, mesh=mesh),
         best_by=best_by,
         examples=examples,
     )
@@ -213,6 +217,7 @@ class _Best(NamedTuple):
     value: Array
     params: Params
     masks: Masks | None  # None where they do not change
+    state: PyTree
     epoch: Array
 
 
@@ -225,20 +230,27 @@ def _run(first: Carry, data: Batch, *, plan: Plan) -> Fitted:
         carry, epoch = _run_epoch(carry, data, plan)
         if best is not None:
             masks = carry.masks if changing else None
-            best = _better(best, _Best(_metric(epoch, plan.best_by), carry.params, masks, index))
+            value = _metric(epoch, plan.best_by)
+            best = _better(best, _Best(value, carry.params, masks, carry.state, index))
         return (carry, best), epoch
 
     indices = jnp.arange(plan.epochs, dtype=jnp.int32)
     best = None
     if plan.best_by is not None:
         masks = first.masks if changing else None
-        best = _Best(jnp.full((), -jnp.inf, jnp.float32), first.params, masks, indices[0])
+        worst = jnp.full((), -jnp.inf, jnp.float32)
+        best = _Best(worst, first.params, masks, first.state, indices[0])
     (carry, best), epochs = jax.lax.scan(body, (first, best), indices)
     finite = jnp.all(epochs.finite) & stayed_finite(first.params, carry.params)
     fitted = Fitted(**carry._asdict(), history=History(epochs.loss, epochs.metrics), finite=finite)
     if best is not None:
         masks = best.masks if changing else carry.masks
-        fitted = fitted._replace(best_params=best.params, best_masks=masks, best_epoch=best.epoch)
+        fitted = fitted._replace(
+            best_params=best.params,
+            best_masks=masks,
+            best_state=best.state,
+            best_epoch=best.epoch,
+        )
     return parallel.whole(fitted, plan.mesh)
 
 
@@ -266,7 +278,8 @@ def _run_epoch(carry: Carry, data: Batch, plan: Plan) -> tuple[Carry, _Epoch]:
     else:
         order = jax.random.permutation(order_key, plan.examples)
         carry, loss, finite = _run_batches(carry, data, order, noise_key, plan)
-    metrics = dict(plan.monitor(carry.params)) if plan.monitor else {}
+    watched = (carry.params, carry.state) if plan.stateful else (carry.params,)
+    metrics = dict(plan.monitor(*watched)) if plan.monitor else {}
     return carry._replace(epoch=carry.epoch + 1), _Epoch(loss, metrics, finite)
 
 
@@ -295,7 +308,7 @@ def _step(
     carry: Carry, batch: Batch, noise_key: Key[Array, ""], index: Int[Array, ""], plan: Plan
 ) -> tuple[Carry, Array]:
     key = jax.random.fold_in(noise_key, index)
-    step_loss = convolutions_.rewritten(plan.step_loss, plan.convolutions)
+    step_loss = computed(plan.step_loss, plan.convolutions)
     descent = jax.value_and_grad(step_loss, has_aux=True)
 
     def program(batch: Batch) -> Any:

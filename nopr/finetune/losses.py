@@ -12,9 +12,9 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from nopr.convolutions import Implementation, computed, resolve
 from nopr.finetune import parallel
 from nopr.finetune.batches import examples_in, take, whole_number
-from nopr.finetune.convolutions import Convolutions, resolve_convolutions, rewritten
 from nopr.typing import Apply, Batch, Loss, Params, StepLoss
 
 
@@ -102,7 +102,7 @@ def evaluate(
     *,
     batch_size: int = 1000,
     mesh: Mesh | None = None,
-    convolutions: Convolutions = "auto",
+    convolutions: Implementation = "auto",
 ) -> Evaluation:
     """Accuracy and cross-entropy of a classifier over every example.
 
@@ -113,7 +113,7 @@ def evaluate(
       batch_size: Examples at a time; it bounds the memory and changes nothing but rounding.
       mesh: Splits the examples over its `batch` axis, and takes as many more at a time as make
         equal shares; None stays on one device. Data that lie on the mesh already stay as they lie.
-      convolutions: How those of `apply` are computed; see `resolve_convolutions`.
+      convolutions: How those of `apply` are computed; see `convolutions.resolve`.
 
     Returns:
       The evaluation; NaN outputs, and labels that are not among the classes, are wrong and give a
@@ -127,7 +127,7 @@ def evaluate(
     batch_size = whole_number("batch_size", batch_size)
     count = examples_in(data)
     mesh = parallel.over(mesh)
-    chosen = resolve_convolutions(convolutions, mesh=mesh)
+    chosen = resolve(convolutions, mesh=mesh)
     size = parallel.rounded_up(min(batch_size, count), mesh)
     params, data = parallel.place((params, data), mesh)
     with parallel.context(mesh):
@@ -145,10 +145,10 @@ def _evaluate(
     apply: Apply,
     batch_size: int,
     mesh: Mesh | None,
-    convolutions: Convolutions,
+    convolutions: Implementation,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     examples = examples_in(data)
-    apply = rewritten(apply, convolutions)
+    apply = computed(apply, convolutions)
 
     def sums(first: Int[Array, ""]) -> tuple[Array, Array]:
         rows = first + jnp.arange(batch_size)

@@ -13,9 +13,9 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from nopr import transforms
+from nopr.convolutions import Implementation
 from nopr.finetune import loop
 from nopr.finetune.batches import whole_number
-from nopr.finetune.convolutions import Convolutions
 from nopr.finetune.fitted import REMEDY, Carry, Fitted, History, raise_if_not_finite
 from nopr.typing import Batch, Progress, Status, StepLoss
 
@@ -48,7 +48,7 @@ def resume(
     remainder: bool = True,
     mesh: Mesh | None = None,
     read_masks: loop.ReadMasks | None = None,
-    convolutions: Convolutions = "auto",
+    convolutions: Implementation = "auto",
 ) -> Fitted:
     """Trains for some epochs, resuming where an earlier call of the same was cut off.
 
@@ -70,11 +70,12 @@ def resume(
         included. None keeps nothing.
       progress: Called with a `Status` in epochs where a run begins or resumes, and after every
         segment.
-      monitor: `monitor(params) -> {name: scalar}`, run after every epoch.
+      monitor: `monitor(params) -> {name: scalar}`, or `monitor(params, state)` where `carry.state`
+        is not None; run after every epoch.
       remainder: Whether the examples left over make one more, smaller step.
       mesh: Splits every batch over its `batch` axis; None stays on one device.
       read_masks: `read_masks(opt_state) -> masks`, for a `tx` that changes the masks.
-      convolutions: How those of `step_loss` are computed; see `resolve_convolutions`.
+      convolutions: How those of `step_loss` are computed; see `convolutions.resolve`.
 
     Returns:
       The record of all the epochs.
@@ -105,6 +106,7 @@ def resume(
         epochs=epochs,
         batch_size=batch_size,
         monitor=monitor,
+        stateful=carry.state is not None,
         remainder=remainder,
         mesh=mesh,
         read_masks=read_masks,

@@ -13,10 +13,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key, PyTree
 
 from nopr import transforms
-from nopr.finetune import convolutions as convolutions_
+from nopr.convolutions import Implementation, computed, resolve
 from nopr.finetune import loop, parallel
 from nopr.finetune.batches import whole_number
-from nopr.finetune.convolutions import Convolutions
 from nopr.finetune.fitted import Carry, Fitted, History, stayed_finite
 from nopr.finetune.losses import stateless
 from nopr.typing import Batch, Loss, Masks, Params, StepLoss
@@ -35,7 +34,7 @@ def trainer(
     remainder: bool = True,
     mesh: Mesh | None = None,
     read_masks: loop.ReadMasks | None = None,
-    convolutions: Convolutions = "auto",
+    convolutions: Implementation = "auto",
 ) -> Callable[..., Fitted]:
     """A training procedure: `train(params, masks, data, *, key) -> Fitted`.
 
@@ -46,17 +45,18 @@ def trainer(
       tx: An optax transformation; it is put under `transforms.keep`.
       epochs: Number of epochs, at least 1.
       batch_size: Examples a step; None takes all of them in their own order.
-      monitor: `monitor(params) -> {name: scalar}`, run after every epoch, on validation data.
+      monitor: `monitor(params) -> {name: scalar}`, run after every epoch, on validation data; with
+        `stateful` it is called as `monitor(params, state)`.
       best_by: The name of the metric that chooses the best epoch: the highest, and the first among
         equals; a NaN is never the best.
-      stateful: Whether `loss` is a `step_loss`.
+      stateful: Whether `loss` is a `step_loss`, which carries a state.
       state: The first state of the `step_loss`.
       remainder: Whether the examples left over make one more, smaller step.
       mesh: Splits every batch over its `batch` axis, as in `advance`; None stays on one device.
         Under `vmap`, runs that you have split over another axis of the mesh stay so.
       read_masks: `read_masks(opt_state) -> masks`, for a `tx` that changes the masks; see
         `advance`. The procedure is then called with `masks=None`.
-      convolutions: How those of `loss` are computed; see `resolve_convolutions`.
+      convolutions: How those of `loss` are computed; see `convolutions.resolve`.
 
     Returns:
       The procedure.
@@ -71,7 +71,7 @@ def trainer(
     whole_number("epochs", epochs)
     if batch_size is not None:
         whole_number("batch_size", batch_size)
-    convolutions_.resolve_convolutions(convolutions, mesh=parallel.over(mesh))
+    resolve(convolutions, mesh=parallel.over(mesh))
     step_loss = cast(StepLoss, loss) if stateful else stateless(cast(Loss, loss))
 
     def train(params: Params, masks: Masks | None, data: Batch, *, key: Key[Array, ""]) -> Fitted:
@@ -82,6 +82,7 @@ def trainer(
             epochs=epochs,
             batch_size=batch_size,
             monitor=monitor,
+            stateful=stateful,
             remainder=remainder,
             mesh=mesh,
             read_masks=read_masks,
@@ -103,7 +104,7 @@ def gradient_descent(
     learning_rate: float | None = None,
     tx: transforms.Transformation | None = None,
     mesh: Mesh | None = None,
-    convolutions: Convolutions = "auto",
+    convolutions: Implementation = "auto",
 ) -> Callable[..., Fitted]:
     """Full-batch gradient descent, lean enough for thousands of tiny networks under vmap.
 
@@ -113,7 +114,7 @@ def gradient_descent(
       learning_rate: Of plain gradient descent.
       tx: An optax transformation instead.
       mesh: Splits the examples over its `batch` axis, as in `advance`; None stays on one device.
-      convolutions: How those of `loss` are computed; see `resolve_convolutions`.
+      convolutions: How those of `loss` are computed; see `convolutions.resolve`.
 
     Returns:
       `train(params, masks, data, *, key=None) -> Fitted`. It draws nothing from the key, which only
@@ -131,7 +132,7 @@ def gradient_descent(
             f"got {'neither' if tx is None else 'both'}."
         )
     mesh = parallel.over(mesh)
-    chosen = convolutions_.resolve_convolutions(convolutions, mesh=mesh)
+    chosen = resolve(convolutions, mesh=mesh)
     rule = optax.sgd(cast(float, learning_rate)) if tx is None else tx
 
     def train(
@@ -157,9 +158,9 @@ def _descend(
     tx: transforms.Transformation,
     steps: int,
     mesh: Mesh | None,
-    convolutions: Convolutions,
+    convolutions: Implementation,
 ) -> Fitted:
-    descent = jax.value_and_grad(convolutions_.rewritten(loss, convolutions))
+    descent = jax.value_and_grad(computed(loss, convolutions))
     data = parallel.split(data, mesh, lambda data: descent(first.params, data))
     tx = transforms.keep(tx, first.masks)
 

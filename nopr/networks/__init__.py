@@ -15,7 +15,7 @@ are a plain dict without the outer `"params"`. The Linen modules are public, for
 larger model.
 """
 
-from nopr.networks.convolutions import Implementation, Padding, convolve
+from nopr.networks.convolutions import Padding, convolve
 from nopr.networks.layers import Activation, Conv, Dense, Initialization
 from nopr.networks.lenets import LENET5_INPUT_SHAPE, LeNet5, lenet5
 from nopr.networks.perceptrons import MLP, lenet_300_100, mlp
@@ -31,7 +31,6 @@ __all__ = [
     "Activation",
     "Conv",
     "Dense",
-    "Implementation",
     "Initialization",
     "Inputs",
     "LeNet5",

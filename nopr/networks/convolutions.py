@@ -1,31 +1,18 @@
-"""Two-dimensional convolutions, computed by XLA or as one matrix product of patches."""
+"""Two-dimensional convolutions of images, channels last."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
-from nopr.networks.choices import check_choice
-
-Implementation: TypeAlias = Literal["patches", "xla"]
-"""How a convolution is computed; see `Conv`."""
+from nopr import convolutions
 
 Padding: TypeAlias = str | int | Sequence[tuple[int, int]]
 """`"VALID"`, `"SAME"`, zeros on every side, or (before, after) for height and for width."""
-
-Pads: TypeAlias = tuple[tuple[int, int], tuple[int, int]]
-
-
-def resolved(implementation: str | None) -> Implementation:
-    """The implementation that is meant: None is "patches" on a CPU and "xla" elsewhere."""
-    if implementation is None:
-        return "patches" if jax.default_backend() == "cpu" else "xla"
-    check_choice("implementation", implementation, Implementation)
-    return "patches" if implementation == "patches" else "xla"
 
 
 def convolve(
@@ -35,7 +22,7 @@ def convolve(
     strides: tuple[int, int] = (1, 1),
     padding: Padding = "VALID",
     groups: int = 1,
-    implementation: str | None = None,
+    implementation: str = "auto",
 ) -> Float[Array, "batch out_height out_width features"]:
     """Convolves images, channels last, with a kernel; `Conv` describes the options.
 
@@ -48,61 +35,25 @@ def convolve(
             f"`groups` must divide the {channels} input channels and the {features} features, "
             f"got {groups}."
         )
-    pads = _pads(padding, inputs.shape[1:3], kernel.shape[:2], strides)
-    if resolved(implementation) == "patches":
-        return _as_patches(inputs, kernel, strides, pads, groups)
     dtype = jnp.promote_types(inputs.dtype, kernel.dtype)
-    return jax.lax.conv_general_dilated(
+    layout = jax.lax.conv_dimension_numbers(inputs.shape, kernel.shape, ("NHWC", "HWIO", "NHWC"))
+    chosen = convolutions.resolve(implementation, name="implementation")
+    run = convolutions.convolve if chosen == "patches" else jax.lax.conv_general_dilated
+    return run(
         inputs.astype(dtype),
         kernel.astype(dtype),
         window_strides=strides,
-        padding=pads,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        padding=_pads(padding, inputs.shape[1:3], kernel.shape[:2], strides),
+        dimension_numbers=layout,
         feature_group_count=groups,
     )
 
 
 def _pads(
     padding: Padding, image: Sequence[int], window: Sequence[int], strides: tuple[int, int]
-) -> Pads:
+) -> Sequence[tuple[int, int]]:
     if isinstance(padding, str):
         if padding not in ("SAME", "VALID"):
             raise ValueError(f"`padding` must be 'SAME', 'VALID' or numbers, got {padding!r}.")
-        (top, bottom), (left, right) = jax.lax.padtype_to_pads(image, window, strides, padding)
-        return (top, bottom), (left, right)
-    if isinstance(padding, int):
-        return (padding, padding), (padding, padding)
-    (top, bottom), (left, right) = padding
-    return (top, bottom), (left, right)
-
-
-def _as_patches(
-    inputs: Array, kernel: Array, strides: tuple[int, int], pads: Pads, groups: int
-) -> Array:
-    if any(before or after for before, after in pads):
-        inputs = jnp.pad(inputs, ((0, 0), *pads, (0, 0)))
-    rows, columns, _, features = kernel.shape
-    height = (inputs.shape[1] - rows) // strides[0] + 1
-    width = (inputs.shape[2] - columns) // strides[1] + 1
-    # In two stages, which takes 2 sqrt(n) slices instead of n: first along a row, then down.
-    strip = _joined(inputs, 2, columns, strides[1], width)
-    patches = _joined(strip, 1, rows, strides[0], height)
-    if groups == 1:
-        flat = patches.reshape(-1, patches.shape[-1]) @ kernel.reshape(-1, features)
-    else:
-        flat = jnp.einsum(
-            "pkgc,kcgf->pgf",
-            patches.reshape(-1, rows * columns, groups, inputs.shape[-1] // groups),
-            kernel.reshape(rows * columns, -1, groups, features // groups),
-        )
-    return flat.reshape(-1, height, width, features)
-
-
-def _joined(values: Array, axis: int, offsets: int, stride: int, length: int) -> Array:
-    """The slices of `values` that begin at each offset, joined along the channels."""
-    reach = (length - 1) * stride + 1
-    slices = [
-        jax.lax.slice_in_dim(values, offset, offset + reach, stride, axis)
-        for offset in range(offsets)
-    ]
-    return jnp.concatenate(slices, axis=-1)
+        return jax.lax.padtype_to_pads(image, window, strides, padding)
+    return [(padding, padding)] * 2 if isinstance(padding, int) else padding

@@ -54,8 +54,9 @@ class Conv(nn.Module):
       use_bias: Whether there is a bias.
       implementation: "xla" calls XLA's convolution; "patches" gathers the patches and multiplies
         them with the kernel, which on a CPU is several times faster inside a loop or a vmap over
-        kernels. None takes "patches" where the default backend is the CPU, "xla" elsewhere. They
-        agree to rounding.
+        kernels, and takes 3.3 to 3.6 times the memory in training (ResNet-20, a batch of 128: 958
+        MiB of temporary memory instead of 288). "auto" takes "patches" where the default backend is
+        the CPU, "xla" elsewhere. They agree to rounding.
       strides: Steps of the window along height and width.
       padding: "VALID" for none, "SAME" for XLA's rule, the zeros on every side, or (before, after)
         for height and for width.
@@ -66,7 +67,7 @@ class Conv(nn.Module):
     kernel_size: tuple[int, int] = (5, 5)
     initialization: str = "torch"
     use_bias: bool = True
-    implementation: str | None = None
+    implementation: str = "auto"
     strides: tuple[int, int] = (1, 1)
     padding: Padding = "VALID"
     groups: int = 1

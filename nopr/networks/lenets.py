@@ -5,8 +5,8 @@ from __future__ import annotations
 from flax import linen as nn
 from jaxtyping import Array, Float, Num
 
+from nopr import convolutions
 from nopr.networks.choices import check_at_least_one, check_choice
-from nopr.networks.convolutions import Implementation
 from nopr.networks.layers import Activation, Conv, Dense, Initialization, activate, max_pool
 from nopr.networks.record import Network
 
@@ -19,7 +19,7 @@ def lenet5(
     activation: str = "relu",
     initialization: str = "torch",
     classes: int = 10,
-    implementation: str | None = None,
+    implementation: str = "auto",
 ) -> Network:
     """LeNet-5 for 32x32 images of one channel, as in the dynamical-isometry papers.
 
@@ -31,7 +31,7 @@ def lenet5(
       activation: After every layer but the last: "linear", "relu" or "tanh".
       initialization: "he", "lecun" or "torch"; see `Dense`.
       classes: Number of outputs.
-      implementation: "patches", "xla" or None for the default of the backend; see `Conv`.
+      implementation: Of the convolutions, "auto", "patches" or "xla"; see `Conv`.
 
     Returns:
       The network; inputs are `[batch, 32, 32, 1]` or anything with 1,024 features an example.
@@ -45,8 +45,7 @@ def lenet5(
     check_at_least_one(classes=classes)
     check_choice("activation", activation, Activation)
     check_choice("initialization", initialization, Initialization)
-    if implementation is not None:
-        check_choice("implementation", implementation, Implementation)
+    convolutions.resolve(implementation, name="implementation")
     module = LeNet5(classes, activation, initialization, implementation)
     layers = ("conv_0", "conv_1", "conv_2", "dense_0", "dense_1")
     return Network(module, LENET5_INPUT_SHAPE, tuple(f"{layer}/kernel" for layer in layers))
@@ -58,7 +57,7 @@ class LeNet5(nn.Module):
     classes: int = 10
     activation: str = "relu"
     initialization: str = "torch"
-    implementation: str | None = None
+    implementation: str = "auto"
 
     @nn.compact
     def __call__(self, inputs: Num[Array, "batch 32 32 1"]) -> Float[Array, "batch out"]:

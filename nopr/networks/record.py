@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Key, Num, PyTree
 
+from nopr import convolutions
 from nopr.typing import Apply, Batch, Loss, Params, StepLoss
 
 Inputs: TypeAlias = Num[Array | np.ndarray, "batch ..."]
@@ -60,6 +61,12 @@ class Network:
     def outputs(self) -> tuple[str, ...]:
         """The paths of the kernels that make the outputs, which are never cut by filters."""
         return self.kernels[-1:]
+
+    @property
+    def implementation(self) -> Literal["patches", "xla"] | None:
+        """How convolutions are computed on this machine; None for a network without any."""
+        choice = getattr(self.module, "implementation", None)
+        return None if choice is None else convolutions.resolve(choice, name="implementation")
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Draws the params; vmap-able over keys."""

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Num
 
+from nopr import convolutions
 from nopr.networks.choices import (
     check_at_least_one,
     check_choice,
     check_images,
     is_positive_integer,
 )
-from nopr.networks.convolutions import Implementation
 from nopr.networks.layers import Conv, Dense, Initialization, batch_norm, scaled
 from nopr.networks.record import Network
 
@@ -30,7 +30,7 @@ def resnet(
     width: float = 1.0,
     shortcut: str = "A",
     initialization: str = "he",
-    implementation: str | None = None,
+    implementation: str = "auto",
 ) -> Network:
     """A residual network in the form of CIFAR: ResNet-20, 32, 44, 56 or 110.
 
@@ -58,7 +58,7 @@ def resnet(
         batch norm. Elsewhere the shortcut is the identity.
       initialization: Of all kernels, "he", "lecun" or "torch"; see `Dense`. Batch norm starts with
         scale 1 and bias 0.
-      implementation: "patches", "xla" or None for the default of the backend; see `Conv`.
+      implementation: Of the convolutions, "auto", "patches" or "xla"; see `Conv`.
 
     Returns:
       The network, which has state; `stage_2_block_1/conv_1/kernel` is the path of a kernel, and
@@ -77,8 +77,7 @@ def resnet(
     check_images(input_shape, width)
     check_choice("shortcut", shortcut, Shortcut)
     check_choice("initialization", initialization, Initialization)
-    if implementation is not None:
-        check_choice("implementation", implementation, Implementation)
+    convolutions.resolve(implementation, name="implementation")
     module = ResNet(depth, classes, width, shortcut, initialization, implementation)
     return Network(module, tuple(input_shape), _kernels(module), chain=False, stateful=True)
 
@@ -91,7 +90,7 @@ class ResNet(nn.Module):
     width: float = 1.0
     shortcut: str = "A"
     initialization: str = "he"
-    implementation: str | None = None
+    implementation: str = "auto"
 
     @nn.compact
     def __call__(
@@ -125,7 +124,7 @@ class ResNetBlock(nn.Module):
     stride: int = 1
     shortcut: str = "A"
     initialization: str = "he"
-    implementation: str | None = None
+    implementation: str = "auto"
 
     @nn.compact
     def __call__(

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Num
 
-from nopr.networks.choices import check_at_least_one, check_choice, check_images
-from nopr.networks.convolutions import Implementation
+from nopr import convolutions
+from nopr.networks.choices import check_at_least_one, check_images
 from nopr.networks.layers import Conv
 from nopr.networks.record import Network
 
@@ -23,7 +23,7 @@ def vit(
     hidden: int | None = None,
     classes: int = 10,
     input_shape: tuple[int, int, int] = (32, 32, 3),
-    implementation: str | None = None,
+    implementation: str = "auto",
 ) -> Network:
     """A small vision transformer, without dropout.
 
@@ -45,7 +45,7 @@ def vit(
       hidden: Units between the two dense layers of a block; 4 x `dim` where it is None.
       classes: Number of outputs.
       input_shape: Height and width, multiples of `patch`, and channels of an image.
-      implementation: "patches", "xla" or None for the default of the backend; see `Conv`.
+      implementation: Of the convolutions, "auto", "patches" or "xla"; see `Conv`.
 
     Returns:
       The network, which has no state; params are `patches`, `position_embedding` (not prunable by
@@ -72,8 +72,7 @@ def vit(
             f"`patch` must divide height and width of `input_shape` = {tuple(input_shape)}, "
             f"got {patch}."
         )
-    if implementation is not None:
-        check_choice("implementation", implementation, Implementation)
+    convolutions.resolve(implementation, name="implementation")
     module = ViT(patch, dim, depth, heads, hidden, classes, implementation)
     return Network(module, tuple(input_shape), _kernels(module), chain=False)
 
@@ -87,7 +86,7 @@ class ViT(nn.Module):
     heads: int = 3
     hidden: int = 768
     classes: int = 10
-    implementation: str | None = None
+    implementation: str = "auto"
 
     @nn.compact
     def __call__(

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Num
 
+from nopr import convolutions
 from nopr.networks.choices import check_at_least_one, check_choice, check_images
-from nopr.networks.convolutions import Implementation
 from nopr.networks.layers import Conv, Dense, Initialization, batch_norm, max_pool, scaled
 from nopr.networks.record import Network
 
@@ -22,7 +22,7 @@ def vgg(
     input_shape: tuple[int, int, int] = (32, 32, 3),
     width: float = 1.0,
     initialization: str = "he",
-    implementation: str | None = None,
+    implementation: str = "auto",
 ) -> Network:
     """A VGG network in the form of CIFAR: batch norm and one dense layer instead of three.
 
@@ -40,7 +40,7 @@ def vgg(
       width: Factor of the channels, which are rounded and at least 1.
       initialization: Of all kernels, "he", "lecun" or "torch"; see `Dense`. Batch norm starts with
         scale 1 and bias 0.
-      implementation: "patches", "xla" or None for the default of the backend; see `Conv`.
+      implementation: Of the convolutions, "auto", "patches" or "xla"; see `Conv`.
 
     Returns:
       The network, which has state and is a chain; kernels are `conv_00/kernel`, `conv_01/kernel`
@@ -63,8 +63,7 @@ def vgg(
             f"poolings halve, got {tuple(input_shape)}. Pad the images."
         )
     check_choice("initialization", initialization, Initialization)
-    if implementation is not None:
-        check_choice("implementation", implementation, Implementation)
+    convolutions.resolve(implementation, name="implementation")
     module = VGG(depth, classes, width, initialization, implementation)
     kernels = [f"conv_{index:02}/kernel" for index in range(sum(_REPEATS[depth]))]
     return Network(module, tuple(input_shape), (*kernels, "classifier/kernel"), stateful=True)
@@ -77,7 +76,7 @@ class VGG(nn.Module):
     classes: int = 10
     width: float = 1.0
     initialization: str = "he"
-    implementation: str | None = None
+    implementation: str = "auto"
 
     @nn.compact
     def __call__(
