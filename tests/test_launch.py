@@ -317,7 +317,7 @@ def test_a_finished_run_is_shown_and_not_run_again_unless_asked(here, capsys):
 
     assert launch.main([*words, "--rerun"]) == 0
     anew = capsys.readouterr()
-    assert f"The run that was there is now in {directory}.previous-1" in anew.out
+    assert f"The previous run is now in {directory}.previous-1" in anew.out
     assert "done before" not in anew.err
     assert (directory / "summary.json").read_bytes() == summary
     assert Path(f"{directory}.previous-1", "DONE").exists()

@@ -355,7 +355,7 @@ def test_a_finished_run_is_known_with_its_summary_and_table(opened, capsys):
         assert run.summary == {"bits": 1.5, "count": 3, "note": "n/a"}
         assert run.table == "a  b\n1  2"
         for late in (lambda: run.stage("a", _never), lambda: run.metric(0, "test", "x", 1)):
-            with pytest.raises(records.RunError, match="is finished and takes nothing more"):
+            with pytest.raises(records.RunError, match="is finished and accepts no more results"):
                 late()
 
 

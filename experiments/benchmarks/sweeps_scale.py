@@ -13,7 +13,7 @@ where two cores allow it.
 
 A second table has 8 seeds of 784-300-100-10 on random images, one seed per block. Their matrix
 products
-use both cores from one device, so that only the processes, kept to a core each, can scale. About a
+use both cores from one device, so that only the processes, bound to a core each, can scale. About a
 minute.
 
     python -m experiments.benchmarks.sweeps_scale
@@ -108,13 +108,13 @@ def main(
 
 
 def _two_cores() -> list[int]:
-    """Two cores to run on; none where a process cannot be kept to one."""
+    """Two cores to run on; none if a process cannot be bound to one."""
     if not hasattr(os, "sched_setaffinity"):
-        print("a process cannot be kept to a core here, so that one may use them all")
+        print("a process cannot be bound to a core here, so one process may use them all")
         return []
     cores = sorted(os.sched_getaffinity(0))[:2]
     if len(cores) == 1:
-        print("there is only one core, so that two can gain nothing")
+        print("there is only one core, so two processes cannot be faster")
     return cores
 
 

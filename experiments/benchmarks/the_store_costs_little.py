@@ -120,7 +120,7 @@ def _round(sweep: Callable[[Any], Any], chunks: int) -> Round:
     """One sweep each way, in a temporary directory.
 
     Raises:
-      RuntimeError: If they do not give the same bits, or chunks were not kept or found.
+      RuntimeError: If their bits differ, or chunks were not written or found.
     """
     with tempfile.TemporaryDirectory() as directory:
         store = records.Store(Path(directory), {"jax": jax.__version__})

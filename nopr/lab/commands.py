@@ -88,7 +88,7 @@ def parse(argv: Sequence[str]) -> Command:
 
 
 def _peers(values: flags.FlagValues) -> peers.Peers | None:
-    """The other processes, as the flags give them; None for a run of one process."""
+    """The other processes according to the flags; None for a run of one process."""
     where = (values.coordinator, values.processes, values.process)
     if not values.distributed and where == (None, None, None):
         return None

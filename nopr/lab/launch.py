@@ -123,7 +123,7 @@ def _launch(command: Command) -> None:
     if command.rerun and first:
         previous = records.set_aside(command.workdir)
         if previous is not None:
-            print(f"The run that was there is now in {previous}")
+            print(f"The previous run is now in {previous}")
     with (
         records.open_run(
             command.workdir,

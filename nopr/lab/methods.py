@@ -84,7 +84,7 @@ def criterion(name: str, problem: Problem) -> Criterion:
 
 
 def pruner(name: str, problem: Problem, *, synflow_rounds: int) -> Pruner:
-    """The pruner of a method; its counts come with each call, see `plan`."""
+    """The pruner of a method; its counts are given in each call, see `plan`."""
     if name == "units_after":
         return pruning.pruner(
             criteria.magnitude(),

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a run: its figures inside, no network, light and dark.
+"""One self-contained HTML page of a run: figures included, no network, light and dark.
 
 A page is a title, a lead and sections; a section is a heading and blocks:
 

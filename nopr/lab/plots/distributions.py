@@ -137,7 +137,7 @@ def _draw_zeros(zeros: Axes, share: float, color: str) -> None:
 
 
 def _draw_ridge(ridge: Axes, rows: Sequence[Mapping[str, Any]], color: str) -> None:
-    """The histogram of what is above zero, and the mean of everything."""
+    """The histogram of the values above zero, and the mean of all."""
     edges = [row["low"] for row in rows] + [rows[-1]["high"]]
     shares = [row["share"] for row in rows]
     _set_ridge_axes(ridge, edges, 1.12 * (max(shares) or 1))

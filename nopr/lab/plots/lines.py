@@ -218,7 +218,7 @@ def _draw_hollow(axes: Axes, s: Series) -> None:
 
 
 def _draw_ceilings(axes: Axes, ceiling_bits: float, weights: int) -> None:
-    """H(D) and log2 C(weights, k), and a shade over what lies above either."""
+    """H(D) and log2 C(weights, k), and shading of the region above either."""
     top = 1.16 * ceiling_bits
     axes.set(xlim=(-0.4, weights + 0.4), ylim=(-0.04 * ceiling_bits, top))
     k = np.arange(weights + 1)
@@ -264,7 +264,7 @@ def _set_accuracy_axis(axes: Axes, lines: Sequence[Series]) -> None:
 
 
 def _thinned(ticks: Sequence[float], places: np.ndarray, least: float) -> list[float]:
-    """The ticks that are more than `least` from all that come before them."""
+    """The ticks that are more than `least` from all earlier ones."""
     kept: list[int] = []
     for number, place in enumerate(places):
         if all(abs(place - places[other]) > least for other in kept):

@@ -35,7 +35,7 @@ def from_curves(curves: canvas.Curves, order: Sequence[str] = ()) -> list[Series
 
     Args:
       curves: Columns by name.
-      order: Names in the order that gives each its look; others follow as they appear.
+      order: Names in the order that determines each look; others follow as they appear.
 
     Returns:
       The series, in the order of `curves`.
@@ -154,7 +154,7 @@ def _shift(axes: Axes, place: int, count: int, interval: str) -> Transform:
 
 
 def _dashes(series: Sequence[Series]) -> list[tuple[Any, Any]]:
-    """Line style and marker spacing: series that coincide take turns, so that all are seen."""
+    """Line style and marker spacing: coinciding series alternate, so that all are visible."""
     styles = []
     for place, s in enumerate(series):
         same = [i for i, t in enumerate(series) if _coincide(s, t)]

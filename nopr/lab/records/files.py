@@ -111,5 +111,5 @@ def explained(path: Path) -> Generator[None, None, None]:
 
 
 def plain_scalar(value: Any) -> Any:
-    """The Python number in a NumPy or JAX scalar; anything else as it is."""
+    """The Python number in a NumPy or JAX scalar; anything else unchanged."""
     return value.item() if hasattr(value, "item") else value

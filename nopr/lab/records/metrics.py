@@ -30,7 +30,7 @@ class Metrics:
             self._rewrite()
 
     def add(self, step: int, split: str, name: str, value: float | None) -> None:
-        """Records one value; None where it is not a finite number."""
+        """Records one value; None if it is not finite."""
         key, line = (step, split, name), _sealed(step, split, name, value)
         before = self._lines.get(key)
         if before is None:

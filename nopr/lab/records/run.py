@@ -197,8 +197,8 @@ class Run:
     def _check_unfinished(self) -> None:
         if self.finished:
             raise RunError(
-                f"{str(self.directory)!r} is finished and takes nothing more. "
-                "Read its summary, or set it aside and run it anew."
+                f"{str(self.directory)!r} is finished and accepts no more results. "
+                "Read its summary, or set it aside and run it again."
             )
 
     def _state(self) -> tuple[bool, bool]:
@@ -293,5 +293,5 @@ def _summary_value(name: str, value: Any) -> float | int | str:
         return value
     raise ValueError(
         f"`summary` must hold finite numbers and strings, got {value!r} at {name!r}. "
-        "Leave out what was not measured, or say why in a string."
+        "Leave out what was not measured, or give the reason in a string."
     )
