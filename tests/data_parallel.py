@@ -1,8 +1,7 @@
 """Runs on one device and over meshes in double precision, for test_data_parallel.py.
 
 `python tests/data_parallel.py OUT` uses eight devices of the CPU; with a port and an index it is
-one
-of two processes with two devices each. Results go to OUT, an npz of `run|leaf`.
+one of two processes with two devices each. Results go to OUT, an npz of `run|leaf`.
 """
 
 import os

@@ -2,10 +2,9 @@
 
 On every dataset of 6 distinct points of the cube with labels of +-1 (1,792 of them), a 3-4-1 ReLU
 net is trained by 500 full-batch gradient steps and its largest weights are kept. `exact` does this
-under
-one vmap, twice with its check. The alternatives are a Python loop over the datasets, of jitted
-gradient steps or of whole jitted runs, and 32,000 sampled datasets, as in the paper, under the same
-vmap. The slow ones are timed on some datasets and extrapolated.
+under one vmap, twice with its check. The alternatives are a Python loop over the datasets, of
+jitted gradient steps or of whole jitted runs, and 32,000 sampled datasets, as in the paper, under
+the same vmap. The slow ones are timed on some datasets and extrapolated.
 
     python -m experiments.benchmarks.exact_information_is_cheap
 """

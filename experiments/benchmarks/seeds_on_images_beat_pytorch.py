@@ -5,11 +5,9 @@ seeds, each with its own initialization and order of the images. `sweeps.run` tr
 jax.vmap, all at once or one per block; the alternatives are a Python loop over the jitted training,
 a PyTorch loop, and torch.func.vmap over the gradient, all with the images in memory. At this size
 one matrix product fills the cores, so that on a CPU neither vmap nor the sweep makes a seed
-cheaper:
-the gain over PyTorch is the loop compiled to one program. Before timing, all ways train on the
-first
-images, where rounding has no time to grow, and must end at the same params. If Fashion-MNIST is not
-available, random arrays of its shape replace it. About a minute.
+cheaper: the gain over PyTorch is the loop compiled to one program. Before timing, all ways train on
+the first images, where rounding has no time to grow, and must end at the same params. If
+Fashion-MNIST is not available, random arrays of its shape replace it. About a minute.
 
     python -m experiments.benchmarks.seeds_on_images_beat_pytorch
 """

@@ -5,10 +5,9 @@ distinct points of the cube with labels of +-1: 1,792 runs of a plain JAX functi
 `sweeps.run` does them with the datasets along the last axis ("lanes") or under jax.vmap. The
 alternatives are a Python loop over jitted runs; a PyTorch loop with nn.Module and torch.optim;
 torch.func.vmap over the gradient; and the net batched by hand with torch.baddbmm. All start from
-the
-same weights and must end at the same, up to rounding, before timing. The loops are timed on some
-datasets and extrapolated; torch uses the number of threads at which it is fastest.
-Goals: a thousandth of the PyTorch loop, a third of torch.func.vmap. Half a minute.
+the same weights and must end at the same, up to rounding, before timing. The loops are timed on
+some datasets and extrapolated; torch uses the number of threads at which it is fastest. Goals: a
+thousandth of the PyTorch loop, a third of torch.func.vmap. Half a minute.
 
     python -m experiments.benchmarks.sweeps_beat_loops
 """

@@ -2,19 +2,16 @@
 
 21-parameter nets are trained on 1,792 datasets from 64 initializations: `sweeps.run` in blocks of
 1,792 lanes, each too small to use more than a core, and 8 chunks. Every row is one process or two
-on the same
-two cores; all are started and compiled beforehand and timed in turns.
-*Devices*: one process on both cores with 1 or 2 virtual CPU devices, its thread pool fixed at 2
-(NPROC). *Processes*: one on one core against two on a core each, connected through
-`nopr.processes` on the loopback; and two that are not connected and do half each, which shows what
-the two cores allow. One and two must give the same bits. Goal: 2 processes at 90% of perfect
-scaling
-where two cores allow it.
+on the same two cores; all are started and compiled beforehand and timed in turns. *Devices*: one
+process on both cores with 1 or 2 virtual CPU devices, its thread pool fixed at 2 (NPROC).
+*Processes*: one on one core against two on a core each, connected through `nopr.processes` on the
+loopback; and two that are not connected and do half each, which shows what the two cores allow. One
+and two must give the same bits. Goal: 2 processes at 90% of perfect scaling where two cores allow
+it.
 
 A second table has 8 seeds of 784-300-100-10 on random images, one seed per block. Their matrix
-products
-use both cores from one device, so that only the processes, bound to a core each, can scale. About a
-minute.
+products use both cores from one device, so that only the processes, bound to a core each, can
+scale. About a minute.
 
     python -m experiments.benchmarks.sweeps_scale
 """

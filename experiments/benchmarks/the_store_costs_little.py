@@ -1,11 +1,10 @@
 """Storing a sweep costs at most 2% of it, and resuming from the store next to nothing.
 
-A sweep of tiny nets (1,792 datasets x 64 initializations, 500 steps, 21 parameters each): without
-a store; with `records.Store`, in a fresh directory each time; and again with every chunk stored.
-Chunks take
-half a second of one core, the recommended minimum; then, as the worst case, each is one block, and
-storing it takes about as long as training the nets. All three take turns and must give the same
-bits. Goal: at most 2% at the larger chunks. Half a minute.
+A sweep of tiny nets (1,792 datasets x 64 initializations, 500 steps, 21 parameters each): without a
+store; with `records.Store`, in a fresh directory each time; and again with every chunk stored.
+Chunks take half a second of one core, the recommended minimum; then, as the worst case, each is one
+block, and storing it takes about as long as training the nets. All three take turns and must give
+the same bits. Goal: at most 2% at the larger chunks. Half a minute.
 
     python -m experiments.benchmarks.the_store_costs_little
 """

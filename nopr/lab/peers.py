@@ -82,8 +82,7 @@ def connect(peers: Peers) -> None:
 
     Raises:
       ValueError: If they cannot meet: the address is wrong or in use, an index is given twice, or
-        they
-        disagree on their number.
+        they disagree on their number.
       AloneError: If some do not join within ten times the patience.
     """
     if peers.coordinator is not None:

@@ -93,8 +93,7 @@ def build(path: str | Path, *, title: str, lead: str, sections: Sequence[Section
 
     Raises:
       ValueError: If a section is empty or holds an unknown block, a figure is missing, is not a PNG
-        or
-        has no `alt`, or a number in a table is not finite.
+        or has no `alt`, or a number in a table is not finite.
       records.RunError: If the page cannot be written.
     """
     return records.write_text(path, page(title=title, lead=lead, sections=sections))

@@ -168,8 +168,7 @@ def read(kind: type[T], config: ConfigDict | Mapping[str, Any]) -> T:
 
     Raises:
       ValueError: For the first field that is misspelled, of the wrong type or out of range, with
-        its
-        full name and value.
+        its full name and value.
     """
     values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
     values.pop("experiment", None)

@@ -80,8 +80,7 @@ def bits_against_pruned(
 
     Args:
       curves: Columns by method: `pruned` (weights), `mean` (bits), and `low` and `high` (the 95%
-        interval
-        over initializations, in bits; both or neither).
+        interval over initializations, in bits; both or neither).
       ceiling_bits: H(D), in bits.
       published: Columns `pruned` and `mean` by method, drawn as hollow markers in its color.
       weights: Number of prunable weights.

@@ -34,10 +34,8 @@ def open_run(
     """Opens a run directory for this program alone, to start or resume a run.
 
     With several processes, process 0 holds the directory and writes everything in it except the
-    stored
-    chunks of sweeps, which each process keeps under the same path, on its own disk or on a shared
-    one.
-    The others get a run that looks the same and leaves nothing else behind.
+    stored chunks of sweeps, which each process keeps under the same path, on its own disk or on a
+    shared one. The others get a run that looks the same and leaves nothing else behind.
 
     Args:
       workdir: Run directory; created if missing.

@@ -95,8 +95,7 @@ class Run:
           compute: Function that returns a nested dict (or NamedTuple) of arrays, numbers and
             strings.
           code: Anything else that the result depends on, such as a version or a length. The config,
-            the
-            code that the run imports, the versions, the device and JAX's settings for precision
+            the code that the run imports, the versions, the device and JAX's settings for precision
             and random numbers count already.
           finite: Whether NaN and infinities are an error.
 
