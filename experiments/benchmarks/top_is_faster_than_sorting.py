@@ -2,9 +2,9 @@
 
 `masks.top` keeps 5% of 14.7 million float32 scores in three leaves: exactly that many, even if all
 scores tie. The alternatives are what one would write instead, on the scores already joined to a
-vector. A threshold keeps too many where scores tie; only `argsort` is as exact. NumPy's partition is
-the fastest way to a threshold, but leaves the device and cannot be jitted or vmapped. Goal: within
-half a second on two cores. About a minute.
+vector. A threshold keeps too many where scores tie; only `argsort` is as exact. NumPy's partition
+is the fastest way to a threshold, but leaves the device and cannot be jitted or vmapped. Goal:
+within half a second on two cores. About a minute.
 
     python -m experiments.benchmarks.top_is_faster_than_sorting
 """

@@ -53,8 +53,8 @@ def open_run(
     Raises:
       RunError: If the directory cannot be written, is in use by a live run, or holds something
         else: a run of another config (the message names the keys) or files that belong to no run;
-          or if the processes do not run the same config on the same code, versions and kind of
-          machine.
+        or if the processes do not run the same config on the same code, versions and kind of
+        machine.
       processes.Lost: If another process did not answer.
     """
     directory = Path(workdir)
