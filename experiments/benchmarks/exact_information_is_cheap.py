@@ -49,7 +49,7 @@ def step(params, data):
 
 def largest(params):
     """The masks of the KEPT largest weights."""
-    return masks.top(jax.tree.map(jnp.abs, params), count=KEPT)
+    return masks.top(jax.tree.map(jnp.abs, params), count=KEPT, warn=False)
 
 
 def initialize(key):

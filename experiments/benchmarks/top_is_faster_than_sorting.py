@@ -52,12 +52,12 @@ def _ways(scores: dict[str, Any], k: int) -> dict[str, Callable[[], Any]]:
     """Ways to masks; each but the first gets the scores as one vector, joined beforehand."""
     vector, _ = trees.ravel(scores)
     host = np.asarray(vector)
-    jitted = jax.jit(lambda scores: masks.top(scores, count=k))
+    jitted = jax.jit(lambda scores: masks.top(scores, count=k, warn=False))
     by_sort = jax.jit(lambda v: v >= jnp.sort(v)[-k])
     by_top_k = jax.jit(lambda v: v >= jax.lax.top_k(v, k)[0][-1])
     by_argsort = jax.jit(lambda v: jnp.zeros(v.shape, bool).at[jnp.argsort(-v)[:k]].set(True))
     return {
-        REFERENCE: lambda: masks.top(scores, density=DENSITY),
+        REFERENCE: lambda: masks.top(scores, density=DENSITY, warn=False),
         "masks.top under jit": lambda: jitted(scores),
         "np.partition threshold": lambda: host >= np.partition(host, -k)[-k],
         "jnp.sort threshold": lambda: by_sort(vector),
