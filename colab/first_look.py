@@ -15,7 +15,7 @@
 #
 # - **Are the weights it leaves a good place to start training?** The singular values of the
 #   input-output Jacobian, and their repair.
-# - **What does its mask know of the data?** The mutual information of mask and data, computed
+# - **What does its mask know about the data?** The mutual information of mask and data, computed
 #   exactly.
 #
 # Both rest on one idea: *a pruning algorithm is a pure function from (data, key) to a mask.*
@@ -62,8 +62,8 @@ from nopr.lab import plots
 # ## 1. From scores to a trained sparse network
 #
 # Scikit-learn's handwritten digits: 1,797 real images of 8 x 8 pixels, 360 of them for testing. The
-# network is behind two functions, `init(key)` and `apply(params, inputs)`, and the library knows
-# no module class: an `nnx.State`, an Equinox module or a plain dict does as well.
+# network is two functions, `init(key)` and `apply(params, inputs)`. The library has no module
+# class: an `nnx.State`, an Equinox module or a plain dict works as well.
 
 # %%
 digits = data.load("digits")
@@ -79,10 +79,10 @@ for path, layer in masks.by_layer(kept).items():
 
 # %% [markdown]
 # The masks are a pytree like the params, `True` where a weight is kept and `None` on what is not
-# prunable, here the biases. `top` keeps exactly round(0.02 n) weights, whatever ties.
+# prunable, here the biases. `top` keeps exactly round(0.02 n) weights, even with ties.
 #
 # `transforms.keep` wraps any optax transformation so that pruned weights stay exactly 0, under
-# momentum, weight decay or Adam. The masks are data, so one compilation serves all of them.
+# momentum, weight decay or Adam. Masks are data, so one compilation serves all of them.
 
 
 # %%
@@ -116,8 +116,8 @@ for name, criterion in choices.items():
 
 # %% [markdown]
 # The second number matters more than the first: a kept weight that is on no path does nothing.
-# Magnitude at initialisation cuts the network in two, for the kernel with the most inputs has the
-# smallest weights. (One seed tells little; `make demo` has eight pruners, three densities, five
+# Magnitude at initialization cuts the network in two, because the kernel with the most inputs has
+# the smallest weights. (One seed shows little; `make demo` has eight pruners, three densities, five
 # seeds and intervals.)
 
 # %% [markdown]
@@ -125,9 +125,9 @@ for name, criterion in choices.items():
 #
 # A deep linear network is trained, then 80% of the units of each hidden layer are removed, those
 # of least mean |w|. The singular values of $\partial f(x) / \partial x$ collapse: what is left is a
-# poor place to start finetuning. OrthP puts a semi-orthogonal kernel in the place of each one, and
-# every singular value of a linear network becomes 1, to rounding, as long as its widths do not grow
-# again. (For ReLU, `gain=2**0.5` makes up for the half of the units that is off, and isometry is
+# poor place to start finetuning. OrthP replaces each kernel by a semi-orthogonal one, and every
+# singular value of a linear network becomes 1, up to rounding, provided its widths never increase.
+# (For ReLU, `gain=2**0.5` compensates for the half of the units that is off, and isometry is
 # approximate.)
 
 # %%
@@ -146,7 +146,7 @@ repaired = isometry.orthogonalize(dense, units)
 
 probe = test[0][:100]
 stages = {
-    "at initialisation": initial,
+    "at initialization": initial,
     "trained": dense,
     "80% of units removed": pruned,
     "repaired by OrthP": repaired,
@@ -159,7 +159,7 @@ display(figure)
 
 # %% [markdown]
 # Finetuning starts from both, for the same few epochs at the same learning rate. Gradients hardly
-# get through the one; the other trains at once.
+# pass through the first; the second trains at once.
 
 # %%
 short = finetune.trainer(deep_loss, optax.sgd(0.01, momentum=0.9), epochs=3, batch_size=64)
@@ -176,12 +176,12 @@ for name, start in {"pruned": pruned, "pruned, OrthP": repaired}.items():
 # ## 3. What a mask knows, in bits
 #
 # Take six distinct corners of the cube $\{-1, 1\}^3$ with labels of $\pm 1$: there are 1,792 such
-# datasets, so H(D) = 10.81 bits. A 3-4-1 ReLU net has 21 weights, biases among them. Given the
-# initialisation, each algorithm is a function of the dataset: run it on all of them under one
+# datasets, so H(D) = 10.81 bits. A 3-4-1 ReLU net has 21 weights, biases included. Given the
+# initialization, each algorithm is a function of the dataset: run it on all of them under one
 # `vmap`, and the law of its mask is known. I(m; D | init) = H(m | init) is then a sum over that
-# law, not an estimate; `exact` also checks H(m | D, init) = 0, by a second pass.
+# law, not an estimate; `exact` also checks H(m | D, init) = 0 by a second pass.
 #
-# SNIP looks at the gradient at initialisation; magnitude pruning looks at the weights after 500
+# SNIP looks at the gradient at initialization; magnitude pruning looks at the weights after 500
 # steps of gradient descent.
 
 # %%
@@ -220,8 +220,8 @@ display(plots.bits_against_pruned(curves, cube.entropy_bits, n=1))
 
 # %% [markdown]
 # Neither mask can know more than H(D), nor more than log2 of the number of masks of its size. A
-# mask that knows nothing of the data (random, magnitude at initialisation, SynFlow) has exactly 0
-# bits on this scale. What a mask knows counts towards the effective parameters of the network that
-# it leaves: p_eff = kept weights + information.
+# mask that knows nothing about the data (random, magnitude at initialization, SynFlow) has exactly
+# 0 bits on this scale. What a mask knows counts towards the effective parameters of the network
+# that it leaves: p_eff = kept weights + information.
 #
-# From here: `make demo` for all pruners with intervals, `make reproduce` for the papers' numbers.
+# Next: `make demo` for all pruners with intervals, `make reproduce` for the papers' numbers.

@@ -1,4 +1,4 @@
-"""Runs the experiments that have published numbers, one after the other, each resumable.
+"""Runs the experiments that have published numbers, one after another; each can be resumed.
 
 python -m experiments.reproduce --name=NAME[:variant]|all [flags of launch]
 """
@@ -16,7 +16,7 @@ from nopr.lab import finding
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs what `--name` asks for and returns the exit status: the first that is not 0."""
+    """Runs the experiments of `--name` and returns the first exit status that is not 0."""
     if {"--help", "-help", "-h"} & set(argv[1:]):
         print((__doc__ or "").strip())
         return 0
@@ -35,17 +35,17 @@ def main(argv: Sequence[str]) -> int:
             code = subprocess.run(command, check=False).returncode
         except KeyboardInterrupt:
             code = 130
-        if code in (130, 143):  # stopped on purpose; the run has said how to resume
+        if code in (130, 143):  # stopped on purpose; the run has printed how to resume
             return code
         status = status or code
     return status
 
 
 def configs(folder: Path = Path()) -> dict[str, str]:
-    """What `--config` takes, by name, for every experiment with published numbers.
+    """The `--config` values, by name, of every experiment with published numbers.
 
     Args:
-      folder: The root of the clone.
+      folder: Root of the clone.
     """
     found = {}
     for one in finding.find(folder):
@@ -56,10 +56,10 @@ def configs(folder: Path = Path()) -> dict[str, str]:
 
 
 def commands(name: str, extra: Sequence[str] = ()) -> list[list[str]]:
-    """The command lines that `name` stands for, with `extra` flags at the end of each.
+    """The command lines for `name`, with `extra` flags at the end of each.
 
     Args:
-      name: `all`, an experiment with all its variants, or `NAME:variant`.
+      name: `all`, the name of an experiment (with all its variants), or `NAME:variant`.
       extra: Flags of launch.
 
     Raises:

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-# Compiling is most of a small test: programs are made fast here, and a little slower to run.
+# Compiling is most of a small test: optimization is off, so programs run a little slower.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
@@ -14,7 +14,7 @@ import pytest
 from hypothesis import settings
 
 mpl.use("Agg")
-# Compilation makes the first example slow; that is no failure.
+# Compilation makes the first example slow; this is not a failure.
 settings.register_profile("nopr", deadline=None)
 settings.load_profile("nopr")
 
@@ -58,7 +58,7 @@ def strict_promotion():
 
 @pytest.fixture
 def unchecked(monkeypatch):
-    """Leaves annotations unchecked, as outside the test suite, so that our own checks are met."""
+    """Leaves annotations unchecked, as outside the test suite, so that our own checks run."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 

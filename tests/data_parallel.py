@@ -1,7 +1,7 @@
-"""What test_data_parallel.py reads: the same runs on one device and over meshes, in double.
+"""Runs on one device and over meshes in double precision, for test_data_parallel.py.
 
-`python tests/data_parallel.py OUT` has eight devices of the CPU; with a port and an index it is one
-of two processes with two devices each. What it finds goes to OUT, an npz of `run|leaf`.
+`python tests/data_parallel.py OUT` uses eight devices of the CPU; with a port and an index it is
+one of two processes with two devices each. Results go to OUT, an npz of `run|leaf`.
 """
 
 import os
@@ -26,7 +26,7 @@ RUNS = [
     ("noisy", 8, 8),
     ("noisy", None, 3),
 ]
-"""Kind, batch size and devices: sizes that they divide, that they do not, that are below them."""
+"""Kind, batch size and devices; sizes that the devices divide, do not divide, or exceed."""
 LINEAR = [(5, 8), (8, 3), (None, 8)]
 EPOCHS = 2
 RATE = 0.02
@@ -34,7 +34,7 @@ KEY = 3
 
 
 def problem():
-    """Params, masks and data of a small classifier; its examples differ much, each one counts."""
+    """Params, masks and data of a small classifier, with examples so different that each counts."""
     rng = np.random.default_rng(7)
     params = {"a": rng.normal(size=(6, 11)), "b": rng.normal(size=(11, 4)), "c": np.zeros(4)}
     masks = {"a": rng.random((6, 11)) < 0.5, "b": rng.random((11, 4)) < 0.5, "c": None}
@@ -76,7 +76,7 @@ def momentum(size, mesh):
 
 
 def noisy_loss(params, state, batch, key):
-    """Batch normalisation over the whole batch, dropout, and a note of which examples came."""
+    """Batch normalization over the whole batch, dropout, and a record of the examples seen."""
     mean, place, seen = state
     inputs, labels, ids = batch
     hidden = jnp.tanh(inputs @ params["a"])
@@ -97,7 +97,7 @@ def noisy(size, mesh):
 
 
 def linear_loss(params, state, batch, key):
-    """Least squares of a linear model, and a note of which examples came."""
+    """Least squares of a linear model, and a record of the examples seen."""
     del key
     place, seen = state
     inputs, labels, ids = batch
@@ -124,7 +124,7 @@ def descent(mesh, loss=LOSS):
 
 
 def compiled(mesh):
-    """Programs as a device of the mesh runs them: {name: text}."""
+    """Programs as run by one device of the mesh: {name: text}."""
     carry = finetune.start(PARAMS, MASKS, tx=SGD, key=jax.random.key(KEY))
     options = {"step_loss": STEP_LOSS, "tx": SGD, "epochs": 1, "mesh": mesh}
     descend = finetune.gradient_descent(LOSS, steps=1, tx=SGD, mesh=mesh)
@@ -165,7 +165,7 @@ def resumed(mesh):
 
 
 FEWER = jax.tree.map(lambda leaf: leaf[:36], DATA)
-"""So many that four devices have equal shares."""
+"""A number divisible by four devices."""
 
 
 def split_already(mesh):
@@ -205,7 +205,7 @@ def seeds(mesh):
 
 
 class Notes(dict):
-    """What is found: `run|leaf` to array; what comes from devices is whole on each of them."""
+    """Results: `run|leaf` to array; results from devices are whole on each of them."""
 
     def add(self, run, tree):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

@@ -1,4 +1,4 @@
-"""Functions of one case over which `lanes.vmap` is held to `jax.vmap`."""
+"""Functions of one case on which `lanes.vmap` must agree with `jax.vmap`."""
 
 from typing import Any, NamedTuple
 

@@ -1,4 +1,4 @@
-"""Experiments launched as a person launches them: another process with a jax of its own."""
+"""Experiments launched as by a user: in another process, with its own JAX."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ class Ended(NamedTuple):
 
 
 def start(words, *, cache):
-    """Starts a launch; `cache` keeps compiled programs, for compiling is most of a tiny run."""
+    """Starts a launch; `cache` keeps compiled programs, as compiling is most of a tiny run."""
     quick = {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -45,7 +45,7 @@ def run(words, *, cache):
 
 
 def kill_when(pattern, folder, words, *, cache, number=signal.SIGKILL):
-    """Launches, and stops it by a signal as soon as a file like `pattern` stands in `folder`."""
+    """Launches, and stops it by a signal as soon as a file like `pattern` exists in `folder`."""
     process = start(words, cache=cache)
     try:
         limit = time.monotonic() + 500
@@ -65,7 +65,7 @@ def kill_when(pattern, folder, words, *, cache, number=signal.SIGKILL):
 
 
 def contents(folder):
-    """The bytes of all that a run leaves, but for what tells of the time and the process."""
+    """The bytes of all that a run leaves, except what depends on the time and the process."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")

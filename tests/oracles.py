@@ -15,7 +15,7 @@ def top(scores, k, alive=None):
 
 
 def shares(total, sizes):
-    """`total` in proportion to `sizes`: the floors, then one at a time to who lacks the most."""
+    """`total` in proportion to `sizes`: the floors, then one at a time to the largest remainder."""
     quotas = [Fraction(total * size, sum(sizes)) for size in sizes]
     counts = [int(quota) for quota in quotas]
     while sum(counts) < total:

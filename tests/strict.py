@@ -1,4 +1,4 @@
-"""The runtime type checker of the test suite: beartype, with int accepted where float stands."""
+"""The runtime type checker of the test suite: beartype, with int accepted for float."""
 
 from beartype import BeartypeConf, beartype
 

@@ -90,7 +90,7 @@ def test_imp_trains_prunes_and_rewinds_level_by_level(data, getkey):
     assert_same(every, jax.tree.map(lambda *leaves: np.stack(leaves), *path))
 
 
-def test_imp_rewinds_to_the_step_it_is_told(data, getkey):
+def test_imp_rewinds_to_the_given_step(data, getkey):
     key = getkey()
 
     def early(params, kept, data, *, key):
@@ -143,7 +143,7 @@ def test_masks_found_by_training_depend_on_the_data_and_those_at_random_do_not(d
         (6, "one number per"),
     ],
 )
-def test_levels_that_make_no_sense_are_refused(counts, match):
+def test_invalid_levels_are_refused(counts, match):
     with pytest.raises(ValueError, match=match):
         algorithms.imp(pruning.pruner(criteria.magnitude()), init=init, train=train, counts=counts)
 
@@ -223,7 +223,7 @@ def test_masks_that_training_changes_are_those_of_the_algorithm(data, getkey):
     positive = {name: {"kernel": params[name]["kernel"] > 0, "bias": None} for name in "ab"}
     during = algorithms.during_training(init=init, train=growing)
     assert_same(during(data, key=key), positive)
-    # Those chosen after it are among them.
+    # The masks chosen after training are among them.
     chosen = algorithms.after_training(MAGNITUDE, init=init, train=growing)(data, key=key)
     assert int(masks.count(masks.combine(chosen, positive))) == 6
     bad = (data[0], np.full_like(data[1], np.nan))

@@ -22,7 +22,7 @@ def _norm(params):
 
 OPTIONS = {
     "step_loss": finetune.stateless(loss),
-    # The norm is one of momenta too, those of pruned weights if there are any.
+    # The norm covers momenta too, also those of pruned weights if there are any.
     "tx": optax.chain(
         optax.trace(0.9), optax.clip_by_global_norm(0.5), optax.scale_by_learning_rate(RATE)
     ),
@@ -86,8 +86,8 @@ def test_without_rewinding_it_chooses_the_masks_of_imp(fixed):
     assert found.history.loss.shape == (3, EPOCHS)
 
 
-def test_every_level_goes_on_from_the_rewind_epoch_as_training_was_there(fixed, whole):
-    """By hand: level 0 is plain training, later ones lose weights and their momentum."""
+def test_every_level_resumes_from_the_training_state_at_the_rewind_epoch(fixed, whole):
+    """By hand: level 0 is plain training; later levels lose weights and their momentum."""
     train_key, prune_key, _ = jax.random.split(RUN_KEY, 3)
     kept = jax.tree.map(lambda leaf: leaf[0], whole.masks)
     carry = finetune.start(init(INIT_KEY), kept, tx=OPTIONS["tx"], key=train_key)
@@ -114,7 +114,7 @@ def test_every_level_goes_on_from_the_rewind_epoch_as_training_was_there(fixed, 
     _assert_same_bits(whole.last.carry, fitted.carry)
 
 
-def test_where_nothing_is_pruned_every_level_is_the_dense_training(fixed):
+def test_without_pruning_every_level_is_the_dense_training(fixed):
     found = _run(fixed, counts=(SIZE, SIZE))
     params, train_key = init(INIT_KEY), jax.random.split(RUN_KEY, 3)[0]
     start = finetune.start(params, trees.full_masks(params), tx=OPTIONS["tx"], key=train_key)
@@ -131,7 +131,7 @@ class Cut(BaseException):
 
 
 def _cut(folder, data, *, calls):
-    """A run with checkpoints, cut off at a call of `progress`; gives the epochs it was told."""
+    """A run with checkpoints, cut off at a call of `progress`; also returns the epochs reported."""
     told = []
 
     def progress(status):
@@ -144,7 +144,7 @@ def _cut(folder, data, *, calls):
         return _run(data, keeper=saver, progress=progress), told
 
 
-TOLD = [0, 2, 3, 3, 5, 6, 6, 8, 9, 9, 11, 12]  # at each beginning, and after each segment
+TOLD = [0, 2, 3, 3, 5, 6, 6, 8, 9, 9, 11, 12]  # at each start, and after each segment
 
 
 @pytest.mark.parametrize("reached", [0, 2, 3, 5, 6, 8, 12])
@@ -154,11 +154,11 @@ def test_cut_off_anywhere_it_ends_with_the_same_bits(reached, fixed, whole, tmp_
     assert checkpoints.steps(tmp_path)[-1:] == ((reached,) if reached else ())
     found, told = _cut(tmp_path, fixed, calls=None)
     _assert_same_bits(found, whole)
-    # It goes on at the end of the level where that is what was kept.
+    # It resumes at the end of the level if that was stored.
     assert told == TOLD[TOLD.index(reached) :]
 
 
-def test_the_state_that_is_kept_says_where_the_run_is(fixed):
+def test_the_state_that_is_kept_records_where_the_run_is(fixed):
     kept = {}
 
     class Noting:

@@ -15,7 +15,7 @@ QUICKSTART = {
     "rising densities": ({"pruning.densities": (0.05, 0.2)}, "must fall from left to right"),
     "a density in letters": ({"pruning.densities": ("a",)}, "must be of type float, got 'a'"),
     "OrthP at no density": ({"repair.density": 0.3}, "must be one of `pruning.densities`"),
-    "a misspelt key": ({"pruning.densites": (0.2,)}, "Did you mean 'pruning.densities'?"),
+    "a misspelled key": ({"pruning.densites": (0.2,)}, "Did you mean 'pruning.densities'?"),
     "a wrong type": ({"seeds": "two"}, "--config.seeds=two: invalid literal for int()"),
     "no seeds": ({"seeds": 0}, "`seeds` must be at least 1, got 0"),
     "all removed at once": ({"pruning.imp_removal": 1.0}, "must be at least 0.001 and below 1"),

@@ -43,7 +43,7 @@ def test_the_benchmark_prints_its_table(benchmark, monkeypatch, capsys):
     assert len(capsys.readouterr().out.splitlines()) >= 4
 
 
-def test_only_exact_ways_keep_the_count_where_scores_tie(capsys):
+def test_only_exact_ways_keep_the_count_when_scores_tie(capsys):
     top_is_faster_than_sorting.main(shapes={"a": (30, 20), "b": (50, 8)}, repeats=1)
     table = capsys.readouterr().out.split("all scores equal")[1]
     kept = dict(re.findall(r"^(\w.*?)(?: +[\d.]+){3} +([\d,]+)$", table, re.MULTILINE))
@@ -83,7 +83,7 @@ def rows(out):
 
 
 @pytest.mark.usefixtures("no_torch")
-def test_without_torch_a_line_says_so_and_the_other_ways_agree(tiny_images, capsys):
+def test_without_torch_a_line_reports_it_and_the_other_ways_agree(tiny_images, capsys):
     sweeps_beat_loops.main(**TINY_SWEEP)
     tiny = capsys.readouterr().out
     assert "pip install -e '.[bench]'" in tiny
@@ -142,7 +142,7 @@ def test_devices_and_processes_end_with_the_same_bits(monkeypatch, capsys):
     assert len(re.findall(r"^[12] .* \d+\.\d{3} .*$", out, re.MULTILINE)) == 4
 
 
-def test_a_process_that_ends_early_is_told_with_its_last_words():
+def test_a_process_that_ends_early_is_reported_with_its_last_line():
     arms = {"one": sweeps_scale.Arm([["--devices", "many"]], 1, 1, "one")}
     with pytest.raises(
         RuntimeError, match=r"ended with exit status 2: .*invalid int value: 'many'"

@@ -130,7 +130,7 @@ def test_a_half_written_checkpoint_is_ignored_and_cleared(tmp_path):
     assert checkpoints.steps(tmp_path) == (1, 2)
 
 
-def test_other_files_and_folders_are_no_steps(tmp_path):
+def test_other_files_and_folders_are_not_steps(tmp_path):
     checkpoints.save(tmp_path, 3, {"w": jnp.ones(2)})
     (tmp_path / "\u00b2").mkdir()
     for name in ("0005.json", "\u00b2.json", "+7.json", "notes.json", "4.txt"):
@@ -148,7 +148,7 @@ def test_a_step_may_be_any_whole_number(tmp_path, step):
 
 
 @pytest.mark.parametrize("step", [2.0, 1.5, True, np.float32(3), "4", None, -1, jnp.ones(2)])
-def test_a_step_that_is_no_whole_number_is_refused(tmp_path, step):
+def test_a_step_that_is_not_a_whole_number_is_refused(tmp_path, step):
     with pytest.raises(ValueError, match="`step` must be a whole number from 0 on, got"):
         checkpoints.save(tmp_path, step, {"w": jnp.ones(2)})
     assert list(tmp_path.iterdir()) == []
@@ -205,7 +205,7 @@ def test_neither_the_clock_nor_the_dates_of_files_decide_which_is_the_newest(tmp
     np.testing.assert_array_equal(found["w"], [10.0, 10.0])
 
 
-def test_arrays_come_back_as_weak_and_as_free_to_move_as_the_target_has_them(tmp_path):
+def test_arrays_come_back_as_weakly_typed_and_uncommitted_as_in_the_target(tmp_path):
     device = jax.devices()[0]
     tree = {
         "weak": jnp.asarray(0.1),

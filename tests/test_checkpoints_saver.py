@@ -1,4 +1,4 @@
-"""Checkpoints written in the background, where writing fails, and beside other processes."""
+"""Checkpoints written in the background, failing writes, and several processes."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ SMALL = {"w": np.zeros(2)}
 
 @pytest.fixture
 def gate(monkeypatch):
-    """Holds every write in the background until it is opened; counts those under way."""
+    """Holds every background write until opened; counts the writes under way."""
     opened, commit = threading.Event(), records.Store.put
     opened.underway, opened.most = 0, 0
 
@@ -72,7 +72,7 @@ def test_one_write_at_a_time_and_as_many_kept_as_asked(tmp_path, gate):
 
 
 class Stop(BaseException):
-    """What a signal raises."""
+    """The exception that a signal raises."""
 
 
 def test_a_block_left_by_a_signal_still_waits_for_the_write(tmp_path, gate):
@@ -121,7 +121,7 @@ def _no_file_larger_than(size):
 
 
 @pytest.mark.parametrize("raiser", ["save", "wait", "close"])
-def test_an_error_of_the_background_is_raised_once_in_one_line(tmp_path, raiser):
+def test_a_background_error_is_raised_once_in_one_line(tmp_path, raiser):
     saver = checkpoints.Saver(tmp_path)
     saver.save(1, SMALL)
     saver.wait()
@@ -167,7 +167,7 @@ def test_damaged_checkpoints_that_were_passed_over_do_not_count_among_those_kept
     assert len(said) == 1
 
 
-def test_a_closed_saver_takes_nothing_more(tmp_path):
+def test_a_closed_saver_refuses_to_save(tmp_path):
     with checkpoints.Saver(tmp_path) as saver:
         pass
     with pytest.raises(ValueError, match="is closed"):

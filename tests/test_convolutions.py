@@ -1,4 +1,4 @@
-"""Convolutions as patches are those of XLA, in value and derivatives."""
+"""Convolutions as patches agree with XLA's in value and derivatives."""
 
 import jax
 import jax.numpy as jnp
@@ -139,7 +139,7 @@ def test_functions_with_derivative_rules_of_their_own_keep_them(rng):
     np.testing.assert_array_equal(gradient, w)
 
 
-def test_what_is_not_rewritten_is_left_to_xla(rng):
+def test_unsupported_convolutions_are_left_to_xla(rng):
     x, w = _inputs(LAYOUTS[0], 1, rng)
     grouped = _convolution(LAYOUTS[0], batch_group_count=2)
     assert _has_convolution(as_patches(grouped), x, w)

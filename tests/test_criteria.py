@@ -76,7 +76,7 @@ def test_grasp_is_weight_times_hessian_times_gradient(problem):
 
 
 @pytest.mark.usefixtures("double")
-def test_grasp_changes_the_squared_gradient_norm_as_it_says(problem):
+def test_grasp_changes_the_squared_gradient_norm_as_documented(problem):
     params, batch = problem
     scores = criteria.grasp(loss)(params, batch, key=None)
     total = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(scores))

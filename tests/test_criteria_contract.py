@@ -1,6 +1,6 @@
-"""What every criterion promises, over one table: a new criterion is one more line in CRITERIA.
+"""The contract of every criterion, over one table: a new criterion is one more line in CRITERIA.
 
-Each is tried on a Linen network with batch norm and attention, all its variables in one tree, and
+Each is tested on a Linen network with batch norm and attention, all its variables in one tree, and
 on a plain dict with None leaves. Most of the time is compilation, which the tests share.
 """
 
@@ -19,7 +19,7 @@ KEYS = jax.random.split(jax.random.key(0), 2)
 
 
 class Network(NamedTuple):
-    """What criteria are made from and called on."""
+    """The arguments of constructors and of criteria."""
 
     apply: object
     params: dict

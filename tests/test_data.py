@@ -42,7 +42,7 @@ def test_the_digits_have_the_documented_sizes_shapes_and_types(digits):
 
 def test_the_parts_of_the_digits_are_disjoint_and_complete(raw_digits):
     together = np.concatenate([part.images[..., 0] for part in parts(raw_digits)])
-    # No two of the 1,797 images are equal, so equal sorted rows mean each one stands there once.
+    # No two of the 1,797 images are equal, so equal sorted rows mean that each occurs once.
     assert len(np.unique(DIGITS.reshape(-1, 64), axis=0)) == len(DIGITS)
     np.testing.assert_array_equal(
         np.unique(together.reshape(-1, 64), axis=0), np.unique(DIGITS.reshape(-1, 64), axis=0)
@@ -77,7 +77,7 @@ def test_the_seed_moves_the_validation_part_and_never_the_test_part(raw_digits):
 def test_normalised_training_images_have_mean_0_and_deviation_1(digits):
     np.testing.assert_allclose(digits.train.images.mean(), 0, atol=1e-6)
     np.testing.assert_allclose(digits.train.images.std(), 1, atol=1e-6)
-    # The other parts are normalised by the training part's statistics, not by their own.
+    # The other parts are normalized by the training part's statistics, not by their own.
     assert abs(digits.test.images.mean()) > 1e-3
 
 
@@ -86,7 +86,7 @@ def test_normalising_undoes_to_the_raw_pixels(digits, raw_digits):
     np.testing.assert_allclose(pixels, raw_digits.test.images, atol=1e-5)
 
 
-def test_padding_puts_black_pixels_around_before_normalising(digits):
+def test_padding_puts_black_pixels_around_before_normalizing(digits):
     padded = data.load("digits", pad=2)
     assert padded.train.images.shape == (1197, 12, 12, 1)
     assert padded.mean == digits.mean
@@ -109,7 +109,7 @@ def test_statistics_are_those_of_each_channel(rng):
     np.testing.assert_allclose(std, (images / 255).std((0, 1, 2)), rtol=1e-12)
 
 
-def test_a_constant_channel_cannot_be_normalised():
+def test_a_constant_channel_cannot_be_normalized():
     with pytest.raises(ValueError, match="constant channel"):
         arrays.statistics(np.zeros((2, 3, 3, 1), np.uint8), white=255)
 
@@ -164,7 +164,7 @@ def test_an_unknown_name_lists_the_known_ones_and_the_nearest(name, near):
         data.load(name)
 
 
-def test_a_set_that_needs_tensorflow_says_so_where_there_is_none(monkeypatch):
+def test_a_set_that_needs_tensorflow_is_refused_where_there_is_none(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     with pytest.raises(ModuleNotFoundError, match=r"'svhn_cropped' .* TensorFlow.* pip install"):
         data.load("svhn_cropped")
@@ -192,6 +192,6 @@ def test_the_folder_of_originals_may_come_from_the_environment(tmp_path, monkeyp
         data.load("fashion_mnist")
 
 
-def test_a_name_in_the_wrong_case_is_told_the_right_one():
+def test_a_name_in_the_wrong_case_gets_the_right_one_suggested():
     with pytest.raises(ValueError, match="Unknown dataset 'MNIST'; did you mean 'mnist'"):
         data.load("MNIST")

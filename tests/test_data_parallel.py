@@ -1,4 +1,4 @@
-"""Training and evaluation over a `batch` axis are those of one device."""
+"""Training and evaluation over a `batch` axis agree with one device."""
 
 import fcntl
 import os
@@ -41,7 +41,7 @@ def _wait(*processes):
 
 
 def _run(folder, processes):
-    """What the script finds in one process or in two; it runs once, whoever asks."""
+    """The script's results in one process or in two; it runs only once."""
     paths = [folder / f"{index}-of-{processes}.npz" for index in range(processes)]
     with open(folder / f"{processes}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -75,18 +75,18 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def eight(folder):
-    """What one process with eight devices found."""
+    """Results of one process with eight devices."""
     return _run(folder, 1)[0]
 
 
 @pytest.fixture(scope="module")
 def two(folder):
-    """What two processes with two devices each found."""
+    """Results of two processes with two devices each."""
     return _run(folder, 2)
 
 
 def _same(run, other):
-    """Equal to 1e-11, in double precision; counts, flags and noted examples to the bit."""
+    """Equal to 1e-11, in double precision; counts, flags and recorded examples to the bit."""
     assert run.keys() == other.keys()
     for leaf, value in run.items():
         if value.dtype.kind == "f" and "right" not in leaf:
@@ -108,7 +108,7 @@ def test_a_run_over_a_mesh_is_that_of_one_device(kind, size, devices, eight):
 
 @pytest.mark.parametrize(("size", "devices"), script.LINEAR)
 def test_no_example_is_dropped_or_counted_twice(size, devices, eight):
-    """The slow twin is in NumPy, over the batches that the run says it met."""
+    """The slow twin is in NumPy, over the batches that the run recorded."""
     run = eight[f"linear|{size}|{devices}"]
     order = run[".state[1]"]
     np.testing.assert_array_equal(np.sort(order), script.IDS)
@@ -171,7 +171,7 @@ def test_a_nan_among_the_examples_is_flagged(eight):
     assert eight["trained"][".finite"]
 
 
-def test_the_carry_goes_through_the_host_and_the_run_goes_on_bit_for_bit(eight, two):
+def test_a_run_resumes_bit_for_bit_from_a_carry_that_went_through_the_host(eight, two):
     for found in (eight, *two):
         for leaf, value in found["resumed|mesh"].items():
             np.testing.assert_array_equal(value, found["resumed|one"][leaf], err_msg=leaf)
@@ -209,7 +209,7 @@ def test_two_processes_find_what_one_finds(run, one, two, eight):
     _same(two[0][run], eight[one])
 
 
-def test_processes_that_bring_different_keys_are_told_so(two):
+def test_processes_that_bring_different_keys_are_refused(two):
     for found in two:
         message = str(found["refusal"]["['message']"])
         assert "those of process 1 are not those of process 0" in message
@@ -225,7 +225,7 @@ def test_a_mesh_of_one_device_changes_no_bit():
     np.testing.assert_array_equal(found, finetune.evaluate(script.apply, one.params, script.DATA))
 
 
-def test_a_carry_fed_back_is_not_traced_again_and_goes_on_without_the_mesh():
+def test_a_carry_fed_back_is_not_traced_again_and_resumes_without_the_mesh():
     traces = []
 
     def step_loss(params, state, batch, key):

@@ -23,7 +23,7 @@ NOWHERE = "http://127.0.0.1:9/"  # the discard port: refused at once
 
 
 def idx(array):
-    """The bytes of an idx file: two zeros, 8 for uint8, the number of sides, the sides."""
+    """The bytes of an idx file: two zeros, 8 for uint8, the number of dimensions, their sizes."""
     sides = b"".join(side.to_bytes(4, "big") for side in array.shape)
     return bytes([0, 0, 8, array.ndim]) + sides + array.tobytes()
 
@@ -55,7 +55,7 @@ def describe(folder, *, name="tiny", url=NOWHERE):
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    """A set named "tiny" whose originals lie in `tmp_path / "tiny"`."""
+    """A set named "tiny" whose originals are in `tmp_path / "tiny"`."""
     monkeypatch.delenv("NOPR_MANUAL_DIR", raising=False)
     monkeypatch.setenv("NOPR_DATA_DIR", str(tmp_path / "prepared"))
     parts = write_tiny(tmp_path / "tiny")
@@ -132,14 +132,14 @@ def test_a_download_that_is_not_as_published_is_refused(tiny, tmp_path, server, 
     assert not any((tmp_path / "prepared" / "nopr_tiny").iterdir())
 
 
-def test_a_file_that_the_server_lacks_is_said_at_once(tiny, tmp_path, server, monkeypatch):
+def test_a_file_that_the_server_lacks_is_reported_at_once(tiny, tmp_path, server, monkeypatch):
     archive = catalogue.ARCHIVES["tiny"]._replace(url=server + "moved/")
     monkeypatch.setitem(catalogue.ARCHIVES, "tiny", archive)
     with pytest.raises(ConnectionError, match="File not found"):
         load_raw()
 
 
-def test_without_network_and_folder_it_says_which_files_to_put_where(tiny, tmp_path):
+def test_without_network_and_folder_it_reports_which_files_to_put_where(tiny, tmp_path):
     began = time.perf_counter()
     with pytest.raises(ConnectionError, match=r"NOPR_MANUAL_DIR .*tiny.* holds t10k-images"):
         load_raw()
@@ -185,7 +185,7 @@ def test_the_second_of_two_preparations_at_once_leaves_the_first_alone(tiny, tmp
     assert_holds(load_raw(), tiny)
 
 
-def test_what_a_killed_preparation_left_a_day_ago_is_swept_away(tiny, tmp_path):
+def test_files_of_a_preparation_killed_a_day_ago_are_removed(tiny, tmp_path):
     old, new = (tmp_path / "prepared" / "nopr_tiny" / f".preparing-{n}" for n in ("old", "new"))
     for folder in (old, new):
         folder.mkdir(parents=True)

@@ -39,7 +39,7 @@ PAGES = [
 
 
 @pytest.mark.parametrize("test", EXAMPLES, ids=lambda test: test.name)
-def test_the_example_prints_what_it_says(test):
+def test_the_example_prints_what_it_claims(test):
     run(test)
 
 

@@ -1,4 +1,4 @@
-"""What the experiments share: the pruners by name, and the cube task."""
+"""The shared parts of experiments: the pruners by name, and the cube task."""
 
 from typing import get_args
 
@@ -87,7 +87,7 @@ def test_units_go_from_the_layer_they_are_planned_for_however_the_layers_sort(ge
     [("snip", 0), ("dense", 0), ("magnitude_after", 1), ("units_after", 1), ("imp", 3)],
 )
 def test_the_trainings_behind_a_mask_are_counted(name, trainings):
-    # IMP goes 0.8, 0.64, 0.512.
+    # The rounds of IMP are 0.8, 0.64 and 0.512.
     found = methods.trainings(name, 0.512, densities=(0.8, 0.512), removal=0.2)
     assert found == trainings
 
@@ -143,7 +143,7 @@ def test_every_method_prunes_the_planned_weights_and_data_free_ones_know_nothing
         key=getkey(),
     )
     if name == "units_after":
-        # Its masks hold kernels alone; the bias of a unit goes without being in them.
+        # Its masks hold kernels alone; the bias of a unit is removed without being in them.
         expected = [(2 + 1) * (3 - units) for units in (1, 2)]
     else:
         expected = [task.size - count for count in pruned]

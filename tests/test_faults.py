@@ -12,7 +12,7 @@ from campaign import clocks, damage, disks, launches, pairs, stops
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
-    """The job as it is without a fault; xdist's workers share it."""
+    """The job without a fault; xdist's workers share it."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "faults"
     folder.mkdir(exist_ok=True)
@@ -34,11 +34,11 @@ def rng():
 # --- Killed and stopped ------------------------------------------------------------------------
 
 
-def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(job, rng):
+def test_killed_at_any_moment_it_resumes_to_the_same_bytes(job, rng):
     stops.killed(job, 2, rng)
 
 
-def test_stopped_at_any_moment_it_says_how_to_go_on(job, rng):
+def test_stopped_at_any_moment_it_reports_how_to_resume(job, rng):
     stops.stopped(job, 1, rng)
 
 
@@ -50,13 +50,13 @@ def test_a_second_launch_in_its_directory_is_refused(job, rng):
 
 
 @pytest.mark.parametrize("fault", [disks.full, disks.bounded, disks.read_only])
-def test_a_disk_that_takes_nothing_costs_one_line_and_no_byte(job, rng, fault):
+def test_an_unwritable_disk_costs_one_line_and_no_byte(job, rng, fault):
     row = fault(job, 1, rng)
     if not row.tries:
         pytest.skip(row.outcome)
 
 
-def test_a_clock_that_goes_back_changes_nothing(job, rng):
+def test_a_clock_set_back_changes_nothing(job, rng):
     clocks.set_back(job, 1, rng)
 
 
@@ -64,7 +64,7 @@ def test_a_clock_that_goes_back_changes_nothing(job, rng):
 
 
 @pytest.mark.parametrize("kind", [damage.chunk, damage.checkpoint])
-def test_a_damaged_file_is_said_and_made_again(job, rng, kind):
+def test_a_damaged_file_is_reported_and_made_again(job, rng, kind):
     kind(job, 1, rng)
 
 
@@ -72,7 +72,7 @@ def test_a_damaged_config_is_refused(job, rng):
     damage.configuration(job, 1, rng)
 
 
-def test_a_chunk_of_other_code_is_said_and_computed_again(job, rng):
+def test_a_chunk_of_other_code_is_reported_and_computed_again(job, rng):
     damage.foreign(job, 1, rng)
 
 
@@ -80,7 +80,7 @@ def test_a_chunk_of_other_code_is_said_and_computed_again(job, rng):
 
 
 @pytest.mark.parametrize("strike", [pairs.killed, pairs.silent])
-def test_when_one_of_two_processes_is_lost_the_other_says_so(job, rng, strike):
+def test_when_one_of_two_processes_is_lost_the_other_reports_it(job, rng, strike):
     strike(job, 1, rng)
 
 
@@ -92,7 +92,7 @@ def test_two_processes_end_in_order_when_both_are_stopped(job, rng):
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "stages/data.npz"])
-def test_the_campaign_sees_a_byte_that_is_another(job, name):
+def test_the_campaign_notices_a_byte_that_differs(job, name):
     directory = job.new()
     shutil.copytree(job.folder / "whole", directory)
     launches.check_same(job, directory)

@@ -110,7 +110,7 @@ def test_every_experiment_of_the_clone_loads_with_each_variant(one, monkeypatch)
 
 
 def _launch(folder, *words):
-    """A launch from a folder that is not the clone, as a person has it."""
+    """A launch from a folder outside the clone, as by a user."""
     return subprocess.run(
         [sys.executable, "-m", "nopr.lab.launch", *words],
         cwd=folder,
@@ -129,7 +129,7 @@ def test_an_experiment_of_one_file_runs_from_any_folder(clone):
     assert json.loads((clone / "out/config.json").read_bytes())["experiment"] == "mine"
 
 
-def test_a_caption_is_shown_anew_without_computing_and_code_computes_again(clone):
+def test_a_new_caption_is_shown_without_computing_and_new_code_computes_again(clone):
     words = ["--config=experiments/paper/config.py", "--workdir=out"]
     assert "a: done in" in _launch(clone, *words).stderr
     before = {path: path.read_bytes() for path in clone.glob("out/stages/*")}
@@ -184,13 +184,13 @@ MORE = {
 
 
 @pytest.mark.parametrize(("line", "more"), MORE.items(), ids=MORE)
-def test_what_is_imported_counts_and_nothing_else(tmp_path, line, more):
+def test_only_imported_code_counts(tmp_path, line, more):
     _write(tmp_path, {**TREE, "run.py": f"{TREE['run.py']}{line}\n"})
     found = {path.relative_to(tmp_path).as_posix() for path in closure([tmp_path / "run.py"])}
     assert found == {f"{name}.py" for name in [*USED, *more]}
 
 
-def test_the_digest_sees_code_but_neither_words_nor_where_it_lies(tmp_path):
+def test_the_digest_depends_on_code_but_not_on_docstrings_or_location(tmp_path):
     for folder in ("a", "b"):
         _write(tmp_path / folder, TREE)
     one, two = (records.source_digest(tmp_path / folder / "run.py") for folder in ("a", "b"))

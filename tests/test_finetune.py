@@ -31,7 +31,7 @@ def _norm(params):
 
 @pytest.fixture
 def problem(rng):
-    """Params, masks and data of a linear regression, the ids of the examples among the inputs."""
+    """Params, masks and data of a linear regression, with the examples' ids among the inputs."""
     params = {"kernel": rng.normal(size=(3, 2)), "bias": rng.normal(size=2)}
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
     masks = {"kernel": np.array([[1, 0], [1, 1], [0, 1]], bool), "bias": None}
@@ -40,7 +40,7 @@ def problem(rng):
 
 
 def _recording(params, state, batch, key):
-    """The loss, noting in the state which examples came and what the key gave."""
+    """The loss; records in the state which examples it saw and what the key gave."""
     del key
     ids, *batch = batch
     place, seen = state
@@ -57,7 +57,7 @@ def _close(tree, other):
 
 
 def _momentum_by_hand(params, masks, data, batches):
-    """SGD with momentum on a masked linear model, in float64 and in plain sight."""
+    """SGD with momentum on a masked linear model, in float64, written out."""
     inputs, targets = (np.asarray(leaf, np.float64) for leaf in data)
     kernel = np.where(masks["kernel"], params["kernel"], 0).astype(np.float64)
     bias = np.asarray(params["bias"], np.float64)
@@ -456,7 +456,7 @@ def test_cross_entropy_divides_by_the_temperature(problem, rng):
 
 
 @pytest.mark.parametrize("wrong", [-1, 2, 200])
-def test_labels_that_are_no_classes_are_refused_or_make_value_and_gradient_nan(wrong, problem):
+def test_labels_that_are_not_classes_are_refused_or_make_value_and_gradient_nan(wrong, problem):
     params, _, (inputs, _) = problem
     labels = np.zeros(N, np.int16)
     labels[4] = wrong

@@ -83,7 +83,7 @@ def two_heads(rng, scale=1.0):
     return {**params, "heads": jax.tree.map(lambda leaf: scale * leaf, params["heads"])}
 
 
-def test_filters_refuse_until_they_are_told_the_outputs():
+def test_filters_refuse_without_the_outputs():
     with pytest.raises(ValueError, match=r"`outputs` must name .* got None. .*`outputs=\[\]`"):
         granularity.filters()
 
@@ -97,7 +97,7 @@ def test_the_outputs_that_are_named_stay_whole_whatever_their_scores(scope, rng,
     assert kept[POLICY].all()
     assert kept[VALUE].all()
     assert kept["body/kernel"].all(axis=0).sum() == 3
-    only = granularity.filters(outputs=POLICY)  # the other head is told to be no output
+    only = granularity.filters(outputs=POLICY)  # the other head is declared not to be an output
     assert granularity.sizes(only, trees.select(params)) == {"body/kernel": 6, VALUE: 1}
 
 
@@ -167,7 +167,7 @@ def test_unit_masks_remove_a_unit_with_all_that_the_next_layer_reads_from_it(kep
         np.testing.assert_array_equal(mask, expected[path])
 
 
-def test_pooled_masks_tell_which_granules_are_alive():
+def test_pooled_masks_show_which_granules_are_alive():
     grain = granularity.units(LAYERS)
     like = scores_of(np.random.default_rng(1))
     granules = jax.tree.map(lambda leaf: jnp.arange(leaf.size) % 2 == 0, grain.pool(like))

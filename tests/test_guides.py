@@ -1,4 +1,4 @@
-"""The code of the guides in docs/ does what they promise, from a folder outside the clone."""
+"""The code of the guides in docs/ works as described, from a folder outside the clone."""
 
 import json
 import re
@@ -12,7 +12,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def blocks(name, kind="python"):
-    """The blocks of code in a guide, in their order."""
+    """The code blocks of a guide, in order."""
     return re.findall(rf"```{kind}\n(.*?)```", (DOCS / name).read_text(), flags=re.DOTALL)
 
 

@@ -47,7 +47,7 @@ def _flip_a_bit(data):
 
 
 def _results(folder):
-    """What a run leaves, but for its checkpoints and the page, which shows the date."""
+    """What a run leaves, except its checkpoints and the page, which shows the date."""
     contents = launched.contents(folder)
     return {
         name: data
@@ -84,7 +84,7 @@ def test_killed_damaged_and_terminated_it_ends_with_the_same_bytes(tmp_path):
         f"Stopped; what is done is in {cut}. The same command resumes from there."
     )
     assert "Traceback" not in ended.err
-    # The write that was under way is done, and nothing is half written.
+    # The write under way has finished, and nothing is half written.
     assert all(path.stem.isdigit() for path in _newest(cut).parent.iterdir())
     newest = int(_newest(cut).stem)
     ended = launched.run(words, cache=cache)

@@ -277,7 +277,7 @@ def copy_the_data(data, *, key):
     return jnp.isin(jnp.arange(64), jnp.sum(data * 2 ** jnp.arange(6)))
 
 
-def test_a_mask_of_its_own_for_every_dataset_is_said_and_is_no_more_than_the_sample_can_show():
+def test_saturation_is_reported_and_bits_are_no_more_than_the_sample_can_show():
     sample = every_label(6)[:16]
     found = information.exact(copy_the_data, sample, key=KEY)
     assert found.saturated is True
@@ -528,7 +528,7 @@ def test_datasets_whose_scores_are_not_finite_are_listed(block):
         information.exact(keep_the_largest, datasets, block=block, key=KEY)
 
 
-def test_a_check_inside_a_training_loop_is_heard():
+def test_a_check_inside_a_training_loop_is_reported():
     def diverge(data, *, key):
         del key
 

@@ -16,7 +16,7 @@ METHODS = ("polar", "qr")
 
 
 def orthp(kernel, method="qr"):
-    """The slow twin, as the paper has it: filters as rows, transposed where they are too many."""
+    """The slow twin, as in the paper: filters as rows, transposed if there are too many."""
     a = np.moveaxis(kernel, -1, 0).reshape(kernel.shape[-1], -1)
     tall = a if a.shape[0] >= a.shape[1] else a.T
     if method == "polar":
@@ -214,7 +214,7 @@ def test_where_chooses_the_kernels_and_an_nnx_state_goes_through():
     np.testing.assert_allclose(after[first] @ after[first].T, np.eye(3), atol=1e-6)
 
 
-def test_growing_widths_are_said_only_where_masks_removed_inputs(rng):
+def test_growing_widths_are_reported_only_where_masks_removed_inputs(rng):
     params = linear_net(rng, (3, 8, 6, 4))
     isometry.orthogonalize(params, trees.full_masks(params))  # wider than its input by design
     grain = granularity.units(LAYERS)

@@ -28,7 +28,7 @@ def check(config):
 
 def run(config, run):
     if config.data.name != "digits":
-        raise FileNotFoundError(f"The data set {config.data.name!r} was looked for\\nin /nowhere.")
+        raise FileNotFoundError(f"The dataset {config.data.name!r} was looked for\\nin /nowhere.")
     if config.rate < 0:
         raise TypeError("a mistake in the code")
     if config.rate > 1e200:
@@ -99,8 +99,8 @@ def here(place, monkeypatch):
     return place
 
 
-# `python -m experiments.launch`, also where the suite was started with interrupts ignored, as a
-# script does for what it runs in the background.
+# `python -m experiments.launch`, even if the suite was started with interrupts ignored, as a shell
+# script does for its background jobs.
 HEARS_INTERRUPTS = """
 import runpy, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -144,7 +144,7 @@ def _paused(place, *words):
 
 
 def _contents(folder):
-    """The bytes of all that a run leaves, but for what tells of the time and the process."""
+    """The bytes of all that a run leaves, except what depends on the time and the process."""
     dated = {"LOCK", "DONE", "environment.json"}
     files = [path for path in folder.rglob("*") if path.is_file() and path.name not in dated]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
@@ -184,8 +184,8 @@ BAD = {
     "rerun refused by check": ([GOOD, "--config.stages=0", "--workdir=other", "--rerun"], "got 0."),
     "file in the way": ([GOOD, "--workdir=plain.py"], "Cannot write 'plain.py': File exists"),
     "no such place": ([GOOD, "--workdir=/proc/runs/x"], "Cannot write '/proc/runs/x'"),
-    "files of no run": ([GOOD, "--workdir=other"], "holds files of no run ('notes.txt')"),
-    "rerun of no run": ([GOOD, "--workdir=other", "--rerun"], "holds files of no run"),
+    "files of no run": ([GOOD, "--workdir=other"], "files that belong to no run ('notes.txt')"),
+    "rerun of no run": ([GOOD, "--workdir=other", "--rerun"], "holds files that belong to no run"),
     "half an address": (
         [GOOD, "--processes=2", "--process=0"],
         "--coordinator, --processes and --process go together; on Slurm and TPU --distributed",
@@ -233,7 +233,7 @@ def test_a_bad_command_costs_one_line_and_changes_nothing(here, capsys, words, m
     assert {path: path.read_bytes() for path in here.glob("*.py")} == kept
 
 
-def test_a_bad_flag_is_told_before_jax_is_imported(place):
+def test_a_bad_flag_is_reported_before_jax_is_imported(place):
     code = (
         "import sys; from nopr.lab import launch;"
         "code = launch.main(['launch', '--config=light/config.py', '--config.stagse=3']);"
@@ -262,15 +262,15 @@ def test_the_place_of_an_error_is_shown_when_asked(here):
 
 
 @pytest.mark.parametrize("given", ["\u00b2", "0", "-1", "100000", "two", " 2"])
-def test_a_size_of_the_thread_pool_that_is_none_is_refused(here, capsys, monkeypatch, given):
+def test_an_invalid_thread_pool_size_is_refused(here, capsys, monkeypatch, given):
     monkeypatch.setenv("NPROC", given)
     assert launch.main(["launch", GOOD, "--workdir=runs/pool"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"`NPROC` must be a number of threads from 1 to 4096, got {given!r}. Set it" in line
 
 
-def test_nobody_needs_a_home(here, capsys, monkeypatch):
-    """As in a container that runs as a user without a passwd entry."""
+def test_no_home_directory_is_needed(here, capsys, monkeypatch):
+    """As in a container whose user has no passwd entry."""
 
     def nobody(number):
         raise KeyError(f"getpwuid(): uid not found: {number}")
@@ -317,14 +317,14 @@ def test_a_finished_run_is_shown_and_not_run_again_unless_asked(here, capsys):
 
     assert launch.main([*words, "--rerun"]) == 0
     anew = capsys.readouterr()
-    assert f"The run that was there is now in {directory}.previous-1" in anew.out
+    assert f"The previous run is now in {directory}.previous-1" in anew.out
     assert "done before" not in anew.err
     assert (directory / "summary.json").read_bytes() == summary
     assert Path(f"{directory}.previous-1", "DONE").exists()
 
 
 @pytest.mark.parametrize("streams", [">&- 2>&-", ">/dev/full 2>/dev/full", "| head -1"])
-def test_what_is_printed_does_not_decide_whether_a_run_is_finished(place, streams):
+def test_failing_to_print_does_not_prevent_a_run_from_finishing(place, streams):
     name = f"runs/streams{len(streams)}"
     command = f"{sys.executable} -m experiments.launch {GOOD} --workdir={name} --config.words=9999"
     done = subprocess.run(
@@ -351,7 +351,7 @@ def test_a_work_directory_of_another_config_is_refused(here, capsys):
     assert _contents(here / "runs/mine") == before
 
 
-def test_a_run_that_goes_on_keeps_its_thread_pool(here, monkeypatch):
+def test_a_resumed_run_keeps_its_thread_pool(here, monkeypatch):
     monkeypatch.delenv("NPROC")
     workdir = here / "runs/pool"
     workdir.mkdir(parents=True)
@@ -414,10 +414,10 @@ def test_processes_of_another_config_are_refused_by_all(place):
         assert "Process 1 does not run what process 0 runs: config.rate (1.0 in process 1, " in line
 
 
-def test_why_process_0_cannot_run_is_told_by_all(place):
+def test_why_process_0_cannot_run_is_reported_by_all(place):
     first, second = _two(place, _by_flags, "--workdir=other")
     assert (first[0], second[0]) == (1, 1)
-    reason = "'other' holds files of no run ('notes.txt'). Choose another work directory"
+    reason = "'other' holds files that belong to no run ('notes.txt'). Choose another work"
     assert first[2].startswith(f"error: {reason}")
     assert second[2].startswith(f"error: Process 0 cannot run: {reason}")
     assert [path.name for path in (place / "other").iterdir()] == ["notes.txt"]

@@ -77,7 +77,7 @@ def test_the_figure_holds_the_computed_and_the_published_points(run):
     assert "data:image/png;base64" in (run / "report.html").read_text()
 
 
-def test_the_settings_are_compared_on_the_same_initialisations(rng):
+def test_the_settings_are_compared_on_the_same_initializations(rng):
     bits = {
         "as configured": {"imp": rng.normal(size=(5, 20)), "random": np.zeros((5, 20))},
         "steps 1000": {"imp": rng.normal(size=(3, 20))},

@@ -134,7 +134,7 @@ def test_a_traced_count_of_any_integer_dtype_is_clipped_and_does_not_wrap(dtype,
     assert int(masks.count(layers_jit(scores, jnp.asarray(k, dtype)))) == expected
 
 
-def test_a_traced_float_is_no_count():
+def test_a_traced_float_is_not_a_count():
     with pytest.raises(ValueError, match=r"A traced `count` must be one integer, got float32"):
         top_jit({"w": jnp.arange(5.0)}, jnp.float32(2.7))
 
@@ -297,7 +297,7 @@ def test_shuffle_keeps_the_count_of_each_layer_and_moves_weights(getkey, rng):
         assert (np.asarray(shuffled[name]) != kept[name]).any()
 
 
-def test_pack_tells_every_mask_from_every_other():
+def test_pack_distinguishes_every_mask_from_every_other():
     codes = [
         tuple(np.asarray(masks.pack({"w": np.array(bits)})).tolist())
         for bits in itertools.product([False, True], repeat=6)
@@ -402,7 +402,7 @@ def test_a_layer_that_is_emptied_is_named_in_one_warning(options):
     ],
     ids=str,
 )
-def test_no_warning_comes_of_what_was_asked_for_or_known(options):
+def test_there_is_no_warning_where_the_loss_was_requested_or_known(options):
     masks.top(STRONG, **options)  # a warning would be an error
 
 
@@ -413,7 +413,7 @@ def test_emptied_layers_are_flagged_under_a_trace():
     np.testing.assert_array_equal(found["b"], [True, True, False])
 
 
-def test_a_density_beyond_what_is_alive_says_so():
+def test_a_density_beyond_what_is_alive_is_refused():
     alive = {"w": np.array([True, False, False, False])}
     with pytest.raises(ValueError, match=r"`density` 0\.5 of 4 weights must be .* to 1, .* got 2"):
         masks.top({"w": np.ones(4, np.float32)}, density=0.5, masks=alive)

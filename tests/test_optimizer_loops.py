@@ -1,6 +1,6 @@
 """`transforms.keep` in the loops that users of each library write, on real networks.
 
-Each loop trains a network with normalization and attention, or what its library has of these,
+Each loop trains a network with normalization and attention, or the equivalents in its library,
 on one regression batch, and returns the masks, the params before and after, and the losses.
 """
 

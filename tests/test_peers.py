@@ -1,4 +1,4 @@
-"""Processes meet before JAX starts, or learn at once why they cannot."""
+"""Processes meet before JAX starts, or fail at once with the reason."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ def port():
 
 @pytest.fixture
 def meet(port, monkeypatch):
-    """Lets processes, here threads, meet; gives for each None or the error that it raised."""
+    """Lets processes (here threads) meet; returns None or the error raised for each."""
     monkeypatch.setattr(processes, "connect", lambda **options: None)
 
     def meet(*each, host="127.0.0.1", patience=1):
@@ -75,7 +75,7 @@ def test_an_address_that_is_not_known_is_reported_at_once(meet):
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_who_waits_alone_ends_in_time(meet, index):
+def test_a_process_that_waits_alone_ends_in_time(meet, index):
     (error,) = meet((2, index), patience=0.05)
     assert isinstance(error, peers.AloneError)
 

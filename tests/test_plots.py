@@ -83,7 +83,7 @@ def lines(figure):
 
 
 def texts(figure):
-    """Every text that the figure shows, with its box in pixels."""
+    """Every text in the figure, with its box in pixels."""
     drawn = FigureCanvasAgg(figure)
     drawn.draw()
     renderer = drawn.get_renderer()
@@ -104,7 +104,7 @@ def every_tick_label(axes):
 
 
 def tick_labels(axes):
-    """The tick labels within the limits; matplotlib keeps the others unseen."""
+    """The tick labels within the limits; matplotlib hides the others."""
     for axis, bounds in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
         for tick in axis.get_major_ticks():
             if min(bounds) <= tick.get_loc() <= max(bounds) and tick.label1.get_visible():
@@ -155,7 +155,7 @@ def test_every_series_is_named(kind):
         ("lines", "epoch", "loss, nats"),
     ],
 )
-def test_axes_are_labelled_with_units(kind, x_label, y_label):
+def test_axes_are_labeled_with_units(kind, x_label, y_label):
     axes = build(kind).axes[-1]
     assert x_label in axes.get_xlabel()
     assert y_label in axes.get_ylabel()
@@ -196,7 +196,7 @@ def test_a_number_that_is_not_finite_names_its_series(key, bad):
         (lambda rows: [{**rows[1], "mean": None}], "must be finite to be plotted, got None"),
     ],
 )
-def test_rows_that_make_no_figure_are_errors(change, message):
+def test_rows_that_cannot_be_plotted_are_errors(change, message):
     with pytest.raises(ValueError, match=message):
         plots.accuracy_against_density(change(accuracy_rows()))
 
@@ -258,7 +258,7 @@ def test_a_curve_that_is_not_finite_names_its_series(column):
         ({"a": {"pruned": [1], "mean": [1.0]}}, 0.0, "`ceiling_bits` must be above 0"),
     ],
 )
-def test_curves_that_make_no_figure_are_errors(curves, ceiling, message):
+def test_curves_that_cannot_be_plotted_are_errors(curves, ceiling, message):
     with pytest.raises(ValueError, match=message):
         plots.bits_against_pruned(curves, ceiling)
 
@@ -400,7 +400,7 @@ def test_a_figure_for_a_paper_has_no_title(tmp_path):
     without = mpl.image.imread(plots.save(figure, rows, tmp_path, "b", titled=False).png)
     assert without.shape[1] == with_title.shape[1]
     lost = with_title.shape[0] - without.shape[0]
-    # Up to the place of a pixel.
+    # Up to the position of a pixel.
     assert np.abs(without[50:] - with_title[lost + 50 :]).mean() < 0.01
     assert lost > 40
     assert (without[:8] == 1).all()

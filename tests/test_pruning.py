@@ -230,7 +230,7 @@ def test_counts_past_what_is_there_are_refused_and_do_not_wrap(rng, getkey):
 
 
 def residual(params, inputs):
-    """A residual network of 109 hidden layers and a readout, without normalisation."""
+    """A residual network of 109 hidden layers and a readout, without normalization."""
     values = inputs @ params["first"]["kernel"]
     values, _ = jax.lax.scan(
         lambda h, w: (h + jax.nn.relu(h @ w[0]) @ w[1], None),
@@ -301,12 +301,12 @@ def test_no_weight_that_was_dead_comes_back_with_its_granule(grain, rng, getkey)
         ([1000], "from 0 to 360, the weights alive, got 1000"),
     ],
 )
-def test_levels_that_are_no_counts_are_refused_and_not_cut(counts, match, rng, getkey):
+def test_levels_that_are_not_counts_are_refused_and_not_truncated(counts, match, rng, getkey):
     with pytest.raises(ValueError, match=match):
         pruning.levels(pruning.pruner(criteria.magnitude()), counts)(net(rng), None, key=getkey())
 
 
-def test_counts_of_rounds_that_are_no_counts_are_refused(rng, getkey):
+def test_counts_of_rounds_that_are_not_counts_are_refused(rng, getkey):
     prune = pruning.pruner(criteria.magnitude(), rounds=3)
     with pytest.raises(ValueError, match=r"must be whole numbers from 0 up, got 20\.7"):
         prune(net(rng), None, count=[100, 20.7, 10], key=getkey())

@@ -153,7 +153,7 @@ def test_the_summary_is_the_mean_and_interval_of_the_csv(summary, rows):
         assert summary[f"{name}_half_width"] == pytest.approx(half)
 
 
-def test_every_row_says_how_long_was_trained_for_it(whole, rows):
+def test_every_row_states_its_training_epochs(whole, rows):
     # IMP removes at most 0.7: one round to 0.5, two more to 0.1; an epoch each, and one after.
     expected = {("dense", "1.0"): 1, ("imp", "0.5"): 2, ("imp", "0.1"): 4}
     for row in rows:

@@ -1,4 +1,4 @@
-"""Run directories: what is there is whole, is of this config, and is not computed twice."""
+"""Run directories: files are whole, belong to one config, and are not computed twice."""
 
 import contextlib
 import errno
@@ -49,7 +49,7 @@ def _never():
 # --- Names -------------------------------------------------------------------------------------
 
 
-def test_the_digest_sees_every_value_but_not_the_order_of_keys():
+def test_the_digest_depends_on_every_value_but_not_on_the_order_of_keys():
     shuffled = {"rate": 0.1, "data": {"classes": [1, 2], "name": "digits"}}
     assert records.digest(CONFIG) == records.digest(shuffled)
     assert records.digest(CONFIG) != records.digest({**CONFIG, "rate": 0.2})
@@ -124,7 +124,7 @@ def _remove(path):
 
 
 @pytest.mark.parametrize("damage", [_truncate, _flip_a_bit, _remove])
-def test_a_damaged_stage_is_said_and_computed_again(opened, said, damage):
+def test_a_damaged_stage_is_reported_and_computed_again(opened, said, damage):
     with opened() as run:
         run.stage("a", lambda: {"x": np.arange(99)})
     damage(run.directory / "stages" / "a.npz")
@@ -141,7 +141,7 @@ def test_a_stage_without_its_seal_is_unfinished_and_computed_again(opened):
         assert run.stage("a", lambda: {"x": 2})["x"] == 2
 
 
-def test_a_damaged_seal_is_said_and_the_stage_computed_again(opened, said):
+def test_a_damaged_seal_is_reported_and_the_stage_computed_again(opened, said):
     with opened() as run:
         run.stage("a", lambda: {"x": 1})
         _truncate(run.directory / "stages" / "a.json")
@@ -150,7 +150,7 @@ def test_a_damaged_seal_is_said_and_the_stage_computed_again(opened, said):
     assert any("damaged" in line for line in said)
 
 
-def test_a_stage_of_other_code_is_said_and_computed_again(opened, said, tmp_path):
+def test_a_stage_of_other_code_is_reported_and_computed_again(opened, said, tmp_path):
     code = tmp_path / "code.py"
     code.write_text("x = 1\n")
     with opened() as run:
@@ -174,7 +174,7 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize(("name", "setting"), SETTINGS, ids=[name for name, _ in SETTINGS])
-def test_a_run_under_other_settings_says_so_and_computes_again(opened, said, name, setting):
+def test_a_run_under_other_settings_reports_it_and_computes_again(opened, said, name, setting):
     with opened() as run:
         run.stage("a", lambda: {"x": 1})
         run.metric(0, "train", "loss", 1)
@@ -199,7 +199,7 @@ def test_settings_changed_within_a_run_count_for_its_stages(opened, said, name, 
 
 
 def test_results_do_not_stand_for_one_another(opened, said):
-    """Neither two stages nor the chunks of two sweeps can take each other's place."""
+    """Neither two stages nor the chunks of two sweeps can be mistaken for each other."""
     with opened() as run:
         for name in ("a", "b"):
             run.stage(name, lambda name=name: {"x": name})
@@ -270,7 +270,7 @@ def test_nan_is_an_error_where_a_stage_must_be_finite(opened):
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a//b", "/root", "a b", "."])
-def test_a_stage_name_that_is_no_file_name_is_refused(opened, name):
+def test_a_stage_name_that_is_not_a_file_name_is_refused(opened, name):
     with opened() as run, pytest.raises(ValueError, match="`name` must be"):
         run.stage(name, dict)
 
@@ -298,7 +298,7 @@ def test_a_metric_written_again_replaces_the_first(opened):
 
 
 @pytest.mark.parametrize("cut", [1, 9])
-def test_a_torn_last_line_is_dropped_and_said(opened, said, cut):
+def test_a_torn_last_line_is_dropped_and_reported(opened, said, cut):
     with opened() as run:
         for step in range(3):
             run.metric(step, "train", "loss", step)
@@ -355,7 +355,7 @@ def test_a_finished_run_is_known_with_its_summary_and_table(opened, capsys):
         assert run.summary == {"bits": 1.5, "count": 3, "note": "n/a"}
         assert run.table == "a  b\n1  2"
         for late in (lambda: run.stage("a", _never), lambda: run.metric(0, "test", "x", 1)):
-            with pytest.raises(records.RunError, match="is finished and takes nothing more"):
+            with pytest.raises(records.RunError, match="is finished and accepts no more results"):
                 late()
 
 
@@ -370,7 +370,7 @@ def test_a_run_finished_by_other_code_is_finished_but_outdated(opened, tmp_path)
 
 
 @pytest.mark.parametrize("damage", [_truncate, _flip_a_bit, _remove])
-def test_a_damaged_summary_is_said_and_the_run_not_finished(opened, said, damage):
+def test_a_damaged_summary_is_reported_and_the_run_not_finished(opened, said, damage):
     with opened() as run:
         run.finish({"bits": 1.5})
     damage(run.directory / "summary.json")
@@ -388,7 +388,7 @@ def test_a_summary_holds_only_finite_numbers_and_strings(opened, value):
         assert not (run.directory / "summary.json").exists()
 
 
-def test_the_environment_says_what_it_ran_on(opened):
+def test_the_environment_records_what_it_ran_on(opened):
     with opened() as run:
         facts = json.loads((run.directory / "environment.json").read_bytes())
     assert facts["jax"] == jax.__version__
@@ -420,9 +420,9 @@ def test_a_folder_of_other_files_is_refused_and_untouched(opened, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "summary.json").write_text("mine")
-    with pytest.raises(records.RunError, match=r"files of no run \('summary.json'\)"):
+    with pytest.raises(records.RunError, match=r"files that belong to no run \('summary.json'\)"):
         opened().__enter__()
-    with pytest.raises(records.RunError, match="files of no run"):
+    with pytest.raises(records.RunError, match="files that belong to no run"):
         records.set_aside(folder)
     assert [path.name for path in folder.iterdir()] == ["summary.json"]
 
@@ -437,7 +437,7 @@ def test_a_file_in_the_way_is_refused_and_untouched(opened, tmp_path):
 
 @contextlib.contextmanager
 def _not_root():
-    """Root may write anywhere, so becomes nobody for a while."""
+    """Root may write anywhere, so the process becomes nobody for a while."""
     before = os.geteuid()
     if before == 0:
         try:
@@ -461,7 +461,7 @@ def test_a_read_only_directory_is_refused(said):
 
 
 def test_a_run_that_is_set_aside_while_another_opens_it_is_held_by_one(opened, monkeypatch):
-    """The lock that the second has taken by then is on a file that was renamed."""
+    """The second holds a lock on a file that was renamed meanwhile."""
     with opened():
         pass
     lock, moved = opening._lock, []
@@ -551,7 +551,7 @@ def test_a_seal_with_any_other_byte_is_damaged(opened, said):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_is_said_in_one_line(tmp_path):
+def test_a_full_disk_is_reported_in_one_line(tmp_path):
     with (
         pytest.raises(records.RunError, match=r"disk is full: .* Free some space") as caught,
         explained(tmp_path / "a.npz"),
@@ -562,7 +562,7 @@ def test_a_full_disk_is_said_in_one_line(tmp_path):
     assert caught.value.__cause__.errno == errno.ENOSPC
 
 
-def test_what_a_kill_left_half_written_is_cleared(opened):
+def test_half_written_files_of_a_killed_run_are_removed(opened):
     with opened() as run:
         half = run.directory / "stages" / ".a.npz.1.tmp"
         half.parent.mkdir()

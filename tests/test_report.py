@@ -110,7 +110,7 @@ def test_the_interval_covers_the_truth_95_times_in_100(rng):
     np.testing.assert_allclose(covered, 0.95, atol=0.006)
 
 
-def test_a_single_seed_has_no_interval_and_says_so():
+def test_a_single_seed_has_no_interval_and_is_marked_so():
     interval = tables.mean_interval([97.25])
     assert interval == Interval(97.25, None, 1)
     assert tables.interval_text(interval, 2) == "97.25 (n=1)"
@@ -157,7 +157,7 @@ def test_intervals_read_as_expected(interval, digits, text):
     assert tables.interval_text(interval, digits) == text
 
 
-def test_a_text_table_is_aligned_and_says_why_cells_are_empty():
+def test_a_text_table_is_aligned_and_states_why_cells_are_empty():
     expected = """\
 The result
         weights  test accuracy
@@ -199,7 +199,7 @@ def build(png, path, **changes):
     return report.build(path, **{**arguments, "sections": sections(png), **changes})
 
 
-def test_a_report_says_everything_it_was_given(png, tmp_path):
+def test_a_report_holds_everything_it_was_given(png, tmp_path):
     text = build(png, tmp_path / "report.html").read_text(encoding="utf-8")
     page = Page(text)
     words = ("Pruning digits", "What was done.", "97.6 ±  0.3", "n/a [1]", "How to read it.")

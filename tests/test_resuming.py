@@ -1,4 +1,4 @@
-"""Training that is cut off ends with the bits of training that is not."""
+"""Interrupted training ends with the same bits as uninterrupted training."""
 
 import jax
 import jax.numpy as jnp
@@ -134,7 +134,7 @@ def test_cut_off_after_every_segment_it_ends_with_the_same_bits(data, whole, tmp
     _assert_same_bits(ended, whole)
 
 
-def test_a_damaged_last_checkpoint_is_said_and_its_segment_trained_again(data, whole, tmp_path):
+def test_a_damaged_last_checkpoint_is_reported_and_its_segment_trained_again(data, whole, tmp_path):
     with pytest.raises(Cut):
         _run(tmp_path, data, cut=2)
     newest = tmp_path / "4.npz"
@@ -178,7 +178,7 @@ def test_lengths_are_at_least_one(name, value, data):
 
 
 class Memory:
-    """A keeper that holds on to what it is given."""
+    """A keeper that stores what it is given."""
 
     def __init__(self):
         self.kept = {}
@@ -229,7 +229,7 @@ def test_training_that_breaks_down_names_the_epoch_and_keeps_what_is_good(
 ):
     options = {**OPTIONS, **options}
     start = _start(options["tx"])
-    for _ in range(2):  # Resumed, it breaks down again and changes nothing.
+    for _ in range(2):  # Resumed, it breaks down again without changes.
         with (
             checkpoints.Saver(tmp_path) as saver,
             pytest.raises(FloatingPointError, match=message),

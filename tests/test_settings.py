@@ -71,7 +71,7 @@ def test_what_is_open_takes_its_type_later():
         ({"quick": True, "seeds": 9}, "`seeds` must be at most 5 where `quick`, got 9."),
     ],
 )
-def test_what_is_misspelt_mistyped_or_out_of_range_is_refused_by_its_name(changes, message):
+def test_what_is_misspelled_mistyped_or_out_of_range_is_refused_by_its_name(changes, message):
     values = settings.config(Settings()).to_dict()
     for name, value in changes.items():
         *sections, last = name.split(".")

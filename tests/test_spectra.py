@@ -58,7 +58,7 @@ def test_all_modes_give_the_jacobian_worked_out_by_hand(ins, outs, rng, x64):
         np.testing.assert_allclose(found, by_hand, atol=10 * tolerance(x64))
 
 
-def test_the_jacobian_agrees_with_finite_differences_on_image_shaped_sides(rng):
+def test_the_jacobian_agrees_with_finite_differences_on_image_shaped_inputs_and_outputs(rng):
     with jax.enable_x64(True):
         params = tanh_params(rng, 6, 4, 4)
         images = rng.normal(size=(2, 3, 2, 1))

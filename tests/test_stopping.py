@@ -1,4 +1,4 @@
-"""A signal to stop comes through, whatever was running when it came."""
+"""A stop signal takes effect, whatever was running when it arrived."""
 
 import contextlib
 import signal
@@ -11,7 +11,7 @@ from nopr.lab import stopping
 
 @pytest.fixture(autouse=True)
 def listening(monkeypatch):
-    """Listens for one test, and waits little to raise again."""
+    """Listens for one test, with short waits before raising again."""
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
     before = [signal.getsignal(number) for number in numbers]
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -40,7 +40,7 @@ def test_a_signal_is_raised_with_its_exit_status(number, kind, status):
 def test_a_signal_in_a_callback_is_raised_after_it(number, kind, status):
     class Thing:
         def __del__(self):
-            signal.raise_signal(number)  # Python would only print what is raised here.
+            signal.raise_signal(number)  # Python would only print an exception raised here.
 
     def drop_a_thing():
         Thing()
@@ -60,7 +60,7 @@ def test_a_stop_that_was_swallowed_is_raised_again(number, kind, status):
         time.sleep(5)
 
 
-def test_a_stop_is_raised_once_while_it_is_on_its_way():
+def test_a_stop_is_raised_only_once_while_it_propagates():
     cleared = []
 
     def work():
@@ -76,7 +76,7 @@ def test_a_stop_is_raised_once_while_it_is_on_its_way():
     assert cleared == [0, 1, 2, 3]
 
 
-def test_at_the_end_signals_do_nothing():
+def test_signals_are_ignored_at_the_end():
     stopping.ignore()
     signal.raise_signal(signal.SIGTERM)
     signal.raise_signal(signal.SIGINT)

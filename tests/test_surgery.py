@@ -127,7 +127,7 @@ def test_full_and_empty_masks_are_the_two_extremes():
 
 
 def broken():
-    """Masks that keep weights in every layer, of which the last read only what is never made."""
+    """Masks that keep weights in every layer, where the last layer reads only dead units."""
     tree = dense_masks(np.ones(sum(SIZES)))
     tree["Dense_2"]["kernel"] = tree["Dense_2"]["kernel"].at[:, 1:].set(False)
     tree["Dense_10"]["kernel"] = tree["Dense_10"]["kernel"].at[0].set(False)
@@ -176,7 +176,7 @@ def relu(values):
 
 
 def to_numpy(tree):
-    return jax.tree.map(np.asarray, tree)  # every removal has shapes of its own to compile
+    return jax.tree.map(np.asarray, tree)  # every removal compiles for its own shapes
 
 
 @pytest.mark.filterwarnings("ignore:The masks leave no path")

@@ -10,7 +10,7 @@ from nopr.typing import Status
 
 
 class Shelf(dict):
-    """A store in memory that counts what it is asked to keep."""
+    """A store in memory that counts its `put`s."""
 
     def put(self, name, arrays):
         self[name] = dict(arrays)
@@ -335,7 +335,7 @@ def test_free_memory_is_measured():
     assert 2**24 < memory.free_bytes(programs.runs_mesh(None)) < 2**44
 
 
-def test_the_sizes_that_were_settled_hold_when_the_sweep_goes_on():
+def test_settled_sizes_hold_when_the_sweep_resumes():
     shelf, cases = Shelf(), {"x": np.linspace(-1, 1, 100, dtype=np.float32)}
     sweeps.run(square, cases, store=shelf)
     assert (shelf["plan"]["block"], shelf["plan"]["chunk"]) == (13, 13)
@@ -350,7 +350,7 @@ def test_the_sizes_that_were_settled_hold_when_the_sweep_goes_on():
 
 
 @pytest.mark.parametrize("broken", [{"block": 0}, {"chunk": 30}, {"cases": 7}, {"function": "x"}])
-def test_settled_sizes_that_cannot_be_are_settled_again(broken):
+def test_impossible_settled_sizes_are_settled_again(broken):
     shelf, cases = Shelf(), {"x": np.linspace(-1, 1, 100, dtype=np.float32)}
     sweeps.run(square, cases, store=shelf)
     settled = dict(shelf["plan"])
@@ -362,7 +362,7 @@ def test_settled_sizes_that_cannot_be_are_settled_again(broken):
 # --- What a chunk was computed from ------------------------------------------------------------
 
 
-def test_a_chunk_of_another_block_function_or_shared_is_said_and_computed_again():
+def test_a_chunk_of_another_block_function_or_shared_is_reported_and_computed_again():
     shelf, said = Shelf(), []
     table = np.arange(4.0, dtype=np.float32)
 
@@ -399,7 +399,7 @@ def test_batching_is_in_the_seal():
     assert "for another batching (vmap stored, lanes-" in line
 
 
-def test_python_code_that_a_function_calls_is_never_answered_from_a_store():
+def test_functions_that_call_python_code_are_refused_with_a_store():
     def scaled(by):
         like = jax.ShapeDtypeStruct((), np.float32)
         return lambda case: jax.pure_callback(
@@ -454,7 +454,7 @@ def test_options_of_another_type_are_refused(options, match, unchecked):
         sweeps.run(square, CASES, **options)
 
 
-def test_what_is_too_long_to_go_between_processes_is_refused_with_a_remedy():
+def test_messages_too_long_to_send_between_processes_are_refused_with_a_remedy():
     class Long(bytes):
         def __len__(self):
             return 2**31
@@ -463,12 +463,12 @@ def test_what_is_too_long_to_go_between_processes_is_refused_with_a_remedy():
         processes._check_length(Long())
 
 
-def test_typed_keys_are_no_result():
+def test_typed_keys_are_refused_as_results():
     with pytest.raises(ValueError, match=r"must return arrays, got typed keys at 'k'"):
         sweeps.run(lambda key: {"k": key}, jax.random.split(jax.random.key(0), 3))
 
 
-def test_another_block_than_what_is_stored_is_said():
+def test_a_block_other_than_the_stored_one_is_reported():
     shelf, said = Shelf(), []
     sweeps.run(square, CASES, block=2, store=shelf, say=said.append)
     sweeps.run(square, CASES, block=3, store=shelf, say=said.append)

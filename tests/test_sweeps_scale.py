@@ -62,7 +62,7 @@ def one(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=[1, 4], ids=["one device each", "four devices each"])
 def two(request, tmp_path_factory):
-    """What each of two processes found, and their folder."""
+    """The results of each of two processes, and their folder."""
     folder = tmp_path_factory.mktemp("two")
     port = str(free_port())
     words = [sys.executable, str(TESTS / "two_processes.py")]
@@ -94,7 +94,7 @@ def test_each_process_keeps_its_share_of_the_chunks(two):
     assert [each["said"] for each in found] == [[], []]
 
 
-def test_failures_of_all_processes_are_told_to_all(two):
+def test_failures_of_all_processes_are_reported_to_all(two):
     assert [found["failures"] for found in two[0]] == [[0, 1, 2, 3]] * 2
 
 

@@ -149,7 +149,7 @@ CASES = {
         "conv/weight",
         *(f"attn/{name}_proj/weight" for name in ("query", "key", "value", "output")),
         *(f"mlp/layers/{i}/weight" for i in (0, 1)),
-        "a/weight",  # A norm that no path can tell.
+        "a/weight",  # A norm that its path does not reveal.
     ],
     haiku: [
         "params/conv2_d/w",
@@ -178,7 +178,7 @@ def test_exactly_the_weights_of_a_real_model_are_prunable(make, expected):
     assert list(trees.paths(trees.select(make()))) == expected
 
 
-def test_what_is_excluded_by_name_is_described_with_the_reason():
+def test_leaves_excluded_by_name_are_described_with_the_reason():
     table = trees.describe(plain()).splitlines()
     reasons = {line.split()[0]: line.split("no: ")[-1] for line in table if "no: " in line}
     assert reasons["blocks/attn/qkv_b"] == "bias"
@@ -189,7 +189,7 @@ def test_what_is_excluded_by_name_is_described_with_the_reason():
     assert table[-1] == "10 of 23 leaves and 2,256 of 2,806 weights are prunable."
 
 
-def test_a_where_of_ones_own_is_described_without_a_reason():
+def test_a_custom_where_is_described_without_a_reason():
     table = trees.describe(plain(), lambda path, leaf: path == "scale/kernel").splitlines()
     assert [line.split()[0] for line in table if line.endswith("yes")] == ["scale/kernel"]
     assert sum(line.endswith("no") for line in table) == 22

@@ -1,4 +1,4 @@
-"""One of two processes of `test_sweeps_scale`: sweeps its share and writes what it gets.
+"""One of two processes of `test_sweeps_scale`: sweeps its share and writes the results.
 
 python two_processes.py OUT STORE PORT INDEX
 """

@@ -1,1 +1,1 @@
-"""Benchmarks, each named as the claim that it measures."""
+"""Benchmarks, each named after the claim that it measures."""

@@ -1,4 +1,4 @@
-"""Runs the benchmarks, all in name order or those that are named.
+"""Runs all benchmarks in name order, or those that are named.
 
 python -m experiments.benchmarks [NAME ...]
 """
@@ -15,7 +15,7 @@ from experiments import benchmarks
 
 
 def main(names: Sequence[str]) -> None:
-    """Runs the benchmarks of these names; all of them if there is none."""
+    """Runs the benchmarks of these names; all if there are none."""
     known = sorted(
         module.name
         for module in pkgutil.iter_modules(benchmarks.__path__)

@@ -1,4 +1,4 @@
-"""What a PyTorch user would write for many trainings, from given params; imports torch."""
+"""Many trainings as a PyTorch user would write them, from given params; imports torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from experiments.benchmarks._timing import Layers
 def loop_over_datasets(
     start: Layers, inputs: np.ndarray, labels: np.ndarray, *, steps: int, learning_rate: float
 ) -> Layers:
-    """Full-batch gradient descent on the squared error, one dataset after the other."""
+    """Full-batch gradient descent on the squared error, one dataset after another."""
     states, x, y = _states(start), torch.tensor(inputs), torch.tensor(labels)
     trained = []
     for case in range(len(x)):
@@ -80,7 +80,7 @@ def loop_over_seeds(
     learning_rate: float,
     momentum: float,
 ) -> Layers:
-    """One epoch of SGD on the cross-entropy for each row of `orders`, one after the other."""
+    """One epoch of SGD on the cross-entropy for each row of `orders`, one after another."""
     states, x, y = _states(start), torch.tensor(images), torch.tensor(labels).long()
     trained = []
     for seed, order in enumerate(torch.tensor(orders)):
@@ -123,7 +123,7 @@ def vmap_over_seeds(
 
 
 def fastest_threads(run: Callable[[], Any]) -> int:
-    """1 or all cores, whichever a second call of `run` is faster with."""
+    """1 or all cores, whichever makes a second call of `run` faster."""
     taken = {}
     for threads in sorted({1, os.cpu_count() or 1}):
         torch.set_num_threads(threads)
@@ -133,7 +133,7 @@ def fastest_threads(run: Callable[[], Any]) -> int:
 
 
 def with_threads(run: Callable[[], Any], threads: int) -> Callable[[], Any]:
-    """`run` with torch limited to so many threads."""
+    """`run` with torch limited to this number of threads."""
 
     def limited() -> Any:
         torch.set_num_threads(threads)
@@ -143,7 +143,7 @@ def with_threads(run: Callable[[], Any], threads: int) -> Callable[[], Any]:
 
 
 def _mlp(start: Layers) -> nn.Sequential:
-    """A ReLU net of these widths, its own params still to be replaced."""
+    """A ReLU net of these widths, with params to be replaced."""
     modules: list[nn.Module] = []
     for kernel, _ in start:
         modules += [nn.Linear(kernel.shape[1], kernel.shape[2]), nn.ReLU()]

@@ -1,6 +1,6 @@
-"""One process of an arm of `sweeps_scale`: it sweeps whenever a line comes in.
+"""One process of an arm of `sweeps_scale`: it sweeps for each line of input.
 
-Each answer, a first one included by which it has compiled, is a line of JSON: wall seconds, the
+Each answer is a line of JSON, including a first one after compilation: wall seconds, the
 processor seconds of the process, and the SHA-256 of the results.
 """
 
@@ -27,7 +27,7 @@ def main(words: Sequence[str]) -> None:
     """Answers until the input ends."""
     options = _parser().parse_args(words)
     if options.cores:
-        os.sched_setaffinity(0, options.cores)  # before the backend makes its threads
+        os.sched_setaffinity(0, options.cores)  # before the backend starts its threads
     if options.coordinator:
         processes.connect(coordinator=options.coordinator, count=2, index=options.index)
     sweep = _WORK[options.work](options)
@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _cube(options: argparse.Namespace) -> Callable[[], Any]:
-    """Each block holds the 1,792 data sets under a key of its own."""
+    """Each block holds the 1,792 datasets under a key of its own."""
     inputs, labels = cube_datasets()
     keys = jax.random.split(jax.random.key(0), options.blocks)
     keys = jax.numpy.repeat(keys, len(labels))
@@ -89,7 +89,7 @@ def _sweep(
     options: argparse.Namespace,
     **settings: Any,
 ) -> Callable[[], Any]:
-    """The sweep, in eight chunks, over the devices or of the half that was asked for."""
+    """The sweep, in eight chunks, over the devices or of the requested half."""
     chunk = block * max(1, options.blocks // 8)
     if options.half:
         size = block * options.blocks // 2

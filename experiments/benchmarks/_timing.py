@@ -1,4 +1,4 @@
-"""Ways to do the same work: held to the same results, then timed in turns."""
+"""Ways to do the same work: checked for equal results, then timed in turns."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Layers = list[tuple[np.ndarray, np.ndarray]]
-"""Trained nets: of each layer the kernels [run, in, out] and the biases [run, out]."""
+"""Trained nets: kernels [run, in, out] and biases [run, out] of each layer."""
 
 
 class Way(NamedTuple):
     """One way to do the work.
 
     Attributes:
-      run: Does it and has the result on the host when it returns.
-      times: How many such calls make the whole work; above 1 the row is extrapolated.
-      threads: What it may use, where that was chosen for it.
+      run: Function that does it and returns the result on the host.
+      times: Number of such calls in the whole work; above 1 the row is extrapolated.
+      threads: Number of threads, if chosen for it.
     """
 
     run: Callable[[], Any]
@@ -30,7 +30,7 @@ class Way(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What a way takes: the first call over the median, then least and median of the whole work."""
+    """Seconds of a way: the first call beyond the median, then least and median of the work."""
 
     compile_seconds: float
     least_seconds: float
@@ -38,7 +38,7 @@ class Row(NamedTuple):
 
 
 def first_calls(ways: Mapping[str, Way]) -> tuple[dict[str, Any], dict[str, float]]:
-    """What each way finds, and the seconds of this call, which may compile."""
+    """The result of each way, and the seconds of this call, which may compile."""
     found, taken = {}, {}
     for name, way in ways.items():
         begin = time.perf_counter()
@@ -50,7 +50,7 @@ def first_calls(ways: Mapping[str, Way]) -> tuple[dict[str, Any], dict[str, floa
 def take_turns(
     ways: Mapping[str, Way], firsts: Mapping[str, float], *, repeats: int
 ) -> dict[str, Row]:
-    """Times each way `repeats` times after its first call, all of them once before any twice."""
+    """Times each way `repeats` times after its first call, in turns."""
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():
@@ -87,10 +87,10 @@ def seconds(run: Callable[[], Any]) -> float:
 
 
 def check_agreement(found: Mapping[str, Layers], *, tolerance: float) -> float:
-    """The largest difference of any weight from the first way's, over the runs that a way did.
+    """The largest difference of any weight from the first way's, over the runs in common.
 
     Raises:
-      RuntimeError: If it is not within `tolerance`; names the way. Such ways are no comparison.
+      RuntimeError: If it exceeds `tolerance`; names the way, which cannot be compared.
     """
     (_, reference), *others = found.items()
     largest = 0.0

@@ -1,13 +1,13 @@
-"""A checkpoint after every epoch costs little where it is written in the background.
+"""A checkpoint after every epoch costs little if it is written in the background.
 
-Epochs of 60,000 x 784 random examples through 784-300-100-10 (batch 128, SGD with momentum), as
-Fashion-MNIST has them, with all of the state saved after each: not at all, at once, and in the
-background, in the same process and taking turns. Goal: in the background at most 1.1 times the
+Epochs of 60,000 x 784 random examples through 784-300-100-10 (batch 128, SGD with momentum), as in
+Fashion-MNIST, with the whole state saved after each epoch: not at all, at once, and in the
+background, in turns in the same process. Goal: in the background at most 1.1 times the
 training without. About a minute on two cores.
 
-Training then waits about a millisecond a save, for the copy. The rest of the ratio is the work of
-the write, some 20 ms of a core, taken from training that keeps both cores busy; beside an
-accelerator it would cost nothing.
+Training then waits about a millisecond per save, for the copy. The rest of the ratio is the write,
+some 20 ms of a core taken from training that keeps both cores busy; beside an accelerator it would
+cost nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ EPOCHS, REPEATS = 10, 6
 
 
 class Timed:
-    """Keeps by a function, notes how long training waits for it, and gives nothing back."""
+    """A keeper that saves by a function, measures how long training waits, and restores nothing."""
 
     def __init__(self, save: Callable[[int, Any], Any]):
         self._save = save
@@ -42,7 +42,7 @@ class Timed:
         self.seconds += time.perf_counter() - begin
 
     def restore(self, target: Any, /) -> None:
-        """Nothing, so that each run begins anew."""
+        """Returns None, so that each run starts over."""
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     waits: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(REPEATS):
-        first = turn % len(ways)  # Each comes first in its turn.
+        first = turn % len(ways)  # Each comes first in turn.
         for name in (*list(ways)[first:], *list(ways)[:first]):
             begin = time.perf_counter()
             waits[name].append(1000 * ways[name](train) / EPOCHS)
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def _training() -> Callable[[finetune.Keeper | None], Any]:
-    """`train(keeper)`: the epochs, a segment each."""
+    """`train(keeper)`: the epochs, one per segment."""
     network = networks.mlp(WIDTHS, inputs=INPUTS)
     tx = optax.sgd(0.1, momentum=0.9)
     data_key, label_key, key = jax.random.split(jax.random.key(0), 3)

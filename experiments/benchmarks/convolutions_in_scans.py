@@ -1,10 +1,10 @@
-"""Training convolutions inside a scan costs what it costs outside of one.
+"""Training convolutions inside a scan costs what it costs outside.
 
 Steps of a small network (convolutions 1-8-16, 5x5, max-pooling, dense 256-10; batch 64, SGD with
 momentum), 10 for one seed and 3 for five under `vmap`: a Python loop of jitted steps, and
-`finetune`'s scan with the convolutions as XLA has them and as patches, which it takes by itself on
-a CPU. The images are those of Fashion-MNIST where NOPR_MANUAL_DIR is set, and otherwise drawn at
-random. Goal: on a CPU, at most 1.1 times the loop. Less than two minutes on two cores.
+`finetune`'s scan with XLA's convolutions and with patches, which it chooses itself on a CPU. The
+images are from Fashion-MNIST if NOPR_MANUAL_DIR is set, and otherwise drawn at random. Goal: on a
+CPU, at most 1.1 times the loop. Less than two minutes on two cores.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def _examples(count: int) -> tuple[str, tuple[Any, Any]]:
-    """Images and labels, and what they are."""
+    """The name of the source, and images and labels from it."""
     if os.environ.get("NOPR_MANUAL_DIR"):
         train = data.load("fashion_mnist").train
         images, labels = jnp.asarray(train.images[:count]), jnp.asarray(train.labels[:count])

@@ -1,10 +1,10 @@
 """Exact mask information costs less than sampling it, and far less than a training loop.
 
-On every data set of 6 distinct points of the cube with labels of +-1 (1,792 of them), a 3-4-1 ReLU
-net is trained by 500 full-batch gradient steps and its largest weights are kept. `exact` does it
-under one vmap, twice with its check. Beside it, what one would write first: a Python loop over the
-data sets, of jitted gradient steps or of whole jitted runs; and 32,000 sampled data sets, as the
-paper drew, under the same vmap. The slow ones are timed on some data sets and extrapolated.
+On every dataset of 6 distinct points of the cube with labels of +-1 (1,792 of them), a 3-4-1 ReLU
+net is trained by 500 full-batch gradient steps and its largest weights are kept. `exact` does this
+under one vmap, twice with its check. The alternatives are a Python loop over the datasets, of
+jitted gradient steps or of whole jitted runs, and 32,000 sampled datasets, as in the paper, under
+the same vmap. The slow ones are timed on some datasets and extrapolated.
 
     python -m experiments.benchmarks.exact_information_is_cheap
 """
@@ -24,8 +24,8 @@ KEPT = 8  # of 21 weights
 STEPS = 500
 LEARNING_RATE = 0.05
 REPEATS = 5
-SAMPLES = 32_000  # data sets the paper drew for each estimate
-TIMED = {"steps": 4, "runs": 64, "samples": 4_000}  # data sets that each loop is timed on
+SAMPLES = 32_000  # datasets drawn in the paper for each estimate
+TIMED = {"steps": 4, "runs": 64, "samples": 4_000}  # datasets that each loop is timed on
 
 
 def magnitude_after_training(data, *, key):
@@ -83,7 +83,7 @@ def main() -> None:
     }
     jax.block_until_ready(initialize(jax.random.key(0)))  # starts the backend
     rows = {name: _seconds(way, times) for name, (way, times) in ways.items()}
-    print(f"{cases} data sets x {STEPS} gradient steps, {KEPT} of 21 weights kept; seconds")
+    print(f"{cases} datasets x {STEPS} gradient steps, {KEPT} of 21 weights kept; seconds")
     print(f"{'':26}{'compile':>9}{'min':>9}{'median':>9}{'x exact':>9}{'timed on':>10}")
     for name, (compile_seconds, least, median) in rows.items():
         ratio = median / rows["exact"][2]

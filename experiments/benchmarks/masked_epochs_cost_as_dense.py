@@ -1,7 +1,7 @@
 """Training under masks costs what dense training costs.
 
 One epoch of 60,000 x 784 random examples through 784-300-100-10 (batch 128, SGD with momentum),
-masked to 5% against dense, in the same process and taking turns. Goal: at most 1.1 times the dense
+masked to 5% against dense, in turns in the same process. Goal: at most 1.1 times the dense
 epoch. About ten seconds on two cores.
 """
 

@@ -1,13 +1,13 @@
 """Seeds of an image classifier take less than half of a PyTorch loop, and beat torch.func.vmap.
 
 One epoch of 60,000 Fashion-MNIST images through 784-300-100-10 (batch 100, SGD with momentum) for 8
-seeds, each with its own initialisation and order of the images. `sweeps.run` does them under
-jax.vmap, all at once or one a block; beside it a Python loop over the jitted training, a PyTorch
-loop, and torch.func.vmap over the gradient, the images in memory in all of them. At this size one
-matrix product fills the cores, so that on a CPU neither vmap nor the sweep makes a seed cheaper:
-what is gained on PyTorch is the loop compiled to one program. Before any time is taken all ways
-train on the first images, where rounding has no time to grow, and must end at the same params.
-Where Fashion-MNIST cannot be had, random arrays of its shape stand in. About a minute.
+seeds, each with its own initialization and order of the images. `sweeps.run` trains them under
+jax.vmap, all at once or one per block; the alternatives are a Python loop over the jitted training,
+a PyTorch loop, and torch.func.vmap over the gradient, all with the images in memory. At this size
+one matrix product fills the cores, so that on a CPU neither vmap nor the sweep makes a seed
+cheaper: the gain over PyTorch is the loop compiled to one program. Before timing, all ways train on
+the first images, where rounding has no time to grow, and must end at the same params. If
+Fashion-MNIST is not available, random arrays of its shape replace it. About a minute.
 
     python -m experiments.benchmarks.seeds_on_images_beat_pytorch
 """
@@ -30,8 +30,8 @@ EXAMPLES, INPUTS, WIDTHS, BATCH_SIZE = 60_000, 784, (300, 100, 10), 100
 LEARNING_RATE, MOMENTUM = 0.02, 0.9
 SEEDS, REPEATS = 8, 3
 TIMED = 2  # seeds that the PyTorch loop is timed on
-CHECKED = 2_000  # images that all ways are held to each other on
-TOLERANCE = 1e-4  # of a weight, after these
+CHECKED = 2_000  # images on which all ways must agree
+TOLERANCE = 1e-4  # of a weight, after these images
 
 
 def main(*, examples: int = EXAMPLES, checked: int = CHECKED, repeats: int = REPEATS) -> None:
@@ -39,7 +39,7 @@ def main(*, examples: int = EXAMPLES, checked: int = CHECKED, repeats: int = REP
 
     Args:
       examples: Images of the epoch.
-      checked: How many of them all ways are held to each other on.
+      checked: Number of them on which all ways must agree.
       repeats: Timed calls of each way, after one that compiles.
     """
     images, labels = (leaf[:examples] for leaf in load())
@@ -62,7 +62,7 @@ def main(*, examples: int = EXAMPLES, checked: int = CHECKED, repeats: int = REP
 
 
 def load() -> tuple[np.ndarray, np.ndarray]:
-    """Fashion-MNIST's 60,000 training images, flat, and labels; else random ones, and says so."""
+    """Fashion-MNIST's 60,000 flat training images and labels; else random ones, with a note."""
     try:
         images, labels = data.load("fashion_mnist", validation=0).train
     except OSError as error:  # no network, no folder
@@ -148,7 +148,7 @@ def _torch_ways(
 
 
 def _order(key: Any, examples: int) -> np.ndarray:
-    """The images in the order in which `finetune` takes them in its first epoch."""
+    """The order of the images in the first epoch of `finetune`."""
     order_key, _ = jax.random.split(jax.random.fold_in(key, 0))
     return np.asarray(jax.random.permutation(order_key, examples))
 

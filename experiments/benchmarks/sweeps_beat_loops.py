@@ -1,13 +1,13 @@
 """A sweep of tiny nets takes a thousandth of a loop in PyTorch and a third of torch.func.vmap.
 
-A 3-4-1 ReLU net (21 parameters) is trained by 500 full-batch gradient steps on each data set of 6
-distinct points of the cube with labels of +-1: 1,792 runs of a plain JAX function of one data set.
-`sweeps.run` does them with the data sets along the last axis ("lanes") or under jax.vmap. Beside
-it, what one would write instead: a Python loop over jitted runs; a PyTorch loop, of nn.Module and
-torch.optim; torch.func.vmap over the gradient; and the net batched by hand with torch.baddbmm. All
-start from the same weights and must end at the same, up to rounding, before a time is taken. The
-loops are timed on some data sets and extrapolated; torch has as many threads as it is fastest with.
-Goals: a thousandth of the PyTorch loop, a third of torch.func.vmap. Half a minute.
+A 3-4-1 ReLU net (21 parameters) is trained by 500 full-batch gradient steps on each dataset of 6
+distinct points of the cube with labels of +-1: 1,792 runs of a plain JAX function of one dataset.
+`sweeps.run` does them with the datasets along the last axis ("lanes") or under jax.vmap. The
+alternatives are a Python loop over jitted runs; a PyTorch loop with nn.Module and torch.optim;
+torch.func.vmap over the gradient; and the net batched by hand with torch.baddbmm. All start from
+the same weights and must end at the same, up to rounding, before timing. The loops are timed on
+some datasets and extrapolated; torch uses the number of threads at which it is fastest. Goals: a
+thousandth of the PyTorch loop, a third of torch.func.vmap. Half a minute.
 
     python -m experiments.benchmarks.sweeps_beat_loops
 """
@@ -31,7 +31,7 @@ from experiments.benchmarks.exact_information_is_cheap import (
 from nopr import sweeps
 
 STEPS, REPEATS = 500, 5
-TIMED = {"jitted": 224, "torch": 28}  # data sets that each loop is timed on: 1/8, 1/64
+TIMED = {"jitted": 224, "torch": 28}  # datasets that each loop is timed on: 1/8, 1/64
 TOLERANCE = 2e-3  # of a weight: rounding, after 500 steps past the kinks of ReLU
 
 
@@ -41,7 +41,7 @@ def main(*, steps: int = STEPS, repeats: int = REPEATS, timed: Mapping[str, int]
     Args:
       steps: Gradient steps of each training.
       repeats: Timed calls of each way, after one that compiles.
-      timed: Data sets that the loops over "jitted" runs and in "torch" are timed on.
+      timed: Datasets that the loops over "jitted" runs and in "torch" are timed on.
     """
     datasets, params = cube_datasets(), jax.device_get(initialize(jax.random.key(0)))
     runs = len(datasets[1])
@@ -50,7 +50,7 @@ def main(*, steps: int = STEPS, repeats: int = REPEATS, timed: Mapping[str, int]
     found, firsts = _timing.first_calls(ways)
     difference = _timing.check_agreement(found, tolerance=TOLERANCE)
     rows = _timing.take_turns(ways, firsts, repeats=repeats)
-    print(f"{runs:,} data sets x {steps} gradient steps of a net of 21 parameters; seconds")
+    print(f"{runs:,} datasets x {steps} gradient steps of a net of 21 parameters; seconds")
     _timing.print_table(ways, rows, runs=runs)
     print(f"medians of {repeats}, in turns; all final weights agree within {difference:.1g}")
     print("goal: sweeps.run 1,000 times as fast as the PyTorch loop, 3 times torch.func.vmap")

@@ -1,17 +1,17 @@
 """Two devices, or two processes, sweep tiny nets in half the time of one.
 
-21-parameter nets are trained on 1,792 data sets from 64 initialisations: `sweeps.run` in blocks of
-1,792 lanes, each too small to use more than a core, and 8 chunks. Every row is a process (or two)
-of its own on the same two cores; all are started and compiled beforehand and asked in turns.
-*Devices*: one process on both cores with 1 or 2 virtual CPU devices, its thread pool fixed at 2
-(NPROC). *Processes*: one on one core against two on a core each, connected through
-`nopr.processes` on the loopback; and two that are not connected and do half each, which is what the
-two cores allow. One and two must give the same bits. Goal: 2 processes at 90% of perfect scaling
-where two cores allow it.
+21-parameter nets are trained on 1,792 datasets from 64 initializations: `sweeps.run` in blocks of
+1,792 lanes, each too small to use more than a core, and 8 chunks. Every row is one process or two
+on the same two cores; all are started and compiled beforehand and timed in turns. *Devices*: one
+process on both cores with 1 or 2 virtual CPU devices, its thread pool fixed at 2 (NPROC).
+*Processes*: one on one core against two on a core each, connected through `nopr.processes` on the
+loopback; and two that are not connected and do half each, which shows what the two cores allow. One
+and two must give the same bits. Goal: 2 processes at 90% of perfect scaling where two cores allow
+it.
 
-A second table has 8 seeds of 784-300-100-10 on random images, a seed a block. Their matrix products
-use both cores from one device, so that only the processes, kept to a core each, can scale. About a
-minute.
+A second table has 8 seeds of 784-300-100-10 on random images, one seed per block. Their matrix
+products use both cores from one device, so that only the processes, bound to a core each, can
+scale. About a minute.
 
     python -m experiments.benchmarks.sweeps_scale
 """
@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-WORK = {  # what `_sweep_worker` is asked for: its name, blocks, steps
+WORK = {  # arguments of `_sweep_worker`: name, blocks, steps
     "tiny nets, 64 x 1,792 trainings of 500 steps": ("cube", 64, 500),
     "784-300-100-10, 8 trainings of 100 steps": ("images", 8, 100),
 }
@@ -45,10 +45,10 @@ class Arm(NamedTuple):
     """One way to spread a sweep.
 
     Attributes:
-      processes: The words of each of its processes.
-      devices: Virtual devices of each process.
-      threads: The size of XLA's pool in each.
-      reference: The arm of one that it is compared with.
+      processes: Arguments of each of its processes.
+      devices: Number of virtual devices of each process.
+      threads: Size of XLA's thread pool in each.
+      reference: Arm of one process or device that it is compared with.
       whole: Whether each process ends with the results of all cases.
     """
 
@@ -60,19 +60,19 @@ class Arm(NamedTuple):
 
 
 class Worker(NamedTuple):
-    """A process of an arm, and the file in which it complains."""
+    """A process of an arm, and the file of its stderr."""
 
     process: Any
     errors: IO[str]
 
 
 class Row(NamedTuple):
-    """What an arm answered, once a repeat.
+    """The answers of an arm, one per repeat.
 
     Attributes:
-      seconds: Of its slower process.
-      processor_seconds: Of its processes together; where they do not fill `seconds`, something
-        else ran on these cores.
+      seconds: Wall time of its slower process.
+      processor_seconds: Processor time of its processes together; if it does not fill `seconds`,
+        something else ran on these cores.
       results: Digests of the results.
     """
 
@@ -89,8 +89,8 @@ def main(
     """Prints the tables.
 
     Args:
-      work: From the title of each table to the work, blocks and steps that `_sweep_worker` knows.
-      repeats: Times that each arm is asked, after a first that compiles.
+      work: Work, blocks and steps for `_sweep_worker`, by title of the table.
+      repeats: Timed sweeps of each arm, after one that compiles.
     """
     cores = _two_cores()
     for title, (name, blocks, steps) in work.items():
@@ -105,13 +105,13 @@ def main(
 
 
 def _two_cores() -> list[int]:
-    """Two cores to run on; none where a process cannot be kept to one."""
+    """Two cores to run on; none if a process cannot be bound to one."""
     if not hasattr(os, "sched_setaffinity"):
-        print("a process cannot be kept to a core here, so that one may use them all")
+        print("a process cannot be bound to a core here, so one process may use them all")
         return []
     cores = sorted(os.sched_getaffinity(0))[:2]
     if len(cores) == 1:
-        print("there is only one core, so that two can gain nothing")
+        print("there is only one core, so two processes cannot be faster")
     return cores
 
 
@@ -183,7 +183,7 @@ def _worker(arm: Arm, words: Sequence[str]) -> Iterator[Worker]:
         timer.start()
         try:
             yield Worker(process, errors)
-            process.wait()  # all have been told to end; connected ones end together
+            process.wait()  # the input of all is closed; connected ones end together
         finally:
             timer.cancel()
             process.kill()
@@ -202,7 +202,7 @@ def _answer(worker: Worker) -> dict[str, Any]:
 
 
 def _check_same_bits(arms: Mapping[str, Arm], rows: Mapping[str, Row]) -> None:
-    """Raises RuntimeError if an arm gave other bits than its arm of one."""
+    """Raises RuntimeError if the bits of an arm differ from those of its reference."""
     for name, arm in arms.items():
         found = rows[name].results | rows[arm.reference].results
         if arm.whole and len(found) > 1:

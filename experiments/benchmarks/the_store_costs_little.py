@@ -1,10 +1,10 @@
-"""Keeping a sweep on disk costs at most 2% of it, and going on from there next to nothing.
+"""Storing a sweep costs at most 2% of it, and resuming from the store next to nothing.
 
-A sweep of tiny nets (1,792 data sets x 64 initialisations, 500 steps, 21 parameters each): without
-a store; with `records.Store`, in a fresh directory each time; and once more with every chunk there.
-Chunks take half a second of one core, as they should at least; then, for the worst that can be
-asked for, each is one block, and keeping it takes about as long as training the nets. All three
-take turns and must give the same bits. Goal: at most 2% at the larger chunks. Half a minute.
+A sweep of tiny nets (1,792 datasets x 64 initializations, 500 steps, 21 parameters each): without a
+store; with `records.Store`, in a fresh directory each time; and again with every chunk stored.
+Chunks take half a second of one core, the recommended minimum; then, as the worst case, each is one
+block, and storing it takes about as long as training the nets. All three take turns and must give
+the same bits. Goal: at most 2% at the larger chunks. Half a minute.
 
     python -m experiments.benchmarks.the_store_costs_little
 """
@@ -27,7 +27,7 @@ from nopr.lab import records
 
 STEPS, REPEATS = 500, 5
 PLANS = {"32 blocks": (64, 32), "1 block": (32, 1)}
-"""A chunk: how many blocks are swept, and how many of them make a chunk."""
+"""By size of a chunk: the number of blocks in the sweep and in a chunk."""
 
 
 class Round(NamedTuple):
@@ -47,13 +47,13 @@ class Round(NamedTuple):
 
 
 class Clocked:
-    """A store with a clock, that counts its chunks."""
+    """A store that measures its time and counts its chunks."""
 
     def __init__(self, store: sweeps.Store):
         self.seconds, self.found, self.written, self._store = 0.0, 0, 0, store
 
     def get(self, name: str, /) -> Mapping[str, Any] | None:
-        """As of the store within."""
+        """Calls the wrapped store."""
         begin = time.perf_counter()
         values = self._store.get(name)
         self.seconds += time.perf_counter() - begin
@@ -61,7 +61,7 @@ class Clocked:
         return values
 
     def put(self, name: str, arrays: Mapping[str, Any], /) -> None:
-        """As of the store within."""
+        """Calls the wrapped store."""
         begin = time.perf_counter()
         self._store.put(name, arrays)
         self.seconds += time.perf_counter() - begin
@@ -75,7 +75,7 @@ def main(
 
     Args:
       steps: Gradient steps of each training.
-      plans: From the name of a row to the blocks that are swept and those in each chunk.
+      plans: Number of blocks in the sweep and in each chunk, by name of the row.
       repeats: Timed rounds, after one that compiles.
     """
     train = _training(steps)
@@ -106,7 +106,7 @@ def _training(steps: int) -> Callable[..., Any]:
 
 
 def _sweep(train: Any, blocks: int, chunk: int) -> Callable[[Any], Any]:
-    """The sweep, to be given a store; each block holds the data sets under a key of its own."""
+    """A function from a store to the sweep; each block holds the datasets under its own key."""
     inputs, labels = cube_datasets()
     block = len(labels)
     keys = jax.numpy.repeat(jax.random.split(jax.random.key(0), blocks), block)
@@ -116,10 +116,10 @@ def _sweep(train: Any, blocks: int, chunk: int) -> Callable[[Any], Any]:
 
 
 def _round(sweep: Callable[[Any], Any], chunks: int) -> Round:
-    """One sweep each way, in a directory that is removed.
+    """One sweep each way, in a temporary directory.
 
     Raises:
-      RuntimeError: If they do not give the same bits, or chunks were not kept or found.
+      RuntimeError: If their bits differ, or chunks were not written or found.
     """
     with tempfile.TemporaryDirectory() as directory:
         store = records.Store(Path(directory), {"jax": jax.__version__})

@@ -1,10 +1,10 @@
 """An exact count by bisection costs a fraction of a sort.
 
-`masks.top` keeps 5% of 14.7 million float32 scores in three leaves: exactly that many, also where
-all scores tie. Beside it, what one would write instead, on the scores already joined to a vector.
-A threshold keeps too many where scores tie; only `argsort` is as exact. NumPy's partition is the
-fastest way to a threshold, but leaves the device and cannot be jitted or vmapped. Goal: within half
-a second on two cores. About a minute.
+`masks.top` keeps 5% of 14.7 million float32 scores in three leaves: exactly that many, even if all
+scores tie. The alternatives are what one would write instead, on the scores already joined to a
+vector. A threshold keeps too many where scores tie; only `argsort` is as exact. NumPy's partition
+is the fastest way to a threshold, but leaves the device and cannot be jitted or vmapped. Goal:
+within half a second on two cores. About a minute.
 
     python -m experiments.benchmarks.top_is_faster_than_sorting
 """
@@ -67,9 +67,9 @@ def _ways(scores: dict[str, Any], k: int) -> dict[str, Callable[[], Any]]:
 
 
 def _print_table(ways: dict[str, Callable[[], Any]], repeats: int) -> None:
-    """Each way's seconds, as a ratio to the first's, and how many it keeps.
+    """The seconds of each way, their ratio to the first, and the number of scores kept.
 
-    They take turns, so that a slow moment hits all of them.
+    The ways take turns, so that a slow moment hits all of them.
     """
     kept = {name: _count(way()) for name, way in ways.items()}  # compiles
     seconds: dict[str, list[float]] = {name: [] for name in ways}

@@ -21,21 +21,21 @@ class Network:
 
 @dataclass(frozen=True)
 class Training(settings.Training):
-    """Of each level, those epochs before the rewind epoch included."""
+    """Training of each level, including the epochs before the rewind epoch."""
 
     length: settings.Length | None = "60ep"
-    checkpoint_every: settings.Length = "20ep"  # within a level; its end is one too
-    checkpoint_keep: settings.Count = 2  # how many stay; 2 outlast a damaged last one
+    checkpoint_every: settings.Length = "20ep"  # within a level, and at its end
+    checkpoint_keep: settings.Count = 2  # number kept; with 2, one is left if the last is damaged
 
 
 @dataclass(frozen=True)
 class Pruning:
-    """How far and how."""
+    """How much is pruned, and how."""
 
     levels: Annotated[int, settings.Range(1, 1000)] = 20  # rounds after the dense level 0
-    removal: settings.Share = 0.2  # of the weights that are left, a level
+    removal: settings.Share = 0.2  # share of the remaining weights, per level
     scope: Literal["global", "layer"] = "layer"  # where weights compete
-    rewind: settings.Length = "0ep"  # the epoch whose weights come back; 0ep is initialization
+    rewind: settings.Length = "0ep"  # epoch to rewind to; 0ep is initialization
 
 
 @dataclass(frozen=True)

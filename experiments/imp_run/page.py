@@ -22,7 +22,7 @@ COLUMNS = [
 
 
 def show(results: Mapping[str, Any], config: ConfigDict, run: records.Run) -> dict[str, Any]:
-    """Prints the table, writes figure and page; returns the summary."""
+    """Prints the table and writes the figure and the page; returns the summary."""
     del config
     setting, rows = results["setting"], _rows(results)
     curves = {("train", "loss"): results["loss"]} | {
@@ -46,15 +46,15 @@ def show(results: Mapping[str, Any], config: ConfigDict, run: records.Run) -> di
         run,
         setting.asked,
         title="Iterative magnitude pruning, level by level",
-        lead="One network is trained, loses a share of its smallest weights, goes back to its "
-        "early weights, and trains again.",
+        lead="One network is trained, loses a share of its smallest weights, is rewound to its "
+        "early weights, and is trained again.",
         sections=[report.Section("Results", blocks)],
     )
     return _summary(setting, rows)
 
 
 def _rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row a level, after its last epoch; accuracies in %."""
+    """One row per level, after its last epoch; accuracies in %."""
     rows = []
     for level, kept in enumerate(results["kept"].tolist()):
         row = {"level": level, "density": kept / results["setting"].size, "kept": kept}

@@ -17,20 +17,20 @@ from nopr.typing import Status
 
 
 class Setting(NamedTuple):
-    """What the run needs, made once."""
+    """Everything the run needs, made once."""
 
     asked: Settings
     images: data.Images
     network: networks.Network
-    epochs: int  # of a level, those before the rewind epoch included
+    epochs: int  # of a level, including those before the rewind epoch
     every: int  # epochs between checkpoints
-    rewind: int  # the epoch whose weights come back
+    rewind: int  # epoch to rewind to
     counts: np.ndarray  # kept weights after each level of pruning
     size: int  # prunable weights
 
 
 def check(config: ConfigDict) -> None:
-    """Refuses what cannot be run."""
+    """Refuses settings that cannot be run."""
     settings.read(Settings, config)
 
 
@@ -68,7 +68,7 @@ def _setting(asked: Settings) -> Setting:
 
 
 def _iterate(setting: Setting, run: records.Run) -> dict[str, Any]:
-    """All levels; what is cut off resumes from its newest whole checkpoint."""
+    """Runs all levels; an interrupted run resumes from its newest whole checkpoint."""
     asked, network = setting.asked.training, setting.network
     parts = training.arrays(setting.images)
     init_key, run_key = jax.random.split(jax.random.key(setting.asked.seed))

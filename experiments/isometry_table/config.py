@@ -15,7 +15,7 @@ VARIANTS = ("relu",)
 
 Ratio = Annotated[float, settings.Range(0, 1, below=True)]
 Rates = tuple[tuple[Annotated[int, settings.Range(0)], settings.Positive], ...]
-"""From which epoch on which learning rate."""
+"""Pairs of an epoch and the learning rate from it on."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Training:
-    """How the dense network is trained; its recipe is not published, so its mean JSV is matched."""
+    """Training of the dense network; its recipe is not published, so its mean JSV is matched."""
 
     batch_size: settings.Count = 100
     momentum: Annotated[float, settings.Range(0, 1, below=True)] = 0.9
@@ -41,7 +41,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Pruning:
-    """Which share of the units of each hidden layer goes."""
+    """The share of units that each hidden layer loses."""
 
     ratio: Ratio = 0.8
     ratios: tuple[Ratio, ...] = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)  # for the mean JSV after pruning
@@ -49,7 +49,7 @@ class Pruning:
 
 @dataclass(frozen=True)
 class Finetuning:
-    """How what is left is finetuned, at two learning rates."""
+    """Finetuning of the pruned network, at two learning rates."""
 
     length: settings.Length = "90ep"
     large_rates: Rates = ((0, 1e-2), (30, 1e-3), (60, 1e-4))
@@ -88,7 +88,7 @@ class Settings:
 
 
 def kept_units(width: int, ratio: float) -> int:
-    """What is left of a layer; ceil(ratio * width) of its units go."""
+    """Units left in a layer; ceil(ratio * width) of them are removed."""
     return width - math.ceil(ratio * width - 1e-9)
 
 

@@ -31,7 +31,7 @@ COLUMNS = [
 
 
 def show(results: Mapping[str, Any], config: ConfigDict, run: records.Run) -> dict[str, Any]:
-    """Prints the table, writes figure and page; returns the summary."""
+    """Prints the table and writes the figure and the page; returns the summary."""
     asked = settings.read(Settings, config)
     trained = {"dense": results["dense"]}
     trained |= {f"{start}/{rate}": f for (start, rate), f in results["finetuned"].items()}
@@ -67,7 +67,7 @@ def is_published(asked: Settings) -> bool:
 
 
 def has_published_table(asked: Settings) -> bool:
-    """Whether the paper's table is of this network and ratio."""
+    """Whether the paper's table is for this network and ratio."""
     linear = asked.network.activation == "linear"
     return linear and asked.pruning.ratio == 0.8 and is_published(asked)
 
@@ -102,8 +102,8 @@ def _table(asked: Settings, results: Mapping[str, Any]) -> report.Table:
         )
     caption = (
         f"{_net(asked)}, pruning ratio {asked.pruning.ratio}; {_statistic(asked)}. The best test "
-        "epoch is what the paper reports; it is chosen on the test set and stands here only to be "
-        "compared."
+        "epoch is what the paper reports; it is chosen on the test set and shown only for "
+        "comparison."
     )
     accuracy = page.over_seeds(accuracies(results["dense"])["last"])
     jsv = page.over_seeds(results["dense"]["jsv"])
@@ -118,7 +118,7 @@ def _figure(asked: Settings, jsv: np.ndarray, run: records.Run) -> report.Figure
     ours = page.curve(asked.pruning.ratios, jsv)
     cut = ""
     if "low" in ours:
-        # On a logarithmic axis an interval has to stay above 0.
+        # On a logarithmic axis an interval must stay above 0.
         if np.any(ours["low"] < ours["mean"] / 10):
             cut = "; intervals that reach 0 are cut at a tenth of the mean"
         ours["low"] = np.maximum(ours["low"], ours["mean"] / 10)

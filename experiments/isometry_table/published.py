@@ -1,4 +1,4 @@
-"""Numbers of arXiv:2105.05916, MLP-7 on MNIST."""
+"""Numbers from arXiv:2105.05916, MLP-7 on MNIST."""
 
 ACCURACY_AND_JSV = {
     # MLP-7-Linear, ratio 0.8, 90 epochs: best test accuracy (%) at 1e-2 and 1e-3, mean JSV.

@@ -1,7 +1,7 @@
 """Unit pruning with and without OrthP, finetuned at two learning rates.
 
-The seeds are one vmapped program. Units are removed physically, so that what is finetuned is the
-small dense network of the paper.
+All seeds run in one vmapped program. Units are removed physically, so that the small dense network
+of the paper is finetuned.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SCHEDULES = {"1e-2": "large_rates", "1e-3": "small_rates"}
 
 
 class Setting(NamedTuple):
-    """What every stage needs."""
+    """Everything the stages need."""
 
     asked: Settings
     images: data.Images
@@ -44,7 +44,7 @@ class Setting(NamedTuple):
     finetuning_epochs: int
     every: int  # epochs between checkpoints
     network: networks.Network
-    small: networks.Network  # what is left when the units are removed
+    small: networks.Network  # the network without the removed units
     keys: Any
 
     @property
@@ -54,7 +54,7 @@ class Setting(NamedTuple):
 
 
 def check(config: ConfigDict) -> None:
-    """Refuses what cannot be run."""
+    """Refuses settings that cannot be run."""
     settings.read(Settings, config)
 
 
@@ -174,7 +174,7 @@ def _prune(setting: Setting, params: Params, name: str) -> dict[str, Any]:
 
 
 def _jsv_by_ratio(setting: Setting, params: Params) -> dict[str, Any]:
-    """Mean JSV right after pruning, [seeds, ratios]; masked is as good as removed."""
+    """Mean JSV right after pruning, [seeds, ratios]; masking is equivalent to removal."""
     means = []
     for ratio in setting.asked.pruning.ratios:
         kept = _unit_masks(setting, params, ratio)

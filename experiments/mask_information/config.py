@@ -1,4 +1,4 @@
-"""How many bits a mask knows of its data, computed exactly.
+"""How many bits a mask knows about its data, computed exactly.
 
 README.md has the paper, the command and the numbers to expect.
 """
@@ -17,7 +17,7 @@ Initialization = Literal["torch", "he", "lecun"]
 
 @dataclass(frozen=True)
 class Cube:
-    """The cube task: labelled corners of the cube, a ReLU net of one hidden layer."""
+    """The cube task: labeled corners of the cube, a ReLU net of one hidden layer."""
 
     law: Literal["distinct", "label_per_draw", "label_per_point"] = "distinct"  # of the datasets
     dimension: Annotated[int, settings.Range(1, 10)] = 3  # of the cube
@@ -26,16 +26,16 @@ class Cube:
     initialization: Initialization = "torch"  # open in the paper
     steps: settings.Count = 500  # full-batch gradient steps; open in the paper
     learning_rate: settings.Positive = 0.05  # open in the paper
-    # How the datasets are batched: "lanes" is many times faster for such tiny nets; each rounds in
-    # its own way.
+    # How the datasets are batched: "lanes" is many times faster for such tiny nets; the two round
+    # differently.
     batching: Literal["lanes", "vmap"] = "lanes"
 
 
 @dataclass(frozen=True)
 class Pruning:
-    """How far, and SynFlow's rounds."""
+    """How much is pruned, and SynFlow's rounds."""
 
-    most: settings.Count = 20  # weights pruned at most, of 21; IMP prunes one a round
+    most: settings.Count = 20  # weights pruned at most, of 21; IMP prunes one per round
     synflow_rounds: settings.Count = 100
 
 
@@ -54,11 +54,11 @@ class Settings:
     """The whole experiment."""
 
     seed: settings.Seed = 0
-    initializations: settings.Count = 5  # keys, each an initialization; the interval is over them
+    initializations: settings.Count = 5  # one key each; the interval is over them
     methods: settings.Methods = ("magnitude_after", "snip", "grasp", "synflow", "random", "imp")
     task: Cube = Cube()
     pruning: Pruning = Pruning()
-    # On so many initializations a second pass of `information.exact` checks that H(m | D) is 0.
+    # Number of initializations on which `information.exact` checks that H(m | D) is 0.
     checked: Annotated[int, settings.Range(0)] = 1
     sensitivity: Sensitivity = Sensitivity()
 

@@ -1,7 +1,7 @@
 """Exact mask information on the cube task of "No Free Prune", appendix C.2.
 
-Six labelled corners of the cube, a ReLU net of one hidden layer, every parameter prunable, biases
-too: so few datasets that each pruning algorithm runs on all of them.
+Six labeled corners of the cube and a ReLU net of one hidden layer, with every parameter prunable,
+biases included. The datasets are so few that each pruning algorithm runs on all of them.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ def task(asked: Cube) -> Task:
 
 
 def pruned_counts(name: str, task: Task, pruned: Sequence[int]) -> tuple[int, ...]:
-    """How many weights a method prunes at each level.
+    """The number of weights that a method prunes at each level.
 
-    Whole units can only go with all of their weights: incoming, outgoing and the bias.
+    Whole units are removed with all of their weights: incoming, outgoing and the bias.
     """
     if name != "units_after":
         return tuple(pruned)
@@ -95,7 +95,7 @@ def algorithm(name: str, task: Task, pruned: Sequence[int], *, synflow_rounds: i
 def measure(
     algorithm: Algorithm, task: Task, *, check: bool = True, key: Any
 ) -> dict[str, np.ndarray]:
-    """Exact bits, ceilings and number of masks, a row a level, for the initialization of `key`."""
+    """Exact bits, ceilings and number of masks, by level, for the initialization of `key`."""
     result = information.exact(
         algorithm,
         task.data.datasets,

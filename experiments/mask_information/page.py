@@ -17,7 +17,7 @@ Bits = Mapping[str, Mapping[str, np.ndarray]]
 
 
 def show(results: Mapping[str, Any], config: ConfigDict, run: records.Run) -> dict[str, Any]:
-    """Prints the tables, writes figure and page; returns the summary."""
+    """Prints the tables and writes the figure and the page; returns the summary."""
     asked, bits, task = settings.read(Settings, config), results["bits"], results["task"]
     lead = (
         "Exact mutual information of mask and data on the cube task of No Free Prune, appendix "
@@ -64,13 +64,13 @@ def _table(asked: Settings, bits: Mapping[str, np.ndarray], task: cube.Task) -> 
 
 
 def sensitivity(asked: Settings, bits: Bits) -> report.Table:
-    """What changes with what the paper leaves open."""
+    """The effect of what the paper leaves open."""
     shown = [k for k in (9, 18) if k <= asked.pruning.most]
     columns = [tables.Column("setting", "setting"), tables.Column("method", "method")]
     columns += [tables.Column(str(k), f"{k} pruned", 2) for k in shown]
     columns += [tables.Column("peak", "highest mean", 2), tables.Column("at", "at pruned", 0)]
     rows = []
-    # All on the same initializations, so that a difference is of the setting alone.
+    # All on the same initializations, so that differences come from the setting alone.
     n = min(len(values) for by_method in bits.values() for values in by_method.values())
     for setting, by_method in bits.items():
         for name in _in_order(by_method):

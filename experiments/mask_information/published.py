@@ -1,4 +1,4 @@
-"""Bits read off figure 4 of arXiv:2402.01089 (regression), good to about 0.01."""
+"""Bits read off figure 4 of arXiv:2402.01089 (regression), accurate to about 0.01."""
 
 PRUNED = (3, 5, 7, 9, 11, 13, 15, 17, 18, 19, 20)
 BITS = {

@@ -28,7 +28,7 @@ class Setting(NamedTuple):
 
 
 def check(config: ConfigDict) -> None:
-    """Refuses what cannot be run."""
+    """Refuses settings that cannot be run."""
     settings.read(Settings, config)
 
 
@@ -54,7 +54,7 @@ def _settings(asked: Settings) -> Iterator[Setting]:
     trained = [name for name in asked.methods if name in ("imp", "magnitude_after")]
     scored = [name for name in asked.methods if name in ("snip", "grasp")]
     for field in ("initialization", "learning_rate", "steps"):
-        # Data and initialization decide what is scored; the training does not.
+        # Scores depend on the data and the initialization, not on the training.
         names = (*trained, *scored) if field == "initialization" else tuple(trained)
         for value in getattr(asked.sensitivity, field):
             changed = replace(asked.task, **{field: value})
@@ -62,7 +62,7 @@ def _settings(asked: Settings) -> Iterator[Setting]:
 
 
 def slug(name: str) -> str:
-    """A name as stages and the summary have it."""
+    """A name in the form used by stages and the summary."""
     return re.sub(r"[^\w./-]+", "_", name)
 
 

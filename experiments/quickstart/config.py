@@ -22,12 +22,12 @@ class Network:
 
 @dataclass(frozen=True)
 class Pruning:
-    """How far and how."""
+    """How much is pruned, and how."""
 
     densities: settings.Densities = (0.2, 0.05, 0.02)  # kept / prunable; of units for whole units
     scoring_examples: settings.Count = 512  # training examples that SNIP and GraSP score on
     synflow_rounds: settings.Count = 100
-    # Removed a round at most; rounds hit every density.
+    # Share removed per round at most; rounds hit every density.
     imp_removal: Annotated[float, settings.Range(0.001, 1, below=True)] = 0.2
     grasp_temperature: settings.Positive = 200.0
 
@@ -42,13 +42,13 @@ class Pruning:
 class Repair:
     """OrthP, on whole units."""
 
-    density: float | None = None  # of units, at which it is shown; by default the first density
+    density: float | None = None  # of units; by default the first of `densities`
     gain: settings.Positive = 2**0.5  # singular value of the new kernels; sqrt(2) suits ReLU
 
 
 @dataclass(frozen=True)
 class Measuring:
-    """What Jacobians are taken on."""
+    """The inputs of the Jacobians."""
 
     inputs: settings.Count = 256  # training images
 
@@ -59,7 +59,7 @@ class Information(Cube):
 
     initializations: settings.Count = 10
     imp_initializations: settings.Count = 3  # IMP takes 20 times as long
-    checked: Annotated[int, settings.Range(0)] = 1  # on which H(m | D) = 0 is checked
+    checked: Annotated[int, settings.Range(0)] = 1  # number on which H(m | D) = 0 is checked
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class Settings:
 
     seed: settings.Seed = 0
     seeds: settings.Count = 5  # initializations and data orders, vmapped
-    # Seeds in one vmapped call on a device, all by default; it fixes the last bits. With fewer,
-    # more devices and hosts share the seeds, not only the methods and densities.
+    # Seeds in one vmapped call on a device, all by default; it determines the last bits. With
+    # fewer, devices and hosts share the seeds too, not only the methods and densities.
     block: settings.Count | None = None
     methods: settings.Methods = (
         "imp",

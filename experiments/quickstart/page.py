@@ -20,18 +20,19 @@ MEASURED = {
     "mean_singular_value_pruned": ("before", 1.0),
     "mean_singular_value_finetuned": ("after", 1.0),
 }
-"""What the summary gives of each run: where it is in a result, and its unit."""
+"""Quantities in the summary of each run: their key in a result, and their scale."""
 
 DENSE = Job("dense", 1.0)
 """The dense network as a row."""
 
-_ROUNDING = 1e-4  # float32 puts a singular value of 0 anywhere below this, beside others near 10
+_ROUNDING = 1e-4  # float32 gives a singular value of 0 anywhere below this, beside some near 10
 
 BUDGETS = (
-    "Training epochs: all that a row took, choosing its mask included; methods are not compared at "
-    "equal training. Pruned at initialization, a network trains once. After training, it starts "
-    "from the trained weights and trains again, by the same schedule from its start. IMP trains "
-    "once a round, each time from the initial weights, and once more under the mask it ends with."
+    "Training epochs: the total for a row, including the choice of its mask; methods are not "
+    "compared at equal training. A network pruned at initialization trains once. One pruned after "
+    "training starts from the trained weights and trains again, by the same schedule from its "
+    "start. IMP trains once per round, each time from the initial weights, and once more under its "
+    "final mask."
 )
 VOCABULARY = {
     "density": "Kept over prunable weights; of units where whole units are pruned. Biases are not "
@@ -44,9 +45,9 @@ VOCABULARY = {
     "(dynamical isometry); a mean alone does not show that.",
     "OrthP": "After whole units are removed and before finetuning, every kernel is replaced by one "
     "with orthogonal rows or columns (Gram-Schmidt, the filters in their order).",
-    "mask information": "I(m; D | init): how many bits the mask knows of the dataset it was chosen "
-    "on. On the cube task every dataset can be pruned on, so it is computed exactly; its ceiling "
-    "is H(D), the entropy of the dataset.",
+    "mask information": "I(m; D | init): how many bits the mask knows about the dataset it was "
+    "chosen on. On the cube task every dataset can be pruned on, so it is computed exactly; its "
+    "ceiling is H(D), the entropy of the dataset.",
     "SNIP, GraSP, SynFlow": "Scores at initialization: |w dL/dw|; w (Hg), what the gradient's norm "
     "needs; and |w dR/dw| with R the flow through the network of absolute weights, which sees no "
     "data.",
@@ -60,7 +61,7 @@ VOCABULARY = {
 
 
 def show(outcome: Outcome, config: ConfigDict, run: records.Run) -> dict[str, Any]:
-    """Prints the tables, writes figures, CSVs and page; returns the summary."""
+    """Prints the tables and writes figures, CSVs and the page; returns the summary."""
     asked = settings.read(Settings, config)
     records.write_csv(run.directory / "results.csv", csv_rows(asked, outcome))
     for job, result in _all(outcome).items():
@@ -78,8 +79,8 @@ def show(outcome: Outcome, config: ConfigDict, run: records.Run) -> dict[str, An
         asked,
         title="Pruning: what a mask knows, and how trainable it is",
         lead=f"Ways to choose a mask, compared on {asked.data.name}: how accurate is what they "
-        "leave, are its weights a good place to start, and what does the mask know of the data it "
-        "was chosen on?",
+        "leave, are its weights a good place to start, and what does the mask know about "
+        "the data it was chosen on?",
         sections=[
             report.Section("Accuracy and trainability", trainability),
             report.Section(
@@ -102,7 +103,7 @@ def _all(outcome: Outcome) -> dict[Job, Mapping[str, Any]]:
 
 
 def accuracy_table(asked: Settings, outcome: Outcome) -> report.Table:
-    """A row a method and density; OrthP beside the whole units that it repairs."""
+    """One row per method and density; OrthP beside the whole units that it repairs."""
     columns = [
         tables.Column("method", "method"),
         tables.Column("density", "density", 2),
@@ -189,7 +190,7 @@ def _why_no_repair(asked: Settings, outcome: Outcome, job: Job) -> str:
 
 
 def bits_table(asked: Settings, outcome: Outcome) -> report.Table:
-    """Exact bits, a row a method."""
+    """Exact bits, one row per method."""
     chosen, task = asked.information, outcome.cube
     shown = [k for k in (3, 5, 10, 15, 18, 20) if k < task.size]
     columns = [tables.Column("method", "method")]
@@ -223,7 +224,7 @@ def _accuracy_figure(asked: Settings, outcome: Outcome, run: records.Run) -> rep
     rows = []
     for job, result in _all(outcome).items():
         if not job.repaired:
-            # Whole units stand at the share of weights that they keep.
+            # Whole units are placed at the share of weights that they keep.
             share = float(np.asarray(result["kept"]).mean()) / outcome.problem.size
             mean, half, n = page.over_seeds(result["test_accuracy"], scale=100)
             row = {"method": methods.TITLES.get(job.method, job.method), "density": share}
@@ -239,8 +240,8 @@ def _accuracy_figure(asked: Settings, outcome: Outcome, run: records.Run) -> rep
         drawn,
         rows,
         caption="Higher is better, and further right is sparser. The dashed line is the dense "
-        "network. Whole units stand where the weights that they keep put them.",
-        alt="Test accuracy against the share of weights kept, one line a method.",
+        "network. Whole units are placed by their share of weights kept.",
+        alt="Test accuracy against the share of weights kept, one line per method.",
     )
 
 
@@ -303,7 +304,7 @@ def _bits_figure(asked: Settings, outcome: Outcome, run: records.Run) -> report.
 
 
 def csv_rows(asked: Settings, outcome: Outcome) -> list[dict[str, Any]]:
-    """One row a method, density and seed."""
+    """One row per method, density and seed."""
     return [
         {
             "method": job.method,

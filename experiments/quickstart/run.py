@@ -31,12 +31,12 @@ class Job(NamedTuple):
 
     @property
     def name(self) -> str:
-        """For metrics and the summary."""
+        """The job's name in metrics and the summary."""
         return f"{self.method}/density_{self.density:g}" + ("/orthp" if self.repaired else "")
 
 
 class Setting(NamedTuple):
-    """What every stage needs, made once."""
+    """Everything the stages need, made once."""
 
     asked: Settings
     task: training.Task
@@ -45,14 +45,14 @@ class Setting(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What the main job found; the arrays of a result have a leading axis of seeds.
+    """Results of the main job; their arrays have a leading axis of seeds.
 
     Attributes:
-      task: The network that was pruned, and its data.
-      problem: What the pruners were told of it.
-      dense: The result of the dense network.
-      found: The result of every job.
-      cube: The cube task.
+      task: Network that was pruned, and its data.
+      problem: Its description for the pruners.
+      dense: Result of the dense network.
+      found: Result of every job.
+      cube: Cube task.
       bits: By method, `bits` [initializations, levels] and `pruned` weights [levels].
     """
 
@@ -65,7 +65,7 @@ class Outcome(NamedTuple):
 
 
 def check(config: ConfigDict) -> None:
-    """Refuses what cannot be run."""
+    """Refuses settings that cannot be run."""
     settings.read(Settings, config)
 
 
@@ -191,7 +191,7 @@ def _choose_masks(setting: Setting, name: str, dense: Params) -> dict[str, Any]:
             block=setting.asked.block or setting.asked.seeds,
         )
     else:
-        # The dense networks are there; `algorithms.after_training` would train them again.
+        # The dense networks are trained; `algorithms.after_training` would train them again.
         prune = _pruner(setting, name)
         found = methods.over_seeds(
             name,
@@ -214,7 +214,7 @@ def _pruner(setting: Setting, name: str) -> Pruner:
 
 
 def _imp(setting: Setting) -> Masks:
-    """Geometric rounds that hit each density; the masks at the densities alone."""
+    """Masks at the densities alone, from geometric rounds that hit each density."""
     asked = setting.asked.pruning
     levels, hits = methods.imp_levels(asked.densities, removal=asked.imp_removal)
     algorithm = algorithms.imp(

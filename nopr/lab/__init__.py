@@ -1,6 +1,6 @@
-"""For experiments: launching, run directories, stored stages, checkpoints, plots, tables, pages.
+"""Machinery for experiments: launcher, run directories, checkpoints, plots, tables and pages.
 
-Nothing in the science imports it. What it needs beyond a plain install comes with the extra `lab`.
+The science does not import it. Its requirements beyond a plain install come with the extra `lab`.
 """
 
 import importlib
@@ -28,7 +28,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a module when it is first asked for."""
+    """Imports a module on first access."""
     if name in __all__:
         try:
             return importlib.import_module(f"nopr.lab.{name}")

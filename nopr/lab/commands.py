@@ -1,4 +1,4 @@
-"""What is asked on the command line: the experiment, its config, where and with whom to run."""
+"""The command line: the experiment, its config, the run directory and the other processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class UsageError(Exception):
 
 @dataclass(frozen=True)
 class Command:
-    """What was asked on the command line."""
+    """A parsed command line."""
 
     config: ConfigDict
     variant: str
@@ -41,16 +41,16 @@ def parse(argv: Sequence[str]) -> Command:
     """Reads the command line without starting anything.
 
     Args:
-      argv: The program's name and the flags.
+      argv: Program name and flags.
 
     Returns:
-      The command, its config with all changes made and locked.
+      The command; its config has all changes applied and is locked.
 
     Raises:
-      UsageError: For anything that cannot be understood; the message is one line.
+      UsageError: If the command line cannot be understood; the message is one line.
     """
     for word in argv:
-        if any("\ud800" <= letter <= "\udfff" for letter in word):  # bytes of no text
+        if any("\ud800" <= letter <= "\udfff" for letter in word):  # bytes that are not text
             raise UsageError(f"The command line must be text in UTF-8, got {word!r}.")
     path, rest = _split_config(list(argv))
     config, variant, code = _load_config(path)
@@ -88,7 +88,7 @@ def parse(argv: Sequence[str]) -> Command:
 
 
 def _peers(values: flags.FlagValues) -> peers.Peers | None:
-    """The other processes, as the flags give them; None for a run of one process."""
+    """The other processes according to the flags; None for a run of one process."""
     where = (values.coordinator, values.processes, values.process)
     if not values.distributed and where == (None, None, None):
         return None
@@ -116,7 +116,7 @@ def _peers(values: flags.FlagValues) -> peers.Peers | None:
 
 
 def _split_config(argv: list[str]) -> tuple[str, list[str]]:
-    """Takes --config=PATH out of the command line."""
+    """Splits --config=PATH from the command line."""
     for index, word in enumerate(argv):
         if word.startswith(("--config=", "-config=")):
             return word.partition("=")[2], argv[:index] + argv[index + 1 :]
@@ -160,7 +160,7 @@ def _load_config(path: str) -> tuple[ConfigDict, str, finding.Code]:
 
 
 def listing(experiments: Sequence[finding.Experiment]) -> str:
-    """The experiments, a line each with what it is about, and its variants below."""
+    """The experiments, one line each with its summary, and its variants below."""
     if not experiments:
         return f"There are no experiments in {Path.cwd()} or in its folder experiments."
     width = max(len(str(one.config)) for one in experiments)

@@ -1,7 +1,7 @@
 """Finds experiments and loads their code.
 
-An experiment is a folder with `config.py` (`get_config`), `run.py` (`run`, and `check` where it
-has one) and, if it likes, `page.py` (`show`); or one file with all of these.
+An experiment is a folder with `config.py` (`get_config`), `run.py` (`run`, and `check` if present)
+and optionally `page.py` (`show`), or one file with all of these.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import NamedTuple
 
 
 class Experiment(NamedTuple):
-    """An experiment as its files describe it; nothing of it is run."""
+    """An experiment as described by its files; none of its code is run."""
 
     name: str
     config: Path
     about: str
     """The first line of the config's docstring."""
     variants: tuple[str, ...]
-    """What `VARIANTS` of the config lists, besides the experiment as it stands."""
+    """The config's `VARIANTS`; the plain experiment is not among them."""
     published: bool
     """Whether there are published numbers beside the config."""
 
@@ -33,16 +33,16 @@ class Code(NamedTuple):
 
     config: Path
     run: Path
-    """Has `run`; what it imports counts for the results."""
+    """Defines `run`; results depend on it and on its imports."""
     page: Path | None
-    """Has `show`, if it is there; it counts for nothing."""
+    """Defines `show`; None if absent. Results do not depend on it."""
 
 
 def find(folder: Path = Path()) -> list[Experiment]:
-    """The experiments in a folder and in its folder `experiments`, by name.
+    """The experiments in a folder and in its subfolder `experiments`, sorted by name.
 
     Args:
-      folder: Such as the root of a clone; the current one by default.
+      folder: Folder to search, such as the root of a clone.
     """
     configs = [*folder.glob("experiments/*/config.py"), *folder.glob("*/config.py")]
     found = [_described(path) for path in (*configs, *folder.glob("*.py"))]
@@ -50,7 +50,7 @@ def find(folder: Path = Path()) -> list[Experiment]:
 
 
 def name_of(config: Path) -> str:
-    """The name of an experiment: that of its folder, or of its one file."""
+    """The name of an experiment: that of its folder, or of its only file."""
     config = config.resolve()
     return config.parent.name if config.name == "config.py" else config.stem
 
@@ -71,9 +71,9 @@ def code_of(config: Path, module: types.ModuleType) -> Code:
 
 
 def load(path: Path) -> types.ModuleType:
-    """The module in a file, which may import what lies beside it.
+    """Loads the module in a file, which may import files beside it.
 
-    It has the name by which others import it, where there is one, so that it is loaded once.
+    It gets the name under which others import it, if any, so that it is loaded only once.
     """
     path = path.resolve()
     if str(path.parent) not in sys.path:

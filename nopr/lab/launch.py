@@ -5,8 +5,8 @@ python -m nopr.lab.launch --config=FILE.py[:variant] [flags]
   --config=FILE.py[:variant]  the config: of a folder with a run.py, or a file that defines `run`
   --config.KEY=VALUE          changes one field of it
   --workdir=DIR               where to write; runs/NAME[-variant]-HASH by default
-  --rerun                     sets an earlier run aside and begins anew
-  --show                      makes the tables, figures and report of a finished run again
+  --rerun                     sets an earlier run aside and starts over
+  --show                      remakes the tables, figures and report of a finished run
   --traceback                 shows where an error was raised
   --list                      lists the experiments here and in experiments/
 
@@ -14,7 +14,7 @@ On several hosts, the same command on each, and
 
   --coordinator=HOST:PORT     address of process 0
   --processes=N --process=I   number of processes, and the index of this one
-  --distributed               instead of these three, on Slurm and TPU: found in the environment
+  --distributed               finds these three in the environment, on Slurm and TPU
   --patience=SECONDS          silence after which a process counts as lost; 30 by default
 
 The exit status is 0 when the run is done, 1 after an error, 2 for a command that cannot be carried
@@ -39,7 +39,7 @@ from nopr.lab.commands import Command, UsageError, listing, one_line, parse
 
 # jax is imported late, so that a bad flag is reported at once.
 _USER_ERRORS = (ArithmeticError, MemoryError, OSError, ValueError, ModuleNotFoundError)
-_FULL = (  # where something wrote that knows nothing of runs
+_FULL = (  # for writes by code that knows nothing of runs
     "The disk is full: what is done is in {}, and is unchanged. "
     "Free some space and run the same command again."
 )
@@ -50,13 +50,13 @@ _LOST = (
     "The same command on every host resumes from there."
 )
 _ALONE = (
-    "The other processes did not come within {} seconds. Start the same command on every host, "
+    "The other processes did not join within {} seconds. Start the same command on every host, "
     "with the address of process 0 and a --process of its own."
 )
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command line `argv` (with the program's name first) and returns the exit status."""
+    """Runs the command line `argv` (program name first) and returns the exit status."""
     if {"--help", "-help", "-h", "--list"} & set(argv[1:]):
         print(listing(finding.find()) if "--list" in argv[1:] else (__doc__ or "").strip())
         return 0
@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _failed(error: Exception, command: Command | None, *, show_place: bool) -> int:
-    """Reports in one line what went wrong, and returns the exit status; raises bugs."""
+    """Reports a failure in one line and returns the exit status; re-raises bugs."""
     peers.end()
     if isinstance(error, peers.AloneError) and command is not None and command.peers is not None:
         line, status = _ALONE.format(10 * command.peers.patience_seconds), peers.LOST
@@ -96,7 +96,7 @@ def _failed(error: Exception, command: Command | None, *, show_place: bool) -> i
 
 
 def _is_of_jax(error: Exception) -> bool:
-    """Whether a device refused, as when it has too little memory."""
+    """Whether the error is JAX's own, such as too little memory on a device."""
     return "jax" in sys.modules and isinstance(error, sys.modules["jax"].errors.JaxRuntimeError)
 
 
@@ -115,15 +115,15 @@ def _launch(command: Command) -> None:
         except ValueError as error:
             raise UsageError(str(error)) from error
         met = True
-        stopping.listen()  # JAX has taken SIGTERM for a notice of its own
+        stopping.listen()  # JAX has installed its own handler of SIGTERM
     first = processes.index() == 0
     idle = (command.workdir / "DONE").exists() and not (command.rerun or command.show)
-    # What is refused is refused before anything is written or set aside.
+    # Refusals come before anything is written or set aside.
     module = None if idle else _checked(command)
     if command.rerun and first:
         previous = records.set_aside(command.workdir)
         if previous is not None:
-            print(f"The run that was there is now in {previous}")
+            print(f"The previous run is now in {previous}")
     with (
         records.open_run(
             command.workdir,
@@ -145,7 +145,7 @@ def _launch(command: Command) -> None:
 
 
 def _checked(command: Command) -> types.ModuleType:
-    """The module of the experiment, once its own `check` has found nothing wrong."""
+    """The experiment's module, after its own `check` has passed."""
     module = finding.load(command.code.run)
     if not hasattr(module, "run"):
         raise UsageError(f"{str(command.code.run)!r} has no function `run`.")
@@ -155,7 +155,7 @@ def _checked(command: Command) -> types.ModuleType:
 
 
 def _compute_and_show(command: Command, module: types.ModuleType, run: records.Run) -> None:
-    """Runs the experiment, and shows what came out in process 0 alone."""
+    """Runs the experiment in every process, and shows its results in process 0."""
     results = module.run(command.config, run)
     if processes.index() > 0:
         return
@@ -168,11 +168,11 @@ def _print_finished(experiment: str, run: records.Run) -> None:
     print(run.table, end="\n\n")
     where = run.report if run.report.exists() else run.directory
     age = " by an earlier version of the code" if run.outdated else ""
-    print(f"{experiment} is finished{age}: {where}\nNothing was run; --rerun runs it anew.")
+    print(f"{experiment} is finished{age}: {where}\nNothing was run; --rerun runs it again.")
 
 
 def _prepare_environment(workdir: Path) -> None:
-    """What must be settled before jax starts: quiet, and the thread pool of a run that resumes."""
+    """Sets what must precede the start of JAX: quiet logs, and the threads of a resumed run."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     before = (records.read_json(workdir / "environment.json") or {}).get("threads")
@@ -181,7 +181,7 @@ def _prepare_environment(workdir: Path) -> None:
 
 
 def run_program() -> None:
-    """Carries out the command line of this program and ends it with the exit status."""
+    """Runs the command line of this program and exits with its status."""
     terminal.guard_streams()
     stopping.listen(lambda: terminal.say(_UNHEARD))
     try:

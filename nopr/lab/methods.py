@@ -22,13 +22,13 @@ TITLES = {
     "snip": "SNIP",
     "random": "random (ERK)",
 }
-"""How each method is called in tables and figures, in their order there."""
+"""The name of each method in tables and figures, in their order there."""
 
 AT_INIT = ("random", "magnitude_init", "snip", "grasp", "synflow")
-"""The methods that choose their mask before training."""
+"""Methods that choose their mask before training."""
 
 AFTER_TRAINING = ("magnitude_after", "units_after")
-"""The methods that choose their mask on the trained dense network and continue from it."""
+"""Methods that choose their mask on the trained dense network and continue from it."""
 
 
 class Problem(NamedTuple):
@@ -36,12 +36,12 @@ class Problem(NamedTuple):
 
     Attributes:
       apply: `apply(params, inputs) -> outputs`.
-      loss: What SNIP differentiates.
-      grasp_loss: What GraSP differentiates: the paper divides the logits by 200.
-      input_shape: Of one input, for SynFlow.
-      layers: The kernels from input to output, for whole units.
-      like: The shapes of the prunable leaves, None elsewhere; see `trees.select`.
-      where: Which leaves are prunable.
+      loss: Loss that SNIP differentiates.
+      grasp_loss: Loss that GraSP differentiates; the paper divides the logits by 200.
+      input_shape: Shape of one input, for SynFlow.
+      layers: Paths of the kernels from input to output, for whole units.
+      like: Shapes of the prunable leaves, None elsewhere; see `trees.select`.
+      where: Predicate for prunable leaves.
     """
 
     apply: Apply
@@ -54,7 +54,7 @@ class Problem(NamedTuple):
 
     @property
     def shapes(self) -> Shapes:
-        """Of the prunable leaves, in leaf order."""
+        """Shapes of the prunable leaves, in leaf order."""
         return trees.shapes(self.like)
 
     @property
@@ -84,7 +84,7 @@ def criterion(name: str, problem: Problem) -> Criterion:
 
 
 def pruner(name: str, problem: Problem, *, synflow_rounds: int) -> Pruner:
-    """The pruner of a method; its counts come with each call, see `plan`."""
+    """The pruner of a method; its counts are given in each call, see `plan`."""
     if name == "units_after":
         return pruning.pruner(
             criteria.magnitude(),
@@ -99,8 +99,9 @@ def plan(name: str, density: float, problem: Problem, *, synflow_rounds: int) ->
     """What a method's pruner keeps for a density of all prunable weights.
 
     Returns:
-      Kept weights: a count; one a layer for random masks, by ERK; one a round for SynFlow. For
-      whole units, kept units of each hidden layer, in leaf order, where layer_10 is before layer_2.
+      Kept weights: one count; one per layer for random masks, by ERK; one per round for SynFlow.
+      For whole units, the kept units of each hidden layer in leaf order, where layer_10 precedes
+      layer_2.
     """
     if name == "units_after":
         units = granularity.sizes(granularity.units(problem.layers), trees.select(problem.like))
@@ -114,15 +115,15 @@ def plan(name: str, density: float, problem: Problem, *, synflow_rounds: int) ->
 
 
 def kept_units(widths: Sequence[int], density: float) -> tuple[int, ...]:
-    """What is left of hidden layers of these widths when whole units are pruned."""
+    """Units left in hidden layers of these widths after whole units are pruned."""
     return tuple(round(density * width) for width in widths)
 
 
 def imp_levels(targets: Sequence[float], *, removal: float) -> tuple[list[float], list[int]]:
-    """Densities of the IMP rounds, and which of them are the targets.
+    """Densities of the IMP rounds, and the indices of the targets among them.
 
-    Between one target and the next the rounds are geometric and remove at most `removal` of what
-    is left.
+    Between one target and the next the rounds are geometric and remove at most `removal` of the
+    weights that are left.
     """
     levels, hits, last = [], [], 1.0
     for target in targets:
@@ -135,7 +136,7 @@ def imp_levels(targets: Sequence[float], *, removal: float) -> tuple[list[float]
 
 
 def trainings(name: str, density: float, *, densities: Sequence[float], removal: float) -> int:
-    """How often a method trains before it has its mask at one of the densities."""
+    """The number of trainings before a method has its mask at one of the densities."""
     if name == "imp":
         _, hits = imp_levels(list(densities), removal=removal)
         return hits[list(densities).index(density)] + 1
@@ -143,23 +144,23 @@ def trainings(name: str, density: float, *, densities: Sequence[float], removal:
 
 
 def checked_text(checked: int, initializations: int) -> str:
-    """On how many initializations a second pass of `information.exact` confirmed H(m | D) = 0."""
+    """States on how many initializations `information.exact` confirmed H(m | D) = 0."""
     return f"H(m | D) = 0 checked on {min(checked, initializations)} of {initializations}"
 
 
 def over_seeds(
     name: str, function: Any, cases: Any, *, shared: Any = None, block: int | None = None
 ) -> Any:
-    """Sweeps `function` over seeds; a check that fails in it is an error that names the method.
+    """Sweeps `function` over seeds; a failed check raises an error that names the method.
 
     In a compiled program `masks.top` cannot raise for scores that are not finite: uncaught, they
     would give a mask like any other.
 
     Args:
-      name: The method.
+      name: Name of the method.
       function: `function(case)`, or `function(case, shared)`.
-      cases: Stacked over seeds.
-      shared: What all seeds read.
+      cases: Cases, stacked over seeds.
+      shared: Arrays that all seeds read.
       block: Seeds in one vmapped call on a device; see `sweeps.run`.
     """
     check = checkify.checkify(function, errors=checkify.user_checks)

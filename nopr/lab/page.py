@@ -1,6 +1,6 @@
-"""What an experiment shows: its tables in print, its page, its metrics and its summary.
+"""The output of an experiment: printed tables, page, metrics and summary.
 
-The sections say once what is shown; the printed tables, `table.txt` and `report.html` follow:
+The sections state once what is shown; the printed tables, `table.txt` and `report.html` follow:
 
     def show(results, config, run):
         asked = settings.read(Settings, config)
@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from nopr.lab import plots, records, report, settings, tables
 
 WIDTH = 100
-"""Characters of a printed line of text."""
+"""Width of printed text, in characters."""
 
 
 def write(
@@ -43,11 +43,11 @@ def write(
     The page ends with the command that runs it again, the settings and the environment.
 
     Args:
-      run: Where to write.
-      asked: The settings, as `settings.read` gives them.
-      title: The heading of the page, best a question.
-      lead: What was done, in one or two sentences.
-      sections: What is shown.
+      run: Run to write to.
+      asked: Settings, as `settings.read` returns them.
+      title: Heading of the page, best a question.
+      lead: One or two sentences on what was done.
+      sections: Content of the page.
     """
     shown = [block for section in sections for block in section.blocks]
     run.show_table("\n\n".join(_text(b) for b in shown if isinstance(b, report.Table)))
@@ -78,18 +78,18 @@ def figure(
     """Saves a figure with the numbers that it shows, for a section.
 
     Args:
-      run: Where to save.
-      name: The files' name without its ending.
-      drawn: The figure.
-      rows: The numbers that it shows, one mapping a line.
+      run: Run to save in.
+      name: File name without its ending.
+      drawn: Figure.
+      rows: Numbers that it shows, one mapping per row.
       caption: How to read it.
-      alt: What it shows, for those who cannot see it.
+      alt: What it shows, for readers who cannot see it.
     """
     return report.Figure(plots.save(drawn, rows, run.figures, name).png, caption, alt)
 
 
 def command(asked: Any) -> str:
-    """The command line that runs these settings: the file of their dataclass and what differs."""
+    """The command line that runs these settings: their file, and the fields that differ."""
     path = Path(inspect.getfile(type(asked)))
     if path.is_relative_to(Path.cwd()):
         path = path.relative_to(Path.cwd())
@@ -116,16 +116,16 @@ def compare(
     about: str,
     published: Mapping[tuple[str, float], float] | None = None,
 ) -> dict[str, Any]:
-    """Shows networks trained under masks: table, figure, metrics and page, and the summary.
+    """Shows networks trained under masks: table, figure, metrics, page and summary.
 
     Args:
-      run: Where to write.
-      asked: The settings, as `settings.read` gives them.
-      results: By method and density, what `training.sweep` gives.
-      title: The heading of the page, best a question.
-      lead: What was done, in one or two sentences.
-      about: The data and the network, for captions, such as `"digits, 64-300-100-10 ReLU net"`.
-      published: By method and density, test accuracies in % to stand beside these.
+      run: Run to write to.
+      asked: Settings, as `settings.read` returns them.
+      results: Results of `training.sweep`, by (method, density).
+      title: Heading of the page, best a question.
+      lead: One or two sentences on what was done.
+      about: Data and network for captions, such as `"digits, 64-300-100-10 ReLU net"`.
+      published: Published test accuracies in %, by (method, density).
 
     Returns:
       The summary.
@@ -162,7 +162,7 @@ def compare(
         plots.accuracy_against_density(points, title=title),
         points,
         caption="Test accuracy of the last epoch. Higher is better, further right is sparser.",
-        alt="Test accuracy against the share of weights kept, one line a method.",
+        alt="Test accuracy against the share of weights kept, one line per method.",
     )
     blocks = [report.Table(rows, columns, caption, "method"), drawn]
     write(run, asked, title=title, lead=lead, sections=[report.Section("Results", blocks)])
@@ -182,11 +182,11 @@ def over_seeds(values: Any, *, scale: float = 1.0) -> tables.Interval:
 
 
 def summarize(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A flat summary: of numbers by seed the mean, and the half width where there is one.
+    """A flat summary: the mean over seeds, and the half width of its interval if there is one.
 
     Args:
-      values: By name with its unit, a number, a string, an `Interval`, or an array whose first
-        axis is the seeds.
+      values: Numbers, strings, `Interval`s, or arrays whose first axis is the seeds, by name with
+        its unit.
     """
     summary: dict[str, Any] = {}
     for name, value in values.items():

@@ -27,7 +27,7 @@ LOST = 75  # the exit status when another process was lost
 _REMEDY = "Start the same command on every host, each with its own --process."
 
 _last_word = threading.Lock()
-_kept: list[Any] = []  # what C calls has to stay alive
+_kept: list[Any] = []  # keeps alive what C calls
 
 
 class Peers(NamedTuple):
@@ -40,14 +40,14 @@ class Peers(NamedTuple):
 
 
 class AloneError(Exception):
-    """The other processes did not come."""
+    """The other processes did not join."""
 
 
 def abort_in_one_line(line: Callable[[], str]) -> None:
-    """Makes an abort from C++ print one line and exit with `LOST`; C++ logs to a file.
+    """Turns an abort from C++ into one line and exit status `LOST`; C++ logs to a file.
 
     Args:
-      line: Returns the line. The path of the log follows it, and the log stays.
+      line: Function that returns the line; the path of the log, which is kept, is appended.
     """
     shown = os.dup(2)
     sys.stderr = terminal.guarded(shown, sys.stderr)
@@ -71,19 +71,19 @@ def abort_in_one_line(line: Callable[[], str]) -> None:
 
 
 def end() -> None:
-    """Ends the program in order: an abort prints nothing from now on, and the log is removed."""
+    """Prepares a normal exit: an abort prints nothing from now on, and the log is removed."""
     if _kept:
         _last_word.acquire(timeout=60)
         _kept[1].unlink(missing_ok=True)
 
 
 def connect(peers: Peers) -> None:
-    """Meets the other processes, then starts JAX's own service for them.
+    """Meets the other processes, then starts JAX's distributed service.
 
     Raises:
       ValueError: If they cannot meet: the address is wrong or in use, an index is given twice, or
-        they do not agree on how many they are.
-      AloneError: If some do not come within ten times the patience.
+        they disagree on their number.
+      AloneError: If some do not join within ten times the patience.
     """
     if peers.coordinator is not None:
         limit = time.monotonic() + 10 * peers.patience_seconds
@@ -100,7 +100,7 @@ def connect(peers: Peers) -> None:
 
 
 def _receive(host: str, port: int, mine: dict[str, Any], limit: float) -> None:
-    """Waits in process 0 for all others, and answers whether they fit together."""
+    """Waits in process 0 for all others, checks that they agree, and answers each."""
     both = socket.has_dualstack_ipv6()
     try:
         server = socket.create_server(
@@ -126,7 +126,7 @@ def _receive(host: str, port: int, mine: dict[str, Any], limit: float) -> None:
                 theirs = json.loads(other.recv(1024))
                 count, index = int(theirs["count"]), int(theirs["index"])
             except (OSError, ValueError, KeyError, TypeError):
-                other.close()  # something that is no process of a run
+                other.close()  # not a process of a run
                 continue
             if count != mine["count"]:
                 fault = f"Process {index} has --processes={count}, process 0 has {mine['count']}."
@@ -141,7 +141,7 @@ def _receive(host: str, port: int, mine: dict[str, Any], limit: float) -> None:
 
 
 def _report(host: str, port: int, mine: dict[str, Any], limit: float) -> None:
-    """Reports another process to process 0 and waits for the answer."""
+    """Reports this process to process 0 and waits for the answer."""
     while True:
         try:
             with socket.create_connection((host, port), timeout=5) as server:
@@ -152,13 +152,13 @@ def _report(host: str, port: int, mine: dict[str, Any], limit: float) -> None:
         except socket.gaierror as error:
             raise ValueError(
                 f"The address {host!r} in --coordinator is not known ({error.strerror}). Give the "
-                "name or number of the host of process 0."
+                "name or IP address of the host of process 0."
             ) from error
         except OSError as error:
             if time.monotonic() > limit:
                 raise TimeoutError from error
             time.sleep(0.1)
     if not answer:
-        raise processes.Lost("Process 0 ended before all had come.")
+        raise processes.Lost("Process 0 ended before all processes had joined.")
     if answer != "ok":
         raise ValueError(f"{answer} {_REMEDY}")

@@ -1,4 +1,4 @@
-"""Progress for the person at the terminal: how much is done, the rate, the time left, failures."""
+"""Progress at the terminal: work done, rate, time left and failures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from nopr import processes
 from nopr.typing import Progress, Status
 
-_LINE_SECONDS = 30.0  # between lines, where there is no terminal to draw a bar on
+_LINE_SECONDS = 30.0  # between lines, without a terminal to draw a bar on
 
 
 def bar(**options: Any) -> tqdm:
@@ -23,10 +23,10 @@ def bar(**options: Any) -> tqdm:
 
 @contextlib.contextmanager
 def shown(description: str, *, unit: str) -> Generator[Progress]:
-    """Shows how far a sweep or a run is; in process 0, of the share of that process.
+    """Shows the progress of a sweep or run in process 0, for the share of that process.
 
-    On a terminal it is a bar, elsewhere a line every half minute. Cases from the store count as
-    done, but not in the rate.
+    On a terminal it is a bar, elsewhere a line every half minute. Cases read from the store count
+    as done, but not in the rate.
     """
     if processes.count() > 1:
         description = f"{description} (process 0 of {processes.count()})"
@@ -40,7 +40,7 @@ def shown(description: str, *, unit: str) -> Generator[Progress]:
 
 
 def line(description: str, status: Status, *, unit: str) -> str:
-    """Such as `finetuning: 120 of 400 runs, 3.2 a second, 0:01:27 left, 2 not finite`."""
+    """One line, such as `finetuning: 120 of 400 runs, 3.2 a second, 0:01:27 left`."""
     words = [f"{description}: {status.done} of {status.total} {unit}s"]
     if status.per_second > 0:
         left = max(0, round(status.seconds_left))

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a run: its figures inside, no network, light and dark.
+"""One self-contained HTML page of a run: figures included, no network, light and dark.
 
 A page is a title, a lead and sections; a section is a heading and blocks:
 
@@ -12,7 +12,7 @@ A page is a title, a lead and sections; a section is a heading and blocks:
         ],
     )
 
-Every text is escaped, and the same arguments give the same bytes.
+All text is escaped, and the same arguments give the same bytes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Table(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A PNG, how to read it, and what it shows for those who cannot see it."""
+    """A PNG, how to read it, and what it shows, for readers who cannot see it."""
 
     png: str | Path
     caption: str
@@ -50,13 +50,13 @@ class Figure(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """A vocabulary: what each term means."""
+    """A vocabulary: terms and their meanings."""
 
     meanings: Mapping[str, str]
 
 
 class Details(NamedTuple):
-    """A folded part: one line to open, and text as it is, such as JSON."""
+    """A collapsed part: a one-line summary and preformatted text, such as JSON."""
 
     summary: str
     text: str
@@ -69,7 +69,7 @@ class Command(NamedTuple):
 
 
 Block: TypeAlias = str | Table | Figure | Terms | Details | Command
-"""What a section holds; a plain text is a paragraph."""
+"""The content of a section; a plain string is a paragraph."""
 
 
 class Section(NamedTuple):
@@ -83,17 +83,17 @@ def build(path: str | Path, *, title: str, lead: str, sections: Sequence[Section
     """Writes one self-contained HTML page.
 
     Args:
-      path: Where to write; the page appears whole or not at all.
-      title: The heading of the page.
-      lead: What was done and what came out, in a few plain sentences.
-      sections: The page below the lead.
+      path: Path of the page, which appears whole or not at all.
+      title: Heading of the page.
+      lead: A few plain sentences on what was done and found.
+      sections: Content of the page below the lead.
 
     Returns:
       The path.
 
     Raises:
-      ValueError: If a section is empty or not of known blocks, a figure is missing or no PNG or
-        has no `alt`, or a number of a table is not finite.
+      ValueError: If a section is empty or holds an unknown block, a figure is missing, is not a PNG
+        or has no `alt`, or a number in a table is not finite.
       records.RunError: If the page cannot be written.
     """
     return records.write_text(path, page(title=title, lead=lead, sections=sections))
@@ -173,7 +173,7 @@ def _table_html(block: Table) -> str:
         for group in sorted(set(table.groups))
     ]
     notes = "".join(f"<li>{_text(why)}</li>" for why in table.footnotes)
-    # The caption stands outside of the box in which a wide table scrolls, so that it wraps.
+    # The caption is outside the scrolling box of a wide table, so that it wraps.
     return (
         f'<p class="caption">{_text(block.caption)}</p>\n'
         f'<div class="wide" tabindex="0" role="region" aria-label="{_text(block.caption)}">\n'

@@ -1,8 +1,8 @@
-"""What an experiment can be asked for: frozen dataclasses, checked whole before the first step.
+"""Settings of an experiment: frozen dataclasses, checked as a whole before the first step.
 
 A dataclass states the fields, their types, ranges and defaults once. `config` turns it into the
-`ConfigDict` that the command line changes, `read` turns that back into the dataclass and refuses
-what is misspelt, of the wrong type or out of range:
+`ConfigDict` that the command line changes; `read` turns that back into the dataclass and refuses
+fields that are misspelled, of the wrong type or out of range:
 
     >>> from dataclasses import dataclass
     >>> @dataclass(frozen=True)
@@ -15,7 +15,7 @@ what is misspelt, of the wrong type or out of range:
     Traceback (most recent call last):
     ValueError: `densities` must be above 0 and at most 1, got 1.5.
 
-Rules that hold between fields belong in `__post_init__`. Nothing here imports jax, so that a bad
+Rules that involve several fields belong in `__post_init__`. Nothing here imports jax, so that a bad
 flag is refused at once.
 """
 
@@ -40,11 +40,11 @@ _LENGTH = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ep|it)\s*")
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that a field takes; put it in `Annotated`.
+    """The range of a field's numbers, for `Annotated`.
 
     Attributes:
-      low: The least number.
-      high: The greatest number.
+      low: Least number.
+      high: Greatest number.
       above: Whether `low` itself is refused.
       below: Whether `high` itself is refused.
     """
@@ -73,7 +73,7 @@ def parse_length(length: str) -> tuple[Fraction, str]:
     """The number and the unit of a length such as `"10ep"` or `"500it"`.
 
     Raises:
-      ValueError: If `length` reads otherwise.
+      ValueError: If `length` does not read so.
     """
     match = _LENGTH.fullmatch(length)
     if match is None or (match[2] == "it" and "." in match[1]):
@@ -127,7 +127,7 @@ class Data:
     """A dataset, with examples held out to select an epoch on."""
 
     name: str = "digits"  # digits, mnist, fashion_mnist, or another dataset of `data.load`
-    validation: Positive = 1 / 6  # of the training part, for selection; from 1 on a count
+    validation: Positive = 1 / 6  # share held out of training; from 1 on, a count
     pad: Annotated[int, Range(0, 64)] = 0  # pixels on each side
 
 
@@ -137,13 +137,13 @@ class Training:
 
     length: Length | None = None  # by default 30ep for digits and 3ep for larger sets
     batch_size: Count = 64  # examples
-    learning_rate: Positive = 0.05  # at first
+    learning_rate: Positive = 0.05  # initial
     momentum: Annotated[float, Range(0, 1, below=True)] = 0.9
     weight_decay: NotNegative = 1e-4
 
 
 def config(settings: Any) -> ConfigDict:
-    """The `ConfigDict` of a dataclass of settings; a field that is None takes its type later."""
+    """The `ConfigDict` of a dataclass of settings; None becomes a typed placeholder."""
     found = ConfigDict()
     hints = get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
@@ -161,14 +161,14 @@ def read(kind: type[T], config: ConfigDict | Mapping[str, Any]) -> T:
     """The settings that a config asks for.
 
     Args:
-      kind: A frozen dataclass; its fields are annotated with int, float, str, bool, a `Literal`,
+      kind: Frozen dataclass; its fields are annotated with int, float, str, bool, a `Literal`,
         a tuple, another dataclass, one of these or None, or an `Annotated` with checks
         `check(name, value)`, such as `Range`.
-      config: The values; a field that is left out has its default.
+      config: Values; a field that is left out takes its default.
 
     Raises:
-      ValueError: For the first field that is misspelt, of the wrong type or out of range, with its
-        full name and its value.
+      ValueError: For the first field that is misspelled, of the wrong type or out of range, with
+        its full name and value.
     """
     values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
     values.pop("experiment", None)
@@ -186,7 +186,7 @@ def _read(kind: Any, values: Mapping[str, Any], prefix: str) -> Any:
 
 
 def _value(kind: Any, value: Any, name: str) -> Any:
-    """`value` as `kind`, with every number and string of it checked."""
+    """`value` as `kind`, with all its numbers and strings checked."""
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
             raise ValueError(f"`{name}` must be a section of settings, got {value!r}.")

@@ -10,12 +10,12 @@ def per_epoch(examples: int, *, batch_size: int | None, remainder: bool = True) 
     """The gradient steps in one pass over the data.
 
     Args:
-      examples: How many there are.
-      batch_size: Examples a step; None for all of them at once.
-      remainder: Whether the last, smaller batch is a step too.
+      examples: Number of examples.
+      batch_size: Examples per step; None for all at once.
+      remainder: Whether the last, smaller batch counts as a step.
 
     Raises:
-      ValueError: If a batch would be empty, or larger than all of the data.
+      ValueError: If a batch would be empty, or larger than the data.
     """
     size = examples if batch_size is None else batch_size
     if not 1 <= size <= examples:
@@ -37,11 +37,11 @@ def epochs(length: str, *, steps_per_epoch: int | None = None) -> int:
     """The whole epochs that `length` stands for.
 
     Args:
-      length: Such as `"10ep"`; `"500it"` where the steps of an epoch are given and divide it.
-      steps_per_epoch: The gradient steps in one epoch.
+      length: Length such as `"10ep"`; `"500it"` if `steps_per_epoch` is given and divides it.
+      steps_per_epoch: Gradient steps in one epoch.
 
     Raises:
-      ValueError: If `length` is no whole number of epochs.
+      ValueError: If `length` is not a whole number of epochs.
     """
     number, unit = parse_length(length)
     if unit == "it":

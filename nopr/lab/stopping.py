@@ -1,10 +1,10 @@
-"""Signals to stop as exceptions in the main thread, that no callback can swallow.
+"""Stop signals as exceptions in the main thread that no callback can swallow.
 
-Python drops an exception that a signal handler raises where nobody can catch it: in a callback of
+Python drops an exception that a signal handler raises where nothing can catch it: in a callback of
 the garbage collector (JAX has one) or in a `__del__`. The run would then continue as if it had not
-been stopped. So such places are left alone for a moment, and an exception that disappeared before
-the end of the run is raised again. Where the main thread does not return to Python at all, as in a
-long call to JAX, the program ends without it.
+been stopped. So in such places the exception is postponed for a moment, and one that was lost is
+raised again. If the main thread does not return to Python, as in a long call to JAX, the program
+exits without it.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ _GRACE_SECONDS = 20.0
 
 
 class Terminated(BaseException):
-    """SIGTERM came."""
+    """SIGTERM was received."""
 
 
 class _Interrupted(KeyboardInterrupt):
-    """SIGINT came; unlike its base, it can be referred to weakly."""
+    """SIGINT was received; unlike its base class, it supports weak references."""
 
 
 _KINDS = {signal.SIGTERM: Terminated, signal.SIGINT: _Interrupted}
 
 
 class _Last:
-    """What the newest signal was to raise, and what it raised."""
+    """The exception type of the newest signal, and the exception that it raised."""
 
     kind: type[BaseException] = Terminated
-    stop: Any = None  # a weak reference; None where it was put off
+    stop: Any = None  # a weak reference; None if postponed
     heard = False  # whether the main thread has seen a signal
 
 
@@ -47,8 +47,8 @@ def listen(unheard: Callable[[], Any] | None = None) -> None:
     """Makes SIGTERM raise `Terminated`, and SIGINT, unless ignored, KeyboardInterrupt.
 
     Args:
-      unheard: Called in a thread where the main thread has not seen a signal within 20 seconds;
-        the program then ends with the signal's exit status.
+      unheard: Function called in a thread if the main thread has not handled a signal within 20
+        seconds; the program then exits with the signal's status.
     """
     signal.signal(signal.SIGTERM, _on_signal)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
@@ -62,7 +62,7 @@ def listen(unheard: Callable[[], Any] | None = None) -> None:
 
 
 def ignore() -> None:
-    """Makes both do nothing; for the end, when everything is written."""
+    """Ignores both signals; for the end, when everything is written."""
     signal.setitimer(signal.ITIMER_REAL, 0)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
@@ -107,7 +107,7 @@ def _stop(frame: types.FrameType | None) -> None:
     try:
         raise stop
     finally:
-        del stop  # or it would live on in its own traceback
+        del stop  # its own traceback would keep it alive
 
 
 def _would_be_swallowed(frame: types.FrameType | None) -> bool:

@@ -1,6 +1,6 @@
-"""Tables of results: means with their intervals, aligned as text; the report draws the same ones.
+"""Tables of results: means with their intervals, aligned as text; reports show the same tables.
 
-A cell is a text, a number, an `Interval`, or `Missing` with the reason, which becomes a footnote.
+A cell is a string, a number, an `Interval`, or `Missing` with a reason, which becomes a footnote.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Interval(NamedTuple):
 
 
 class Missing(NamedTuple):
-    """A cell without a number, and why."""
+    """A cell without a number, and the reason."""
 
     why: str
 
@@ -36,9 +36,9 @@ class Column(NamedTuple):
     """One column of a table.
 
     Attributes:
-      key: Which entry of a row it shows.
-      title: Its head, with the unit; a line break starts a second line.
-      digits: Decimals of its numbers.
+      key: Key of the entry that it shows.
+      title: Heading with the unit; a line break starts a second line.
+      digits: Number of decimals.
     """
 
     key: str
@@ -63,8 +63,8 @@ def mean_interval(values: Any, axis: int = 0) -> Interval:
     Student's distribution and :math:`s` the standard deviation with divisor n - 1.
 
     Args:
-      values: Numbers, the seeds along `axis`.
-      axis: The axis of the seeds.
+      values: Numbers, with the seeds along `axis`.
+      axis: Axis of the seeds.
 
     Returns:
       Floats where `values` is a vector, else arrays without `axis`; no half width if n is 1.
@@ -87,7 +87,7 @@ def mean_interval(values: Any, axis: int = 0) -> Interval:
 
 
 def number_text(value: Any, digits: int = 1) -> str:
-    """A number with `digits` decimals and thousands apart; one too small for them in powers of 10.
+    """A number with `digits` decimals and separated thousands; in powers of 10 if too small.
 
     Raises:
       ValueError: If `value` is NaN or infinite.
@@ -118,10 +118,10 @@ def lay_out(
     """Turns rows into cells of text.
 
     Args:
-      rows: By column key: text, a number, an `Interval`, `Missing(why)`, or None or nothing at
-        all, which reads `n/a` without a reason.
-      columns: What to show, from left to right.
-      group_by: A key; rows that follow each other with the same entry there make a group.
+      rows: Cells by column key: a string, a number, an `Interval` or `Missing(why)`; None or a
+        missing key reads `n/a` without a reason.
+      columns: Columns from left to right.
+      group_by: Key; consecutive rows with the same entry there form a group.
 
     Returns:
       The table. Equal reasons share a footnote; a column is numeric if any cell is a number.
@@ -151,16 +151,16 @@ def aligned(
     title: str = "",
     group_by: str | None = None,
 ) -> str:
-    """A table as plain text: numbers to the right, a line between groups, reasons below.
+    """A table as plain text: numbers right-aligned, a rule between groups, reasons below.
 
     Args:
       rows: As in `lay_out`.
-      columns: What to show, from left to right.
-      title: A line above the table.
-      group_by: A key; a line is drawn where its entry changes.
+      columns: Columns from left to right.
+      title: Line above the table.
+      group_by: Key; a rule is drawn where its entry changes.
 
     Returns:
-      Lines without trailing spaces or a last line break.
+      The table, without trailing spaces or a final line break.
 
     Raises:
       ValueError: If there are no rows or columns, or a number is not finite.
@@ -195,7 +195,7 @@ def _is_number(cell: Any) -> bool:
 
 
 def _same_width_intervals(cells: tuple[str, ...]) -> tuple[str, ...]:
-    """Pads what follows the ± so that the ± of a right-aligned column stand in line."""
+    """Pads the half widths so that the ± signs of a right-aligned column line up."""
     halves = [cell.partition(" ± ") for cell in cells]
     width = max(len(half) for _, _, half in halves)
     return tuple(f"{mean}{sign}{half:>{width}}" if sign else mean for mean, sign, half in halves)
@@ -207,7 +207,7 @@ def _group_numbers(entries: Sequence[Any]) -> tuple[int, ...]:
 
 
 def _stacked(titles: Sequence[str]) -> list[tuple[str, ...]]:
-    """Titles of several lines as rows, their last lines level."""
+    """Titles of several lines as rows, aligned at their last lines."""
     split = [title.split("\n") for title in titles]
     height = max(map(len, split))
     padded = [[""] * (height - len(lines)) + lines for lines in split]

@@ -1,4 +1,4 @@
-"""What a program prints: failing to print it never decides whether the work is done."""
+"""Printing that never makes a program fail."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Any
 
 
 def say(line: str) -> None:
-    """Prints one line for the person at the terminal to stderr, at once."""
+    """Prints one line to stderr at once."""
     print(line, file=sys.stderr, flush=True)
 
 
 def guard_streams() -> None:
-    """Makes printing never fail: what cannot be shown is dropped.
+    """Makes printing never fail.
 
-    Such are characters that the terminal does not know, and whatever goes to a pipe that nobody
-    reads, to a full disk or to a closed stream.
+    Characters that the terminal cannot encode are escaped; output to a pipe that nobody reads, a
+    full disk or a closed stream is dropped.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
-        except OSError:  # or the next file that is opened would take the place of the stream
+        except OSError:  # else the next file opened would take its place
             os.open(os.devnull, os.O_RDWR)
     sys.stdout, sys.stderr = guarded(1, sys.stdout), guarded(2, sys.stderr)
 
 
 def guarded(descriptor: int, like: Any = None) -> io.TextIOWrapper:
-    """A text stream to a file descriptor, which drops what cannot be written."""
+    """A text stream to a file descriptor that drops what cannot be written."""
     return io.TextIOWrapper(
         io.BufferedWriter(_Dropping(descriptor, "wb", closefd=False)),
         encoding=getattr(like, "encoding", None) or "utf-8",

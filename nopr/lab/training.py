@@ -1,8 +1,8 @@
-"""Training as experiments do it: a dataset, a network, many masks and seeds in one sweep.
+"""Training for experiments: a dataset, a network, many masks and seeds in one sweep.
 
     task = training.task(asked.data, asked.training, widths=(300, 100), seed=0, seeds=5)
     found = training.sweep(task, {("SNIP", 0.05): training.pruned(task, prune)}, run)
-    found["SNIP", 0.05]["test_accuracy"]  # a number a seed
+    found["SNIP", 0.05]["test_accuracy"]  # one number per seed
 
 All seeds of a network start from `task.initial` and see the batches of `task.train_keys`, so that
 networks differ by their masks alone.
@@ -29,20 +29,20 @@ from nopr.typing import Apply, Loss, Masks, Params, Pruner
 _MOST = 2**31 - 1
 
 Measure = Callable[[Params, Params, Masks, Any], Mapping[str, Any]]
-"""`measure(start, end, masks, shared)`: what else to note of a training, by name."""
+"""`measure(start, end, masks, shared)`: further results of a training, by name."""
 
 
 class Task(NamedTuple):
     """A dataset, a network for it, and how it is trained; see `task`.
 
     Attributes:
-      images: The dataset in its parts.
-      network: The network.
-      loss: Its cross-entropy.
+      images: Dataset in its parts.
+      network: Network.
+      loss: Cross-entropy of the network.
       trainer: `trainer(monitor=None, best_by=None) -> train`; see `finetune.trainer`.
-      epochs: Of one training.
-      keys: A key a seed.
-      learning_rate: The first of a training.
+      epochs: Epochs of one training.
+      keys: One key per seed.
+      learning_rate: Initial learning rate.
     """
 
     images: data.Images
@@ -55,7 +55,7 @@ class Task(NamedTuple):
 
     @property
     def parts(self) -> dict[str, Any]:
-        """The images and labels of each part, as arrays of JAX."""
+        """The images and labels of each part, as JAX arrays."""
         return arrays(self.images)
 
     @property
@@ -65,11 +65,11 @@ class Task(NamedTuple):
 
     @property
     def train_keys(self) -> Any:
-        """The key of each seed's batches, the same for all that is trained."""
+        """The key of each seed's batches, the same for every training."""
         return jax.vmap(lambda key: jax.random.split(jax.random.split(key)[1])[0])(self.keys)
 
     def examples(self, count: int) -> tuple[Any, Any]:
-        """The first training examples, as criteria score on them."""
+        """The first training examples, for criteria to score on."""
         return self.images.train.images[:count], self.images.train.labels[:count]
 
 
@@ -82,10 +82,10 @@ def task(
     seed: int,
     seeds: int,
 ) -> Task:
-    """Loads the data and makes a fully connected network of these hidden widths.
+    """Loads the data and builds a fully connected network of these hidden widths.
 
     Raises:
-      ValueError: If a setting cannot be carried out; nothing has been trained then.
+      ValueError: If a setting cannot be used; nothing has been trained then.
     """
     images = load(asked, seed=seed)
     network = mlp(images, widths, initialization=initialization, copies=seeds)
@@ -106,12 +106,12 @@ def task(
 
 
 def load(asked: settings.Data, *, seed: int) -> data.Images:
-    """Loads a dataset with examples held out to select an epoch on.
+    """Loads a dataset with examples held out for selecting an epoch.
 
     Raises:
-      ValueError: If nothing would be held out; else as `data.load` does.
+      ValueError: If nothing would be held out; otherwise as for `data.load`.
     """
-    # A flag makes 5000 out of 5000.0 or the other way around: the type does not decide.
+    # A flag may turn 5000 into 5000.0 or back, so the type does not decide.
     counted = asked.validation >= 1 and float(asked.validation).is_integer()
     validation = int(asked.validation) if counted else asked.validation
     images = data.load(asked.name, validation=validation, seed=seed, pad=asked.pad)
@@ -151,12 +151,12 @@ def mlp(
 
 
 def inputs(images: data.Images) -> int:
-    """The numbers in one image."""
+    """The number of values in one image."""
     return math.prod(images.train.images.shape[1:])
 
 
 def arrays(images: data.Images) -> dict[str, Any]:
-    """The images and labels of each part, as arrays of JAX."""
+    """The images and labels of each part, as JAX arrays."""
     names = ("train", "validation", "test")
     return {name: jax.tree.map(jnp.asarray, tuple(getattr(images, name))) for name in names}
 
@@ -169,10 +169,11 @@ def epochs(
     name: str = "training.length",
     least: int = 1,
 ) -> int:
-    """The whole epochs that a length stands for; None is 30 for digits and 3 for larger sets.
+    """The whole epochs in a length; None means 30 for digits and 3 for larger sets.
 
     Raises:
-      ValueError: If they are no whole number, fewer than `least`, or too many to count their steps.
+      ValueError: If they are not a whole number, fewer than `least`, or too many to count their
+        steps.
     """
     length = length or ("30ep" if images.name == "digits" else "3ep")
     per_epoch = steps.per_epoch(len(images.train.labels), batch_size=batch_size)
@@ -214,7 +215,7 @@ def accuracies(apply: Apply, parts: Mapping[str, Any]) -> Callable[[Params], dic
 
 
 def counted(images: data.Images) -> str:
-    """How many images are for what, such as `"1,197 training, 240 validation, 360 test images"`."""
+    """The sizes of all parts, such as `"1,197 training, 240 validation, 360 test images"`."""
     parts = {"training": images.train, "validation": images.validation, "test": images.test}
     return ", ".join(f"{len(part.labels):,} {name}" for name, part in parts.items()) + " images"
 
@@ -223,7 +224,7 @@ def counted(images: data.Images) -> str:
 
 
 def tuning(task: Task, measure: Measure | None = None) -> Callable[[Any, Any], dict[str, Any]]:
-    """`tune(case, shared)`: trains a case under its masks; make it once and hand it around.
+    """`tune(case, shared)`: trains a case under its masks; make it once and reuse it.
 
     A case has `params`, `masks` and the `key` of its batches; `shared` has the parts of the data.
     The result has the `params`, the `test_accuracy` of the last epoch and of the epoch with the
@@ -255,12 +256,12 @@ def tuning(task: Task, measure: Measure | None = None) -> Callable[[Any, Any], d
 
 
 def pruned(task: Task, prune: Pruner, *, examples: int = 512) -> dict[str, Any]:
-    """A case for `sweep`: the initial networks of all seeds, each with masks of its own.
+    """A case for `sweep`: the initial networks of all seeds, each with its own masks.
 
     Args:
-      task: The network, its data and the seeds.
-      prune: Chooses the masks, with a key a seed.
-      examples: How many training examples it scores on.
+      task: Network, data and seeds.
+      prune: Pruner, called with one key per seed.
+      examples: Number of training examples that it scores on.
     """
     batch, params = task.examples(examples), task.initial
     kept = jax.jit(jax.vmap(lambda p, key: prune(p, batch, key=key)))(params, task.keys)
@@ -280,19 +281,19 @@ def sweep(
     """Trains every case on every seed in one sweep, whose blocks are stored as they finish.
 
     Args:
-      task: The network, its data and the seeds.
-      cases: By name (anything hashable), `params` and `masks` stacked over seeds; see `pruned`.
-      run: Where results are stored; None stores nothing.
-      tune: As `tuning` makes it, by default `tuning(task)`.
-      shared: What all cases read besides the parts of the data.
-      block: Seeds in one vmapped call on a device; by default all.
-      name: Of the sweep, for the store and the progress.
+      task: Network, data and seeds.
+      cases: `params` and `masks` stacked over seeds, by any hashable name; see `pruned`.
+      run: Run that stores the results; None stores nothing.
+      tune: Function from `tuning`; by default `tuning(task)`.
+      shared: Further arrays that all cases read.
+      block: Seeds in one vmapped call on a device; all by default.
+      name: Name of the sweep, for the store and the progress.
 
     Returns:
-      By name, what `tune` gives, stacked over seeds.
+      Results of `tune` by name, stacked over seeds.
 
     Raises:
-      ValueError: If a training gave NaN or infinity, with the names of its cases.
+      ValueError: If a training gave NaN or infinity; names the cases.
     """
     seeds = len(task.keys)
     together = jax.tree.map(lambda *leaves: np.concatenate(leaves), *map(_plain, cases.values()))
@@ -335,21 +336,21 @@ def with_checkpoints(
     folder: Path,
     keys: Any,
 ) -> dict[str, Any]:
-    """Trains all seeds of a dense network at once; a checkpoint every few epochs.
+    """Trains all seeds of a dense network at once, with a checkpoint every few epochs.
 
     Args:
       network: The network.
-      params: Stacked over seeds.
-      parts: As `arrays` gives them.
-      tx: The optax transformation.
-      epochs: How many.
+      params: Initial params, stacked over seeds.
+      parts: Data, as `arrays` returns it.
+      tx: Optax transformation.
+      epochs: Number of epochs.
       every: Epochs between checkpoints, which carry the histories too.
-      batch_size: Examples a step.
-      folder: Of the checkpoints, such as `run.checkpoints("dense")`.
-      keys: Of the batches, a key a seed.
+      batch_size: Examples per step.
+      folder: Folder of the checkpoints, such as `run.checkpoints("dense")`.
+      keys: Keys of the batches, one per seed.
 
     Returns:
-      The `params`, and by epoch `loss`, `validation_accuracy` and `test_accuracy`.
+      The `params`, and `loss`, `validation_accuracy` and `test_accuracy` by epoch.
 
     Raises:
       ValueError: If a training gave NaN or infinity.

@@ -33,7 +33,7 @@ _VERSIONS = ("jax", "jaxlib", "numpy", "optax")
 
 
 class Fault(NamedTuple):
-    """A fault, and how often it is tried where SIGKILL is tried 50 times."""
+    """A fault, and its number of tries for 50 tries of SIGKILL."""
 
     attempt: Callable[[Any, int, random.Random], launches.Row]
     tries: int
@@ -66,10 +66,10 @@ _PAGE = """# The fault campaign
 
 A small but real job (a stage, a sweep of 20 stored chunks, iterative pruning with 12 checkpoints
 written in the background, metrics, a table, a file of a library that knows nothing of runs, a
-summary) is hit by every fault below, at random moments and in random bytes. Of everything that it
-leaves then, checkpoints among it, the bytes are compared with those of a run that nothing happened
-to. Exit statuses and the lines on stderr are checked as well. The campaign fails if a byte is
-another, if something is not said, or if it takes more than one line.
+summary) is hit by every fault below, at random moments and in random bytes. The bytes of
+everything that it leaves, checkpoints included, are compared with those of an undisturbed run. Exit
+statuses and the lines on stderr are checked as well. The campaign fails if a byte differs, if
+something is not reported, or if a report takes more than one line.
 
     {command}
 
@@ -86,7 +86,7 @@ code.
 
 
 def main(argv):
-    """Runs what is asked; the table goes to stdout, what is under way to stderr."""
+    """Runs the requested faults; the table goes to stdout, progress to stderr."""
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("--tries", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
@@ -95,7 +95,7 @@ def main(argv):
     asked = parser.parse_args(argv)
     if asked.tries < 1 or not set(asked.only.split(",")) <= set(FAULTS):
         parser.error(f"--tries is at least 1, and --only takes of {', '.join(FAULTS)}")
-    # The campaign hears of SIGTERM, so that nothing that it started stays behind.
+    # The campaign handles SIGTERM, so that nothing that it started is left behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="nopr-faults-") as folder:

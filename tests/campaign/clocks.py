@@ -1,4 +1,4 @@
-"""A clock that goes back."""
+"""A clock that is set back."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ def files_of_tomorrow(job, tries, rng):
         launches.check_whole(job, directory, launches.run(job, directory))
         launches.clear(directory)
     return Row(
-        "files dated a day ahead", tries, f"{tries} half-done runs went on to the same bytes"
+        "files dated a day ahead", tries, f"{tries} half-done runs resumed to the same bytes"
     )
 
 
 def set_back(job, tries, rng):
-    """The clock of the process goes back by a day in the middle of the run."""
+    """The clock of the process is set back by a day in the middle of the run."""
     places = ["nets:0", "nets:40", "long:0", "long:5", "metrics:10", "summary"]
     lines = 0
     for _ in range(tries):
         directory = job.new()
         place = rng.choice(places)
         ended = launches.run(job, directory, CAMPAIGN_CLOCK=place, CAMPAIGN_TALK=1)
-        told = [line for line in ended.lines if line.startswith("nets: ")]
-        for line in told:
+        shown = [line for line in ended.lines if line.startswith("nets: ")]
+        for line in shown:
             found = _PROGRESS.fullmatch(line)
             sane = found and (found[2] is None or (found[2] == "0" and int(found[3]) < 10))
             expect(sane, f"progress is nonsense: {line}", ended)
-        done = [int(_PROGRESS.fullmatch(line)[1]) for line in told]
+        done = [int(_PROGRESS.fullmatch(line)[1]) for line in shown]
         expect(done == sorted(done) and done[-1] == 80, "progress went back", ended)
-        launches.check_whole(job, directory, ended, told)
+        launches.check_whole(job, directory, ended, shown)
         launches.clear(directory)
-        lines += len(told)
+        lines += len(shown)
     return Row(
-        "the clock goes back by a day in the middle",
+        "the clock is set back by a day in the middle",
         tries,
-        f"{tries} runs left the same bytes; their {lines} lines of progress told sane rates and "
+        f"{tries} runs left the same bytes; their {lines} lines of progress gave sane rates and "
         "times",
     )

@@ -29,7 +29,7 @@ def half_done(job):
 
 
 def copied(job):
-    """A copy of it, to be gone on with in the place of the copy."""
+    """A copy of it, to be resumed from where the copy is."""
     directory = job.new()
     shutil.copytree(half_done(job), directory)
     return directory
@@ -57,7 +57,7 @@ WAYS = {"truncated": truncated, "bit-flipped": flipped}
 
 
 def _tried(job, tries, rng, choose, said):
-    """Damages a file of a half-done run and goes on; the row's counts."""
+    """Damages a file of a half-done run and resumes it; returns the row's counts."""
     for _ in range(tries):
         directory = copied(job)
         path, way = choose(directory)
@@ -65,7 +65,7 @@ def _tried(job, tries, rng, choose, said):
         ended = launches.run(job, directory)
         expect(ended.code == 0, f"{what}: not survived", ended, directory)
         known = len(ended.lines) == 1 and said(directory, path, ended.lines[0])
-        expect(known, f"{what}: not said in one line that names it", ended)
+        expect(known, f"{what}: not reported in one line that names it", ended)
         launches.check_same(job, directory, ended)
         launches.clear(directory)
 
@@ -115,7 +115,7 @@ def _rows(job, tries, rng, name, pattern, said, remedy):
     return Row(
         f"damaged {name}",
         tries,
-        f"{tries} said in one line with the file's name, {remedy}, the same bytes at the end "
+        f"{tries} reported in one line with the file's name, {remedy}, the same bytes at the end "
         f"({counts}; {files})",
     )
 
@@ -133,16 +133,18 @@ def summary(job, tries, rng):
         what = WAYS[way](directory / "summary.json", rng)
         said = [f"{directory / 'summary.json'} is damaged; making it again."]
         ended = launches.run(job, directory)
-        expect(ended.lines == said, f"summary.json {what}: not said: {said}", ended)
+        expect(ended.lines == said, f"summary.json {what}: not reported: {said}", ended)
         launches.check_whole(job, directory, ended, said)
     launches.clear(directory)
     return Row(
-        "summary.json damaged after the end", tries, f"{tries} said and made again, the same bytes"
+        "summary.json damaged after the end",
+        tries,
+        f"{tries} reported and made again, the same bytes",
     )
 
 
 def configuration(job, tries, rng):
-    """config.json: nothing can tell what was meant, so it is refused, or of no consequence."""
+    """config.json: no damage can be repaired, so it is refused, or is harmless."""
     outcomes = Counter()
     for index in range(tries):
         directory = copied(job)
@@ -150,8 +152,8 @@ def configuration(job, tries, rng):
         what = WAYS[way](directory / "config.json", rng)
         before = launches.contents(directory)
         ended = launches.run(job, directory)
-        if ended.code == 0:  # The variant, which is for people to read.
-            outcomes["harmless and gone on with"] += 1
+        if ended.code == 0:  # The variant, which is for readers only.
+            outcomes["harmless, and resumed"] += 1
             found = launches.contents(directory) | {"config.json": job.whole["config.json"]}
             expect(found == job.whole, f"config.json {what}: other bytes", ended)
         else:
@@ -188,14 +190,14 @@ def foreign(job, tries, rng):
         }[kind]
         line = said if kind == "code" else re.escape(said)
         known = len(ended.lines) == 1 and re.fullmatch(line, ended.lines[0])
-        expect(known, f"a chunk of other {kind} was not said", ended)
+        expect(known, f"a chunk of other {kind} was not reported", ended)
         expect(ended.code == 0, "not survived", ended)
         launches.check_same(job, directory, ended)
         launches.clear(directory)
     return Row(
         "a chunk of another config, of other code, of other cases",
         tries,
-        f"{tries} said with what differs, computed again, the same bytes",
+        f"{tries} reported with what differs, computed again, the same bytes",
     )
 
 

@@ -1,4 +1,4 @@
-"""A disk that is full, or may only be read."""
+"""A disk that is full or read-only."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def full(job, tries, rng):
         "full disk (tmpfs)",
         tries,
         f"{tries} refused with one line and exit status 1, what was there unchanged; space freed, "
-        f"all went on to the same bytes (struck: {parts})",
+        f"all resumed to the same bytes (struck: {parts})",
     )
 
 
@@ -200,7 +200,7 @@ def bounded(job, tries, rng):
 
 
 def read_only(job, tries, rng):
-    """A directory that may only be read: before the first launch, or between two."""
+    """A read-only directory: before the first launch, or between two."""
     mounted = can_mount(job)
     if not mounted and os.geteuid() == 0:
         return Row("read-only directory", 0, "not possible here: root, and no mount namespace")
@@ -260,6 +260,6 @@ def _place(job, mounted):
 
 
 def _all(directory):
-    """Every byte, and what half-written files and folders are there."""
+    """Every byte, and the half-written files and folders."""
     found = sorted(directory.rglob("*"))
     return {path: path.read_bytes() if path.is_file() else None for path in found}

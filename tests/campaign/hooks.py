@@ -1,4 +1,4 @@
-"""What the environment makes happen inside the job: a disk that fills up, a clock that goes back.
+"""Hooks that the environment sets inside the job: a disk that fills up, a clock set back.
 
 CAMPAIGN_FILL=PLACE   fills the disk of the run directory when the job comes to PLACE
 CAMPAIGN_LEAVE=PAGES  but for so many pages of 4096 bytes
@@ -22,13 +22,13 @@ PAGE = 4096
 
 
 def begin():
-    """Settles what holds from the start."""
+    """Sets up what holds from the start."""
     if os.environ.get("CAMPAIGN_TALK"):
         progress._LINE_SECONDS = 0.0
 
 
 def at(place, directory):
-    """What is to happen when the job comes to a place."""
+    """Runs the hook of a place when the job reaches it."""
     if os.environ.get("CAMPAIGN_FILL") == place:
         fill(directory.parent / BALLAST, leave=int(os.environ.get("CAMPAIGN_LEAVE", "0")))
     if os.environ.get("CAMPAIGN_CLOCK") == place:
@@ -48,7 +48,7 @@ def fill(path, *, leave=0):
 
 
 def set_back():
-    """All clocks of Python that tell the date go back by a day; those of intervals do not."""
+    """Sets all Python clocks of the date back by a day, but not those of intervals."""
     real, real_ns = time.time, time.time_ns
 
     class Yesterday(dt.datetime):

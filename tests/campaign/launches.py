@@ -1,4 +1,4 @@
-"""Launches of the job, and what has to hold of what they leave."""
+"""Launches of the job, and checks of what they leave."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ ROOT = TESTS.parent
 DATED = {"LOCK", "DONE", "environment.json"}
 TIMEOUT = 300
 
-# `python -m experiments.launch`, also where the campaign was started with interrupts ignored, as a
-# script does for what it runs in the background; and with a bound on files, where one is asked.
+# `python -m experiments.launch`, even if the campaign was started with interrupts ignored, as a
+# shell script does for its background jobs; and with a limit on file sizes, if one is set.
 _PROGRAM = """
 import os, resource, runpy, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -55,12 +55,12 @@ class Ended(NamedTuple):
 
     @property
     def lines(self):
-        """What it said on stderr, but for the lines of every run that goes on."""
+        """What it printed on stderr, except the lines of every run that resumes."""
         return [line for line in self.err.splitlines() if not _QUIET.fullmatch(line)]
 
 
 class Failure(AssertionError):
-    """Something was lost, wrong, or not said."""
+    """Something was lost, wrong, or not reported."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def finish(process, *, timeout=TIMEOUT):
 
 
 def run(job, directory, *words, **options):
-    """A launch from begin to end."""
+    """A launch from start to end."""
     with stopping(start(job.folder, directory, *words, **options)) as process:
         return finish(process)
 
@@ -171,7 +171,7 @@ def expect(holds, what, ended=None, directory=None):
 
 
 def contents(directory):
-    """The bytes of all that a run leaves, but for what tells of the time and the process."""
+    """The bytes of all that a run leaves, except what depends on the time and the process."""
     return {
         path.relative_to(directory).as_posix(): path.read_bytes()
         for path in sorted(directory.rglob("*"))
@@ -180,9 +180,9 @@ def contents(directory):
 
 
 def check_whole(job, directory, ended, said=()):
-    """Checks that a launch ended well, said no more than it should, and left the same bytes."""
-    expect(ended.code == 0, "it did not go on to the end", ended, directory)
-    expect(ended.lines == list(said), f"expected to be said: {list(said)}", ended, directory)
+    """Checks that a launch ended well, printed no more than it should, and left the same bytes."""
+    expect(ended.code == 0, "it did not resume to the end", ended, directory)
+    expect(ended.lines == list(said), f"expected: {list(said)}", ended, directory)
     check_same(job, directory, ended)
 
 
@@ -219,13 +219,13 @@ def _is_whole_or_half(path):
 
 
 def check_kept(before, after, ended=None):
-    """Checks that what was there is there still."""
+    """Checks that what was there is still there."""
     gone = [name for name, data in before.items() if after.get(name) != data]
     expect(not gone, f"was there, and is gone or altered: {gone}", ended)
 
 
 def stopped_line(directory):
-    """What a stopped launch says."""
+    """The line of a stopped launch."""
     return _STOPPED.format(directory)
 
 
@@ -244,7 +244,7 @@ PHASES = ("start-up", "stage", "sweep", "checkpoints", "results", "end")
 
 
 def phase(directory):
-    """How far a run came, by its files."""
+    """How far a run got, according to its files."""
     if (directory / "DONE").exists():
         return "end"
     if (directory / "stages/long.json").exists():
@@ -262,7 +262,7 @@ def torn(directory):
 
 
 def holds(process, directory):
-    """Whether a launch has come so far that it holds its directory."""
+    """Whether a launch has got far enough to hold its directory."""
     try:
         return (directory / "LOCK").read_text().strip() == str(process.pid)
     except OSError:
@@ -272,8 +272,8 @@ def holds(process, directory):
 def wait_for_moment(job, process, directory, rng, *, anywhere=0.5):
     """Waits until a random moment of the life of a launch, or its end.
 
-    Half of the moments are anywhere in the time that a whole run takes; the others follow some
-    file, by at most 60 ms, so that the later parts have their share.
+    Half of the moments are uniform over the time of a whole run; the others follow some file by at
+    most 60 ms, so that the later parts have their share.
     """
     if rng.random() < anywhere:
         until = time.monotonic() + rng.uniform(0, job.seconds)
@@ -287,10 +287,10 @@ def wait_for_moment(job, process, directory, rng, *, anywhere=0.5):
 
 
 def wait_for(process, directory, pattern):
-    """Waits until a file stands in a run directory, or the launch has ended."""
+    """Waits until a file exists in a run directory, or the launch has ended."""
     limit = time.monotonic() + TIMEOUT
     while process.poll() is None and not any(directory.glob(pattern)):
-        expect(time.monotonic() < limit, f"{pattern} did not come", None, directory)
+        expect(time.monotonic() < limit, f"{pattern} did not appear", None, directory)
         time.sleep(0.002)
 
 

@@ -1,4 +1,4 @@
-"""A run of two processes, one of which is lost, stopped or something else."""
+"""A run of two processes, one of which is lost, stopped or different."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LOST_LINE = (
     "The same command on every host resumes from there."
 )
 _ALONE_LINE = (
-    "error: The other processes did not come within {} seconds. Start the same command on every "
+    "error: The other processes did not join within {} seconds. Start the same command on every "
     "host, with the address of process 0 and a --process of its own."
 )
 
@@ -40,7 +40,7 @@ def begin(job, directory, *, patience=PATIENCE, only=(0, 1), variables=({}, {}))
 
 
 def together(job, directory, **options):
-    """A run of both from begin to end."""
+    """A run of both from start to end."""
     pair = begin(job, directory, **options)
     with launches.stopping(*pair):
         return [launches.finish(process) for process in pair]
@@ -57,12 +57,12 @@ def stopped(job, tries, rng):
 
 
 def silent(job, tries, rng):
-    """One of two processes is stopped (SIGSTOP): it says nothing and does not end."""
+    """One of two processes is stopped (SIGSTOP): it is silent and does not end."""
     return _series(job, tries, rng, "one of two processes falls silent (SIGSTOP)", _silence)
 
 
 def _series(job, tries, rng, name, strike):
-    """Strikes one of two again and again, until the run is done, and begins anew."""
+    """Strikes one of two again and again until the run is done, then starts over."""
     phases, runs, longest, directory = [], 0, 0.0, job.new()
     while len(phases) < tries:
         pair = begin(job, directory)
@@ -82,7 +82,7 @@ def _series(job, tries, rng, name, strike):
             ended = done[0]
         elif ended.code == LOST:
             said = _LOST_LINE.format(directory)
-            expect(_is_only(ended, said), f"not said so: {said}", ended, directory)
+            expect(_is_only(ended, said), f"not reported: {said}", ended, directory)
             expect(took < PATIENCE + _SLACK, f"it took {took:.1f} s", ended)
             phases.append(launches.phase(directory))
             longest = max(longest, took)
@@ -94,7 +94,7 @@ def _series(job, tries, rng, name, strike):
             directory, runs = job.new(), runs + 1
     both = together(job, directory)
     for ended in both:
-        expect(ended.code == 0 and not ended.lines, "both did not go on", ended, directory)
+        expect(ended.code == 0 and not ended.lines, "both did not resume", ended, directory)
     launches.check_same(job, directory, both[0])
     launches.clear(directory)
     return Row(
@@ -102,12 +102,12 @@ def _series(job, tries, rng, name, strike):
         tries,
         f"{tries} times the other ended with one line and exit status {LOST}, the slowest after "
         f"{longest:.1f} s (patience {PATIENCE} s; {launches.counted(phases)}); {runs + 1} runs "
-        "went on to the bytes of one process",
+        "resumed to the bytes of one process",
     )
 
 
 def _is_only(ended, said):
-    """Whether one line was said; where JAX aborted, it names its log as well."""
+    """Whether one line was printed; where JAX aborted, it names its log as well."""
     return len(ended.lines) == 1 and ended.lines[0].startswith(said)
 
 
@@ -128,7 +128,7 @@ def _terminate(process):
 
     def finish(other):
         ended = launches.finish(process)
-        expect(ended.code in (0, 143, LOST), "the exit status of the one that was told", ended)
+        expect(ended.code in (0, 143, LOST), "the exit status of the one that was signaled", ended)
         expect(len(ended.lines) == (ended.code != 0), "not one line", ended)
         return ended.code or not other.code  # it came too late for both, or for none
 
@@ -190,7 +190,7 @@ def both_stopped(job, tries, rng):
             launches.clear(directory)
             directory = job.new()
     for ended in together(job, directory):
-        expect(ended.code == 0, "not gone on with", ended, directory)
+        expect(ended.code == 0, "not resumed", ended, directory)
     launches.check_same(job, directory)
     launches.clear(directory)
     counts = ", ".join(f"{codes.count(code)} with {code}" for code in sorted(set(codes)))
@@ -203,7 +203,7 @@ def both_stopped(job, tries, rng):
 
 
 def alone(job, tries, rng):
-    """A process whose other never comes."""
+    """A process whose peer never joins."""
     longest = 0.0
     for index in range(tries):
         directory = job.new()
@@ -212,8 +212,10 @@ def alone(job, tries, rng):
         with launches.stopping(process):
             ended = launches.finish(process)
         longest = max(longest, time.monotonic() - started)
-        said = [_ALONE_LINE.format(10)]
-        expect(ended.code == LOST and ended.lines == said, f"not said: {said}", ended, directory)
+        line = _ALONE_LINE.format(10)
+        expect(
+            ended.code == LOST and ended.lines == [line], f"not reported: {line}", ended, directory
+        )
         expect(not directory.exists(), "something was written", ended, directory)
         launches.clear(directory)
     return Row(

@@ -1,6 +1,6 @@
 """A small but real job: a stage, a sweep with chunks, a long run with checkpoints, results.
 
-Some variables of the environment make things happen inside of it: the campaign's hooks.
+Environment variables control the campaign's hooks inside it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def run(config, run):
     hooks.at("table", run.directory)
     run.show_table(f"cases  loss, nats\n{len(nets['loss'])}     {nets['loss'].mean():.6f}")
     hooks.at("page", run.directory)
-    # As a library would that knows nothing of runs.
+    # As by a library that knows nothing of runs.
     page = "<p>" + " ".join(f"{loss:.9f}" for loss in nets["loss"]) + "</p>\n"
     with open(run.figures / "page.html", "w") as file:
         file.write(page)
@@ -76,7 +76,7 @@ def _sweep(config, data, run):
 
     with progress.shown("nets", unit="net") as tell:
 
-        def told(status):
+        def report(status):
             tell(status)
             hooks.at(f"nets:{status.done}", run.directory)
 
@@ -88,7 +88,7 @@ def _sweep(config, data, run):
             block=BLOCK,
             chunk=BLOCK,
             store=run.store("nets"),
-            progress=told,
+            progress=report,
         )
     return swept.values
 
@@ -98,7 +98,7 @@ def _long(config, data, run):
     network = networks.mlp((32, 2), inputs=8)
     init_key, run_key = jax.random.split(jax.random.key(config.seed + 1))
 
-    def told(status):
+    def report(status):
         hooks.at(f"long:{status.done}", run.directory)
         time.sleep(float(os.environ.get("CAMPAIGN_SEGMENT_SECONDS", "0")))
 
@@ -111,7 +111,7 @@ def _long(config, data, run):
             epochs=EPOCHS,
             every=1,
             keeper=saver,
-            progress=told,
+            progress=report,
             key=run_key,
             step_loss=finetune.stateless(finetune.cross_entropy(network.apply)),
             tx=optax.adam(0.01),

@@ -10,7 +10,7 @@ from campaign.launches import Row, expect
 
 
 def killed(job, tries, rng):
-    """SIGKILL at random moments; the same command goes on until it is killed again or done."""
+    """SIGKILL at random moments; the same command resumes until it is killed again or done."""
     phases, halves, runs = [], 0, 0
     directory = job.new()
     while len(phases) < tries:
@@ -33,13 +33,13 @@ def killed(job, tries, rng):
     return Row(
         "SIGKILL at random moments",
         tries,
-        f"{tries} survived: {runs + 1} runs went on to the same bytes (killed in: "
+        f"{tries} survived: {runs + 1} runs resumed to the same bytes (killed in: "
         f"{launches.counted(phases)}; a half-written file was left {halves} times)",
     )
 
 
 def stopped(job, tries, rng, *, number=signal.SIGTERM):
-    """A signal to stop at random moments; said in one line, and gone on with."""
+    """A stop signal at random moments, reported in one line; the run is then resumed."""
     code, name = 128 + number, signal.Signals(number).name
     phases, early, runs, longest = [], 0, 0, 0.0
     directory = job.new()
@@ -53,11 +53,11 @@ def stopped(job, tries, rng, *, number=signal.SIGTERM):
         if ended.code == code:
             longest = max(longest, time.monotonic() - sent)
             said = [launches.stopped_line(directory)]
-            expect(ended.lines == said, f"{name} was not said so: {said}", ended, directory)
+            expect(ended.lines == said, f"{name} was not reported: {said}", ended, directory)
             phases.append(launches.phase(directory))
             expect(not launches.torn(directory), "half-written files were left", ended, directory)
         elif ended.code == -number and not begun:
-            early += 1  # before Python had heard of the signal
+            early += 1  # before Python saw the signal
         else:
             launches.check_whole(job, directory, ended)
             launches.clear(directory)
@@ -67,8 +67,8 @@ def stopped(job, tries, rng, *, number=signal.SIGTERM):
     return Row(
         f"{name} at random moments",
         tries,
-        f"{len(phases)} stopped, exit status {code} and one line how to go on, within "
-        f"{longest:.1f} s ({launches.counted(phases)}){before}; {runs + 1} runs went on to the "
+        f"{len(phases)} stopped, exit status {code} and one line on how to resume, within "
+        f"{longest:.1f} s ({launches.counted(phases)}){before}; {runs + 1} runs resumed to the "
         "same bytes",
     )
 
@@ -79,7 +79,7 @@ def interrupted(job, tries, rng):
 
 
 def doubled(job, tries, rng):
-    """A second launch in the directory of one that is alive, also at the same moment."""
+    """A second launch in the directory of a live one, also at the same moment."""
     for index in range(tries):
         directory = job.new()
         first = launches.start(job.folder, directory)
@@ -99,10 +99,10 @@ def doubled(job, tries, rng):
             said = f"error: {str(directory)!r} is in use by another run (process {pids[done[0]]}). "
             expect(
                 refused.lines == [f"{said}Wait until it ends, or choose another work directory."],
-                "not said so",
+                "not reported",
                 refused,
             )
-        else:  # The first had just ended: the second said so.
+        else:  # The first had just ended: the second reported it.
             expect("Nothing was run" in ended[0].out, "run twice", ended[0], directory)
         launches.check_whole(job, directory, ended[done[-1]])
         launches.clear(directory)
@@ -114,9 +114,9 @@ def doubled(job, tries, rng):
 
 
 def _end(job, directory):
-    """Goes on to the end without a fault."""
+    """Resumes to the end without a fault."""
     ended = launches.run(job, directory)
-    expect(ended.code == 0, "it did not go on to the end", ended, directory)
-    expect(not ended.lines, "something else was said", ended, directory)
+    expect(ended.code == 0, "it did not resume to the end", ended, directory)
+    expect(not ended.lines, "something else was printed", ended, directory)
     launches.check_same(job, directory, ended)
     launches.clear(directory)

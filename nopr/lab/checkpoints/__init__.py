@@ -1,8 +1,8 @@
-"""Checkpoints: a pytree on disk, bit for bit, and damage to it noticed.
+"""Checkpoints: pytrees on disk, restored bit for bit, with damage detected.
 
 A checkpoint is a result of `records.Store`, named by its step: an npz file of the leaves and a seal
-with its SHA-256. It is written aside and renamed, so that a half-written one is never seen. The
-newest is the one of the highest step, whatever the clock says.
+with its SHA-256. It is written to a temporary file and renamed, so that a half-written one is
+never seen. The newest is the one of the highest step, whatever its date.
 
     with checkpoints.Saver("run/checkpoints", keep=2) as saver:
         found = saver.restore(state)
@@ -11,8 +11,8 @@ newest is the one of the highest step, whatever the clock says.
             state, step = train(state), step + 1
             saver.save(step, state)  # copies and returns; the disk is written in the background
 
-Every process of a `jax.distributed` job may call this: the first one writes and all can read, and
-no call waits for another process. Leaves have to be whole on that process, as replicated ones are.
+Every process of a `jax.distributed` job may call this: process 0 writes, all can read, and no call
+waits for another process. Leaves must be whole on each process, as replicated ones are.
 """
 
 from nopr.lab.checkpoints.saver import Saver, restore, save, steps

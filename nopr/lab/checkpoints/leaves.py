@@ -1,4 +1,4 @@
-"""Leaves: described in rows, as arrays on the host, and back as what they were."""
+"""Leaves of a checkpoint: their description, their copies on the host, and the way back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nopr import trees
 
 
 def rows(tree: PyTree) -> list[dict[str, Any]]:
-    """What a checkpoint records of each leaf, and what a target must agree with."""
+    """The path, shape and dtype of each leaf, which a target must match."""
     found = [_row(path, leaf) for path, leaf in _named(tree)]
     if not found:
         raise ValueError("`tree` must have at least one array, got none.")
@@ -24,10 +24,10 @@ def rows(tree: PyTree) -> list[dict[str, Any]]:
 
 
 def on_host(tree: PyTree) -> dict[str, Any]:
-    """Copies of the leaves that nothing else writes to, and what it takes to read them.
+    """Copies of the leaves that nothing else writes to, and what is needed to read them.
 
     Raises:
-      ValueError: If a leaf is spread over processes, or is no array or number; names it.
+      ValueError: If a leaf is spread over processes, or is not an array or number; names it.
     """
     described = json.dumps(rows(tree))
     for path, leaf in _named(tree):
@@ -38,7 +38,7 @@ def on_host(tree: PyTree) -> dict[str, Any]:
                     f"({leaf.sharding}). Replicate it, or gather it, before it is saved."
                 )
             if not _is_key(leaf):
-                leaf.copy_to_host_async()  # All leaves on their way at once.
+                leaf.copy_to_host_async()  # Copies all leaves at once.
     arrays, generators = {}, {}
     for index, leaf in enumerate(jax.tree.leaves(tree)):
         arrays[str(index)] = _owned(leaf)
@@ -48,12 +48,12 @@ def on_host(tree: PyTree) -> dict[str, Any]:
 
 
 def as_target(found: Mapping[str, Any], target: PyTree, *, name: str) -> PyTree:
-    """The arrays of a checkpoint as a tree like `target`, each leaf of the kind it has there.
+    """The arrays of a checkpoint as a tree like `target`, each leaf of the same kind.
 
     Args:
-      found: What `on_host` gave, as it was stored.
-      target: The tree that is wanted.
-      name: The checkpoint, for messages.
+      found: Result of `on_host`, as stored.
+      target: Tree to match.
+      name: Name of the checkpoint, for messages.
 
     Raises:
       ValueError: Naming the first leaf in which the checkpoint and `target` differ.
@@ -92,7 +92,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _owned(leaf: Any) -> np.ndarray:
-    """A copy; on the CPU NumPy looks into the buffer of jax itself, elsewhere it has its own."""
+    """A copy: on the CPU, NumPy views JAX's own buffer; elsewhere it owns one."""
     if _is_key(leaf):
         leaf = jax.random.key_data(leaf)
     found = np.asarray(leaf)
@@ -112,9 +112,9 @@ def _like(value: Any, leaf: Any, generator: Any) -> Any:
 
 
 def _placed(value: Any, leaf: Any) -> jax.Array:
-    """A JAX array as `leaf` is: where it is, free to move if that is, and weak if that is."""
+    """A JAX array with the sharding of `leaf`, uncommitted or weakly typed if `leaf` is."""
     if getattr(leaf, "weak_type", False) and value.shape == ():
-        weak = jnp.asarray(value.item())  # A number of Python's is weak: it takes others' dtypes.
+        weak = jnp.asarray(value.item())  # A Python number is weakly typed.
         value = weak if weak.dtype == value.dtype else value
     sharding = getattr(leaf, "sharding", None) if getattr(leaf, "committed", True) else None
     if sharding is None or sharding.is_fully_addressable:

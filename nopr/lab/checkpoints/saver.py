@@ -1,4 +1,4 @@
-"""Saving, at once or in the background, and reading the newest checkpoint that is whole."""
+"""Saves checkpoints, at once or in the background, and reads the newest that is whole."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nopr.lab import records, terminal
 from nopr.lab.checkpoints import leaves
 
 Say = Callable[[str], Any]
-"""Called with one line for a person at a time."""
+"""A function that reports one line to the user."""
 
 
 def steps(directory: str | Path) -> tuple[int, ...]:
@@ -30,12 +30,12 @@ def save(directory: str | Path, step: Any, tree: PyTree, *, keep: int = 2) -> No
     """Saves `tree` as the checkpoint of `step`, and returns when it is safely on the disk.
 
     Args:
-      directory: Folder of the checkpoints; made if missing.
-      step: A whole number that is not negative. A checkpoint of the same step is replaced.
+      directory: Folder of the checkpoints; created if missing.
+      step: Nonnegative integer. A checkpoint of the same step is replaced.
       tree: Any pytree of arrays, numbers and typed PRNG keys: params, masks with None leaves,
-        optimizer states. Of several processes the first writes; the others only check.
-      keep: Number of the newest checkpoints that stay, at least 1. With 2, a damaged last one
-        still leaves the one before. The one just saved stays in any case.
+        optimizer states. With several processes, process 0 writes; the others only check.
+      keep: Number of newest checkpoints to keep, at least 1; with 2, one is left if the last is
+        damaged. The one just saved is always kept.
 
     Raises:
       ValueError: If a leaf is not an array or number, or spread over processes; names it.
@@ -55,14 +55,14 @@ def restore(
       target: Tree of the same leaves, arrays or `jax.ShapeDtypeStruct`s. The result has its
         structure; a leaf is a JAX array on the target's device where the target's is, NumPy or a
         Python number where the target's is.
-      say: Called with one line for each damaged checkpoint passed over; prints to stderr by
-        default.
+      say: Function that reports one line for each damaged checkpoint passed over; prints to
+        stderr by default.
 
     Returns:
       The step and the tree, or None if there is no whole checkpoint.
 
     Raises:
-      ValueError: If the checkpoint is of another tree than `target`; names the leaf.
+      ValueError: If the checkpoint does not match `target`; names the leaf.
     """
     store = _store(directory, say or terminal.say)
     for step in reversed(steps(directory)):
@@ -77,9 +77,9 @@ class Saver:
     """Saves checkpoints while the program continues; a context manager.
 
     `save` copies the leaves to the host before it returns, so that buffers may be donated or
-    overwritten right after it, and the disk is written in the background. There is never more than
-    one write under way: a `save` waits for the one before. What goes wrong in the background is
-    raised by the next `save`, `restore`, `wait` or `close`.
+    overwritten right after it, and the disk is written in the background. At most one write is
+    under way: a `save` waits for the one before. An error in the background is raised by
+    the next `save`, `restore`, `wait` or `close`.
 
     Leaving the `with` waits for the write, even when an error or a signal ends the block. A failed
     write is then only reported, and the original error is raised. A process that is killed leaves
@@ -90,9 +90,9 @@ class Saver:
         """Prepares to save in a folder; nothing is read or written yet.
 
         Args:
-          directory: Folder of the checkpoints; made by the first `save`.
-          keep: Number of the newest checkpoints that stay, at least 1.
-          say: Called with one line for a person at a time; prints to stderr by default.
+          directory: Folder of the checkpoints; created by the first `save`.
+          keep: Number of newest checkpoints to keep, at least 1.
+          say: Function that reports one line to the user; prints to stderr by default.
 
         Raises:
           ValueError: If `keep` is less than 1.
@@ -107,9 +107,9 @@ class Saver:
         self._closed = False
 
     def save(self, step: Any, tree: PyTree) -> None:
-        """Copies `tree`, and begins to write it as the checkpoint of `step`.
+        """Copies `tree` and starts writing it as the checkpoint of `step`.
 
-        Of several processes the first writes; the others only check.
+        With several processes, process 0 writes; the others only check.
 
         Args:
           step: As for `checkpoints.save`.
@@ -134,7 +134,7 @@ class Saver:
         """Reads the newest checkpoint that is whole, once the write under way is done.
 
         Damaged checkpoints that were passed over are removed by the next `save`, so that they do
-        not count among those that are kept.
+        not count towards `keep`.
 
         Args:
           target: As for `checkpoints.restore`.
@@ -143,7 +143,7 @@ class Saver:
           The step and the tree, or None if there is no whole checkpoint.
 
         Raises:
-          ValueError: If the checkpoint is of another tree than `target`; names the leaf.
+          ValueError: If the checkpoint does not match `target`; names the leaf.
           RunError: If the write before this failed.
         """
         self.wait()
@@ -165,7 +165,7 @@ class Saver:
             underway.result()
 
     def close(self) -> None:
-        """Waits for the last `save`; the saver takes nothing more.
+        """Waits for the last `save` and closes the saver.
 
         Raises:
           RunError: If it could not be written.
@@ -209,7 +209,7 @@ def _store(directory: str | Path, say: Say) -> records.Store:
 
 
 def _checked(step: Any) -> int:
-    """The step as Python's integer, whatever kind of whole number it is."""
+    """The step as a Python int, from any integer type."""
     try:
         found = -1 if isinstance(step, bool) else operator.index(step)
     except TypeError:

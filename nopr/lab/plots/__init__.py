@@ -1,9 +1,9 @@
-"""Figures of results: each from plain numbers, and saved beside the numbers that it shows.
+"""Figures of results, drawn from plain numbers and saved beside them.
 
-A plot function draws on a `matplotlib.figure.Figure` of its own and never touches pyplot, so it
-is safe in any thread, notebook or headless job. Every series has a color that the color-blind
-can tell apart, a marker, and a label at its end. What cannot be drawn honestly (nothing, NaN,
-infinities) is an error that names the series.
+A plot function draws on its own `matplotlib.figure.Figure` and never touches pyplot, so it is safe
+in any thread, notebook or headless job. Every series has a color from a color-blind-safe palette, a
+marker, and a label at its end. What cannot be drawn honestly (nothing, NaN, infinities) raises an
+error that names the series.
 
     >>> from nopr.lab import plots
     >>> rows = [{"method": "snip", "density": 0.05, "mean": 95.2, "half_width": 0.4, "n": 5}]

@@ -37,7 +37,7 @@ STYLE = {
     "figure.facecolor": "white",
     "axes.facecolor": "white",
     "savefig.facecolor": "auto",
-    "savefig.bbox": "tight",  # names, labels and titles stand outside of the axes
+    "savefig.bbox": "tight",  # names, labels and titles are outside the axes
     "savefig.pad_inches": 0.2,
 }
 HEAD = "head"
@@ -55,7 +55,7 @@ def write_head(axes: Axes, title: str, subtitle: str) -> None:
 
 
 def count_text(counts: Iterable[Any], unit: str) -> str:
-    """How many, such as `"n = 5 seeds"`, or `"n = 3 to 5 seeds"` where they differ."""
+    """A count, such as `"n = 5 seeds"`, or `"n = 3 to 5 seeds"` where counts differ."""
     known = sorted({int(count) for count in counts})
     span = f"{known[0]:,}" + (f" to {known[-1]:,}" if len(known) > 1 else "")
     return f"n = {span} {unit.removesuffix('s') if span == '1' else unit}"
@@ -65,7 +65,7 @@ def check_finite(name: str, values: Any) -> None:
     """Checks that the numbers to plot are finite.
 
     Raises:
-      ValueError: Naming what holds a value that is missing, NaN or infinite.
+      ValueError: If a value is missing, NaN or infinite; names what holds it.
     """
     for value in np.asarray(values, object).ravel():
         if value is None or not math.isfinite(value):

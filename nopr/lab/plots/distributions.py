@@ -1,4 +1,4 @@
-"""Distributions of singular values: one row a condition, on one logarithmic axis."""
+"""Distributions of singular values: one row per condition, on one logarithmic axis."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def singular_values(
     highlight: Collection[str] = (),
     floor: float = 1e-6,
 ) -> Figure:
-    """The distribution of the singular values in each condition, one row a condition.
+    """The distribution of the singular values in each condition, one row per condition.
 
     All rows share a logarithmic axis, on which 1 is isometry. Values of at most `floor` have no
-    place there: a column of its own states their share. A diamond and a number give the mean over
+    place there; a separate column gives their share. A diamond and a number give the mean over
     all values, zeros included.
 
     Args:
       groups: Singular values of any shape, by condition, top row first.
-      title: The message of the figure.
-      note: What the values are of, such as the number of inputs and seeds.
+      title: Message of the figure.
+      note: Origin of the values, such as the number of inputs and seeds.
       highlight: Conditions drawn in a second color.
-      floor: Values of at most this count as zero.
+      floor: Largest value that counts as zero.
 
     Returns:
       The figure; `singular_value_rows` gives the numbers that it shows.
@@ -67,11 +67,11 @@ def singular_values(
 def singular_value_rows(
     groups: Mapping[str, Any], *, floor: float = 1e-6
 ) -> list[dict[str, str | int | float]]:
-    """The numbers that `singular_values` shows, one mapping a condition and bin.
+    """The numbers that `singular_values` shows, one mapping per condition and bin.
 
     Args:
       groups: Singular values of any shape, by condition.
-      floor: Values of at most this count as zero.
+      floor: Largest value that counts as zero.
 
     Returns:
       Mappings with `condition`, `low` and `high` (edges of the bin; each condition's first, from 0
@@ -104,7 +104,7 @@ def _checked(name: str, values: Any) -> np.ndarray:
 
 
 def _log_edges(values: np.ndarray, floor: float) -> np.ndarray:
-    """Bin edges over all that is above `floor`; 1 is the middle of a bin, and always in one."""
+    """Bin edges over all values above `floor`; 1 is always the middle of a bin."""
     shown = np.append(values[values > floor], 1.0)
     steps = np.round(np.log10([shown.min(), shown.max()]) * _BINS_PER_DECADE)
     return 10 ** ((np.arange(steps[0] - 1, steps[1] + 2) + 0.5) / _BINS_PER_DECADE)
@@ -118,7 +118,7 @@ def _bins(values: np.ndarray, edges: np.ndarray, floor: float) -> list[tuple[flo
 
 
 def _rows_of_axes(names: Sequence[str]) -> tuple[Figure, list[tuple[Axes, Axes]]]:
-    """For each condition an axes for the share at zero and one for the rest, and its name."""
+    """For each condition, named axes for the share at zero and for the rest."""
     figure = Figure(figsize=(_ZEROS + _VALUES, len(names) * (_ROW + _GAP)))
     look = {"left": 0, "right": 1, "bottom": 0, "top": 1, "wspace": 0.09, "hspace": _GAP / _ROW}
     shares = (_ZEROS, _VALUES)
@@ -137,7 +137,7 @@ def _draw_zeros(zeros: Axes, share: float, color: str) -> None:
 
 
 def _draw_ridge(ridge: Axes, rows: Sequence[Mapping[str, Any]], color: str) -> None:
-    """The histogram of what is above zero, and the mean of everything."""
+    """The histogram of the values above zero, and the mean of all."""
     edges = [row["low"] for row in rows] + [rows[-1]["high"]]
     shares = [row["share"] for row in rows]
     _set_ridge_axes(ridge, edges, 1.12 * (max(shares) or 1))

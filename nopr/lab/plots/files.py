@@ -39,11 +39,11 @@ def save(
     Each file appears whole or not at all, and the same figure gives the same bytes.
 
     Args:
-      figure: The figure.
-      rows: The numbers shown, one mapping a line; what is missing or None is an empty cell.
-      directory: Where to write; made if it is not there.
-      name: The files' name without its ending.
-      titled: Whether title and subtitle are part of the PNG and PDF; in a paper they are not.
+      figure: Figure.
+      rows: Numbers shown, one mapping per row; a missing value or None is an empty cell.
+      directory: Folder to write to; created if missing.
+      name: File name without its ending.
+      titled: Whether title and subtitle are drawn; False for a paper.
 
     Returns:
       The paths of the files.
@@ -67,11 +67,11 @@ def save(
 
 
 def curve_rows(curves: Curves, published: Curves | None = None) -> list[dict[str, Any]]:
-    """The numbers of curves as rows for `save`, one mapping a point.
+    """The numbers of curves as rows for `save`, one mapping per point.
 
     Args:
-      curves: By name: columns of one length, such as `pruned`, `mean`, `low` and `high`.
-      published: The same for published points.
+      curves: Columns of one length, such as `pruned`, `mean`, `low` and `high`, by name.
+      published: Columns of published points, by name.
 
     Returns:
       Mappings with `method`, `source` (`"computed"` or `"published"`) and each column.

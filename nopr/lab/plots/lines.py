@@ -18,7 +18,7 @@ from nopr.lab.plots.canvas import Curves, Rows
 from nopr.lab.plots.series import Series
 
 _LEAST_ERROR = 0.05  # in %: the error axis is logarithmic, and 100% has no place on it
-# In %, the most welcome first: those that come later give way where they are crowded.
+# In %, by preference: later ones are left out where ticks are crowded.
 _ACCURACY_TICKS = (90, 99, 95, 98, 80, 97, 60, 20, 40, 99.5, 99.8, 96, 93, 70, 85, 0)
 
 
@@ -32,10 +32,10 @@ def accuracy_against_density(
     """Test accuracy of every method against the share of weights that it keeps.
 
     Args:
-      rows: One mapping a point: `method`, `density` in (0, 1], `mean` (accuracy in %),
+      rows: One mapping per point: `method`, `density` in (0, 1], `mean` (accuracy in %),
         `half_width` (of the 95% interval, in %; None for a single seed) and `n` (seeds).
-      title: The message of the figure.
-      reference: The method drawn as a level line with its interval, if it is there.
+      title: Message of the figure.
+      reference: Method drawn as a level line with its interval, if present.
       order: Names in the order that gives each its color; others follow as they appear.
 
     Returns:
@@ -73,19 +73,19 @@ def bits_against_pruned(
     title: str = "What the mask knows of the data it was chosen on",
     order: Sequence[str] = (),
 ) -> Figure:
-    """Mutual information of mask and data against how many weights were pruned.
+    """Mutual information of mask and data against the number of pruned weights.
 
     Both ceilings are drawn, H(D) and log2 of the number of masks with so many weights pruned, and
-    what lies above either is shaded. A curve that is 0 throughout says so in its label.
+    the region above either is shaded. The label of a curve that is 0 throughout states it.
 
     Args:
-      curves: By method: `pruned` (weights), `mean` (bits), and `low` and `high` (the 95% interval
-        over initializations, in bits; both or neither).
+      curves: Columns by method: `pruned` (weights), `mean` (bits), and `low` and `high` (the 95%
+        interval over initializations, in bits; both or neither).
       ceiling_bits: H(D), in bits.
-      published: By method: `pruned` and `mean`, drawn as hollow markers in that method's color.
-      weights: Prunable weights of the network.
-      n: Initialisations behind each mean.
-      title: The message of the figure.
+      published: Columns `pruned` and `mean` by method, drawn as hollow markers in its color.
+      weights: Number of prunable weights.
+      n: Number of initializations behind each mean.
+      title: Message of the figure.
       order: Names in the order that gives each its color; others follow as they appear.
 
     Returns:
@@ -128,17 +128,17 @@ def lines_with_intervals(
     interval: Literal["band", "bar"] = "band",
     order: Sequence[str] = (),
 ) -> Figure:
-    """Lines with their intervals, each labelled at its end.
+    """Lines with their intervals, each labeled at its end.
 
     Args:
-      curves: By name: `x`, `mean`, and `low` and `high` (both or neither).
-      title: The message of the figure.
+      curves: Columns by name: `x`, `mean`, and `low` and `high` (both or neither).
+      title: Message of the figure.
       x_label: Label of the horizontal axis, with its unit.
       y_label: Label of the vertical axis, with its unit.
-      subtitle: What the intervals are, and how many runs are behind them.
-      x_scale: A matplotlib scale, such as `"log"`.
-      y_scale: The same for the vertical axis.
-      interval: How intervals are drawn.
+      subtitle: Meaning of the intervals, and the number of runs behind them.
+      x_scale: Matplotlib scale, such as `"log"`.
+      y_scale: Matplotlib scale of the vertical axis.
+      interval: Style of the intervals.
       order: Names in the order that gives each its color; others follow as they appear.
 
     Returns:
@@ -158,7 +158,7 @@ def lines_with_intervals(
 
 
 def _statistic(lines: Sequence[Series], counts: Iterable[int], unit: str) -> str:
-    """What is drawn, and over how many."""
+    """The statistic that is drawn, and its n."""
     intervals = any(np.isfinite(s.low).any() for s in lines)
     known = list(counts)
     text = "mean and 95% interval" if intervals else "mean"
@@ -217,7 +217,7 @@ def _draw_hollow(axes: Axes, s: Series) -> None:
 
 
 def _draw_ceilings(axes: Axes, ceiling_bits: float, weights: int) -> None:
-    """H(D) and log2 C(weights, k), and a shade over what lies above either."""
+    """H(D) and log2 C(weights, k), and shading of the region above either."""
     top = 1.16 * ceiling_bits
     axes.set(xlim=(-0.4, weights + 0.4), ylim=(-0.04 * ceiling_bits, top))
     k = np.arange(weights + 1)
@@ -236,7 +236,7 @@ def _draw_ceilings(axes: Axes, ceiling_bits: float, weights: int) -> None:
 
 
 def _set_density_axis(axes: Axes, densities: Sequence[float]) -> None:
-    """A reversed logarithmic axis with a tick at each density, the commonest ones if crowded."""
+    """A reversed logarithmic axis with a tick at each density, or at the most common ones."""
     axes.set_xlabel("weights kept, % (log scale; fewer to the right)")
     low, high = math.log10(min(densities)), math.log10(max(densities))
     margin = 0.1 * (high - low) or 0.3
@@ -263,7 +263,7 @@ def _set_accuracy_axis(axes: Axes, lines: Sequence[Series]) -> None:
 
 
 def _thinned(ticks: Sequence[float], places: np.ndarray, least: float) -> list[float]:
-    """The ticks that are more than `least` from all that come before them."""
+    """The ticks that are more than `least` from all earlier ones."""
     kept: list[int] = []
     for number, place in enumerate(places):
         if all(abs(place - places[other]) > least for other in kept):

@@ -19,7 +19,7 @@ _SIZES = {"*": 9.0, "P": 7.0, "X": 6.5, "D": 5.2, "h": 6.5}
 
 
 class Series(NamedTuple):
-    """One line; a bound of its interval that is not known is NaN."""
+    """One line; unknown bounds of its interval are NaN."""
 
     name: str
     x: np.ndarray
@@ -35,13 +35,13 @@ def from_curves(curves: canvas.Curves, order: Sequence[str] = ()) -> list[Series
 
     Args:
       curves: Columns by name.
-      order: Names in the order that gives each its look; others follow as they appear.
+      order: Names in the order that determines each look; others follow as they appear.
 
     Returns:
       The series, in the order of `curves`.
 
     Raises:
-      ValueError: If there is none, or one has no points, columns of different lengths or a
+      ValueError: If there are no series, or one has no points, columns of different lengths or a
         number that is not finite.
     """
     if not curves:
@@ -51,7 +51,7 @@ def from_curves(curves: canvas.Curves, order: Sequence[str] = ()) -> list[Series
 
 
 def panel(title: str, subtitle: str) -> tuple[Figure, Axes]:
-    """A titled figure with one axes, which fills it; all texts stand outside."""
+    """A titled figure filled by one axes, with all text outside."""
     figure = Figure(figsize=_SIZE)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.grid(visible=True, axis="y")
@@ -81,15 +81,15 @@ def draw(axes: Axes, series: Sequence[Series], *, interval: str) -> None:
 def label_ends(
     axes: Axes, series: Sequence[Series], *, interval: str, levels: Sequence[Series] = ()
 ) -> None:
-    """Names each series right of the axes, as near to its last point as the others allow.
+    """Names each series to the right of the axes, as near its last point as the others allow.
 
     Call it last: it reads the limits and scales of the axes.
 
     Args:
-      axes: Where the series were drawn.
-      series: The series as given to `draw`, in the same order.
-      interval: As given to `draw`.
-      levels: Level lines, which end at the right side of the axes.
+      axes: Axes on which the series were drawn.
+      series: Series as given to `draw`, in the same order.
+      interval: Style as given to `draw`.
+      levels: Level lines, which end at the right edge of the axes.
     """
     edge = np.array([axes.get_xlim()[1]])
     named = [*series, *(level._replace(x=edge) for level in levels)]
@@ -108,7 +108,7 @@ def label_ends(
 
 
 def apart(heights: np.ndarray, *, least: float) -> np.ndarray:
-    """The heights nearest in squares that are `least` apart, within [0, 1] if they fit there."""
+    """The heights nearest in least squares that are `least` apart, in [0, 1] if they fit."""
     order = np.argsort(heights, kind="stable")
     steps = np.arange(len(heights)) * least
     fitted = isotonic_regression(heights[order] - steps).x
@@ -145,7 +145,7 @@ def _draw_interval(
 
 
 def _shift(axes: Axes, place: int, count: int, interval: str) -> Transform:
-    """Sets bars at one x side by side on paper; the numbers stay as they are."""
+    """Draws bars at the same x side by side; their numbers do not change."""
     inches = (place - (count - 1) / 2) * 0.045 if interval == "bar" else 0.0
     sheet = axes.get_figure(root=True)
     if sheet is None:
@@ -154,7 +154,7 @@ def _shift(axes: Axes, place: int, count: int, interval: str) -> Transform:
 
 
 def _dashes(series: Sequence[Series]) -> list[tuple[Any, Any]]:
-    """Line style and marker spacing: series that coincide take turns, so that all are seen."""
+    """Line style and marker spacing: coinciding series alternate, so that all are visible."""
     styles = []
     for place, s in enumerate(series):
         same = [i for i, t in enumerate(series) if _coincide(s, t)]

@@ -1,9 +1,10 @@
-"""Run directories: what was asked, what it ran on, what came out, and what is already done.
+"""Run directories: the config, environment, results and finished stages of a run.
 
-A directory belongs to one config and to one process at a time. Everything in it is written aside
-and renamed, so that a run can be killed at any moment, or the disk fill up, without harm to what
-was there. Long work is cut into stages (and sweeps into chunks); a finished stage is a file with
-its SHA-256 and the code and machine it came from, and is computed again when any of these differ.
+A directory belongs to one config, and to one process at a time. Files are written to a temporary
+file and renamed, and metrics are sealed line by line, so that a run can be killed at any moment, or
+fill the disk, without harm to what was there. Long work is cut into stages (and sweeps into
+chunks); a finished stage is a file with its SHA-256 and the code and machine it came from, and is
+computed again if any of these differ.
 
     with records.open_run("runs/quickstart", config=config, experiment="quickstart") as run:
         if not run.finished:

@@ -20,7 +20,7 @@ _SETTINGS = ("default_prng_impl", "threefry_partitionable", "default_matmul_prec
 
 
 def digest(config: Mapping[str, Any]) -> str:
-    """Ten hexadecimal digits that stand for a nested config, whatever the order of its keys.
+    """Ten hexadecimal digits that identify a nested config, whatever the order of its keys.
 
     Raises:
       ValueError: If a value is not a finite number, a string, a bool, None, or a list of these.
@@ -37,10 +37,10 @@ def run_name(experiment: str, variant: str, config: Mapping[str, Any]) -> str:
 def threads() -> int:
     """The size of XLA's thread pool on the CPU, which changes the last bits of results.
 
-    It is `NPROC` where that is set, as the launcher does before jax starts.
+    It is `NPROC` if set, as the launcher does before JAX starts.
 
     Raises:
-      ValueError: If `NPROC` is set to something else than a number of threads.
+      ValueError: If `NPROC` is set but is not a valid number of threads.
     """
     given = os.environ.get("NPROC", "")
     if given:
@@ -54,9 +54,9 @@ def threads() -> int:
 
 
 def settings() -> dict[str, Any]:
-    """The settings of jax that change numbers, as they are here and now.
+    """JAX's current settings that change numbers.
 
-    None stands for jax's own default, and for what this version of jax does not know.
+    None means JAX's default, or a setting that this version of JAX does not have.
     """
     import jax
 
@@ -72,10 +72,10 @@ def settings() -> dict[str, Any]:
 
 
 def environment(source: str) -> dict[str, Any]:
-    """What a run runs on: versions, commit, code, devices, settings. Starts jax's devices.
+    """The environment of a run: versions, commit, code, devices, settings. Starts JAX's devices.
 
     Args:
-      source: The digest of the code, from `source_digest`.
+      source: Digest of the code, from `source_digest`.
     """
     import jax
 
@@ -120,7 +120,7 @@ def _commit() -> tuple[str | None, bool | None]:
 
 
 def canonical(value: Any, *, name: str = "config") -> str:
-    """JSON with sorted keys and nothing to spare; ValueError for what is not plain data."""
+    """Compact JSON with sorted keys; raises ValueError for anything but plain data."""
     try:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -139,7 +139,7 @@ def _culprit(config: Any) -> str:
 def differences(
     there: Mapping[str, Any], here: Mapping[str, Any], *, names: tuple[str, str] = ("there", "here")
 ) -> str:
-    """The first keys, as `a.b`, in which two nested mappings differ, with both values."""
+    """The first keys, as `a.b`, at which two nested mappings differ, with both values."""
     old, new = dict(_flat(there)), dict(_flat(here))
     keys = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
     old_name, new_name = names

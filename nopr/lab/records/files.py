@@ -18,12 +18,12 @@ class RunError(RuntimeError):
 
 
 def write_bytes(path: str | Path, data: bytes, *, sync_name: bool = True) -> Path:
-    """Writes a file whole or not at all: aside, to the disk, then renamed into place.
+    """Writes a file whole or not at all: to a temporary file, synced, then renamed into place.
 
     Args:
-      path: Where to; missing folders are made.
-      data: The contents.
-      sync_name: Whether its name is to outlive a loss of power as soon as this returns.
+      path: Path of the file; missing folders are created.
+      data: Contents.
+      sync_name: Whether the name must survive a power loss as soon as this returns.
 
     Returns:
       The path.
@@ -62,9 +62,9 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Writes rows as CSV under a header of their keys, whole or not at all.
 
     Args:
-      path: Where to.
-      rows: At least one; all with the keys of the first. NumPy scalars are written as the numbers
-        they are, with every digit, and None as an empty cell.
+      path: Path of the file.
+      rows: Rows, at least one, all with the keys of the first. NumPy scalars are written with
+        every digit, and None as an empty cell.
 
     Returns:
       The path.
@@ -87,7 +87,7 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 
 def read_json(path: str | Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None if there is none that can be read."""
+    """The object in a JSON file; None if it cannot be read."""
     try:
         found = json.loads(Path(path).read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -111,5 +111,5 @@ def explained(path: Path) -> Generator[None, None, None]:
 
 
 def plain_scalar(value: Any) -> Any:
-    """The Python number in a NumPy or JAX scalar; anything else as it is."""
+    """The Python number in a NumPy or JAX scalar; anything else unchanged."""
     return value.item() if hasattr(value, "item") else value

@@ -30,7 +30,7 @@ class Metrics:
             self._rewrite()
 
     def add(self, step: int, split: str, name: str, value: float | None) -> None:
-        """Records one value; None where it is not a finite number."""
+        """Records one value; None if it is not finite."""
         key, line = (step, split, name), _sealed(step, split, name, value)
         before = self._lines.get(key)
         if before is None:
@@ -46,7 +46,7 @@ class Metrics:
             self._rewrite()
 
     def _append(self, line: bytes) -> None:
-        """Adds a whole line or nothing: on a full disk the first bytes may still find room."""
+        """Appends a whole line or nothing: on a full disk its first bytes may still fit."""
         with explained(self._path), open(self._path, "ab", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             try:
@@ -67,7 +67,7 @@ def _sealed(step: Any, split: Any, name: Any, value: Any) -> bytes:
 
 
 def _key(line: bytes) -> tuple[Any, ...] | None:
-    """What a whole line is of; None for one that is torn or altered."""
+    """The key of a whole line; None for one that is torn or altered."""
     try:
         found = json.loads(line)
         key = (found["step"], found["split"], found["name"])

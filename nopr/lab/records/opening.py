@@ -31,29 +31,30 @@ def open_run(
     reopen: bool = False,
     say: Callable[[str], Any] = terminal.say,
 ) -> Generator[Run, None, None]:
-    """Opens a run directory for this program alone, to begin or to resume.
+    """Opens a run directory for this program alone, to start or resume a run.
 
-    Under several `nopr.processes`, process 0 holds the directory and writes everything in it but
-    the stored chunks of sweeps, which each process keeps under the same path, on a disk of its own
-    or on a shared one. The others get a run that looks the same and leaves nothing else behind.
+    With several processes, process 0 holds the directory and writes everything in it except the
+    stored chunks of sweeps, which each process keeps under the same path, on its own disk or on a
+    shared one. The others get a run that looks the same and leaves nothing else behind.
 
     Args:
-      workdir: The directory; made if it is missing.
+      workdir: Run directory; created if missing.
       config: Nested plain dict, such as `ConfigDict.to_dict()`.
-      experiment: The experiment's name.
-      variant: The config file's variant, for people to read.
-      sources: Files whose code computes the results; what they import counts as well. Without
-        any, the whole of nopr counts, and nothing else.
-      reopen: Whether a finished run takes results again, such as a new figure.
-      say: Called with one line for a person at a time.
+      experiment: Name of the experiment.
+      variant: Variant of the config, for readers only.
+      sources: Files whose code computes the results; their imports count too. Without any, all of
+        nopr counts, and nothing else.
+      reopen: Whether a finished run accepts results again, such as a new figure.
+      say: Function that reports one line to the user.
 
     Yields:
-      The run; nothing is left to be done if it is `finished`.
+      The run; if it is `finished`, nothing remains to be done.
 
     Raises:
       RunError: If the directory cannot be written, is in use by a live run, or holds something
-        else: a run of another config (the message names the keys) or files of no run; or if the
-        processes do not run the same config on the same code, versions and kind of machine.
+        else: a run of another config (the message names the keys) or files that belong to no run;
+        or if the processes do not run the same config on the same code, versions and kind of
+        machine.
       processes.Lost: If another process did not answer.
     """
     directory = Path(workdir)
@@ -95,7 +96,7 @@ def set_aside(workdir: str | Path) -> Path | None:
 
 @contextlib.contextmanager
 def _refusal_shared() -> Generator[None, None, None]:
-    """Shares with the other processes why process 0 cannot run, so that they need not wait."""
+    """Shares with the other processes why process 0 cannot run, so that they do not wait."""
     try:
         yield
     except (RunError, ValueError) as error:
@@ -104,7 +105,7 @@ def _refusal_shared() -> Generator[None, None, None]:
 
 
 def _check_members(mine: Mapping[str, Any]) -> None:
-    """Checks that all processes were asked the same, and would compute the same bits."""
+    """Checks that all processes have the same config and would compute the same bits."""
     everyone = [json.loads(data) for data in processes.gather(json.dumps(mine).encode())]
     for index, theirs in enumerate(everyone):
         names = (f"in process {index}", "in process 0")
@@ -119,7 +120,7 @@ def _check_members(mine: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Generator[None, None, None]:
-    """Holds the kernel's lock on the directory, which goes with the process however it ends."""
+    """Holds the kernel's lock on the directory, which ends with the process, however it ends."""
     path = directory / "LOCK"
     while True:
         with explained(directory):
@@ -147,7 +148,7 @@ def _lock(lock: io.FileIO, directory: Path) -> None:
                 "Wait until it ends, or choose another work directory."
             ) from None
         lock.truncate(0)
-        with contextlib.suppress(OSError):  # it is held without its name on a full disk, too
+        with contextlib.suppress(OSError):  # the lock holds without it, on a full disk
             lock.write(f"{os.getpid()}\n".encode())
 
 
@@ -155,7 +156,7 @@ def _check_ours(directory: Path) -> None:
     names = {path.name for path in directory.iterdir() if path.suffix != ".tmp"} - {"LOCK"}
     if names and "config.json" not in names:
         raise RunError(
-            f"{str(directory)!r} holds files of no run ({min(names)!r}). "
+            f"{str(directory)!r} holds files that belong to no run ({min(names)!r}). "
             "Choose another work directory, or an empty one."
         )
 
@@ -170,7 +171,7 @@ def _settle_config(directory: Path, asked: dict[str, Any], variant: str) -> None
         raise RunError(f"{str(path)!r} cannot be read. Choose another work directory.")
     changes = differences({key: there[key] for key in asked}, asked)
     if changes and not _has_results(directory):
-        # A run that was refused before it did anything does not hold the folder.
+        # A run without results does not claim the folder.
         write_text(path, json.dumps({**asked, "variant": variant}, indent=2) + "\n")
     elif changes:
         raise RunError(

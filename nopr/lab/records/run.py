@@ -28,8 +28,8 @@ class Run:
 
     Attributes:
       directory: The run directory.
-      finished: Whether a whole summary is there already; nothing more need be done then.
-      outdated: Whether it was finished by other code than the present.
+      finished: Whether a whole summary exists, so that nothing remains to be done.
+      outdated: Whether it was finished by code other than the present.
     """
 
     def __init__(
@@ -58,15 +58,15 @@ class Run:
 
     @property
     def figures(self) -> Path:
-        """The folder for figures and the CSVs of what they plot."""
+        """The folder for figures and the CSVs of their numbers."""
         return self._folder("figures")
 
     def checkpoints(self, name: str) -> Path:
         """The folder for the `nopr.lab.checkpoints` of one part of the run.
 
-        It is another one when the config, the source or the versions change, so that a run never
-        resumes from what other code saved. Of several processes the first writes there, and the
-        others read where the disk is shared.
+        The folder depends on the config, the source and the versions, so that a run never resumes
+        from what other code saved. With several processes, process 0 writes there, and the others
+        read if the disk is shared.
         """
         depends = canonical({**self._depends(), "config": self._config})
         digest = hashlib.sha256(depends.encode()).hexdigest()[:10]
@@ -77,7 +77,7 @@ class Run:
 
     @property
     def report(self) -> Path:
-        """Where the report for people goes."""
+        """The path of the report."""
         return self.directory / "report.html"
 
     def stage(
@@ -88,14 +88,14 @@ class Run:
         code: str = "",
         finite: bool = False,
     ) -> dict[str, Any]:
-        """The result of `compute()`, from the disk if an earlier run of this got so far.
+        """The result of `compute()`, read from disk if an earlier launch has stored it.
 
         Args:
           name: Name of the stage, unique in the run.
           compute: Function that returns a nested dict (or NamedTuple) of arrays, numbers and
             strings.
-          code: Whatever else the result depends on, such as a version or a length. The config, the
-            code that the run imports, the versions, the device and jax's settings for precision
+          code: Anything else that the result depends on, such as a version or a length. The config,
+            the code that the run imports, the versions, the device and JAX's settings for precision
             and random numbers count already.
           finite: Whether NaN and infinities are an error.
 
@@ -120,7 +120,7 @@ class Run:
         return values
 
     def _of_first(self, call: Callable[[], dict[str, Any] | None]) -> Any:
-        """What `call` gives in process 0, in every process; the others do not call it."""
+        """The result of `call` in process 0, in every process; the others do not call it."""
         if processes.count() == 1:
             return call()
         found = call() if processes.index() == 0 else None
@@ -128,7 +128,7 @@ class Run:
         return unpacked(data) if data else None
 
     def store(self, name: str = "", *, code: str = "") -> Store:
-        """Results kept under `name`, as the chunks of a sweep are; see `stage` for `code`."""
+        """A store of results under `name`, such as a sweep's chunks; see `stage` for `code`."""
         self._check_unfinished()
         depends = {**self._depends(), "config": self._config, "code": code, "store": name}
         return Store(self._kept / name, context=depends, say=self._warn)
@@ -142,21 +142,21 @@ class Run:
           name: Name with its unit, such as `"snip/density_0.2/accuracy"`.
           value: Number; NaN and infinities are written as null.
 
-        Record what a stage returned after the stage rather than inside its `compute`: the metrics
-        are then complete however often the run was cut off.
+        Record the results of a stage after it rather than inside its `compute`: the metrics are
+        then complete however often the run was interrupted.
         """
         self._check_unfinished()
         number = float(value)
         self._metrics.add(int(step), split, name, number if math.isfinite(number) else None)
 
     def show_table(self, text: str) -> None:
-        """Prints the table of the results and keeps it, to be shown when asked again."""
+        """Prints the table of results and stores it, to be shown when launched again."""
         write_text(self.directory / "table.txt", text.rstrip("\n") + "\n")
         print(text, flush=True)
 
     @property
     def table(self) -> str:
-        """The table as it was shown; without one, the lines of the summary."""
+        """The table as it was shown; without one, the summary as lines."""
         path = self.directory / "table.txt"
         if path.exists():
             return path.read_text().rstrip("\n")
@@ -173,7 +173,7 @@ class Run:
         """Writes the summary and marks the run as finished.
 
         Args:
-          summary: Flat; numbers and strings, with the units in the names.
+          summary: Flat mapping to numbers and strings, with units in the names.
 
         Raises:
           ValueError: If a value is neither a finite number nor a string; names it.
@@ -190,14 +190,14 @@ class Run:
         self.finished, self.outdated = True, False
 
     def _depends(self) -> dict[str, Any]:
-        """The context, with jax's settings as they are now: a `with` may have changed them."""
+        """The context, with JAX's current settings: a `with` may have changed them."""
         return {**self._context, **settings()}
 
     def _check_unfinished(self) -> None:
         if self.finished:
             raise RunError(
-                f"{str(self.directory)!r} is finished and takes nothing more. "
-                "Read its summary, or set it aside and run it anew."
+                f"{str(self.directory)!r} is finished and accepts no more results. "
+                "Read its summary, or set it aside and run it again."
             )
 
     def _state(self) -> tuple[bool, bool]:
@@ -216,7 +216,7 @@ class Run:
         return hashlib.sha256(path.read_bytes() if path.exists() else b"").hexdigest()
 
     def _begin(self) -> None:
-        """Clears what a killed run left half-written and notes what this one runs on."""
+        """Removes half-written files of a killed run and records the environment of this one."""
         with explained(self.directory):
             for left in filter(Path.is_file, self.directory.rglob(".*.tmp")):
                 left.unlink()
@@ -238,12 +238,12 @@ class Run:
 
 
 class Member(Run):
-    """The run in a process other than 0: all it writes goes to a scratch folder, except chunks.
+    """The run in a process other than 0: it writes to a scratch folder, except chunks.
 
     Attributes:
       directory: The scratch folder.
-      finished: Whether process 0 found the run finished.
-      outdated: Whether it was finished by other code than the present, as process 0 found it.
+      finished: Whether the run is finished, according to process 0.
+      outdated: Whether it was finished by code other than the present, according to process 0.
     """
 
     def __init__(self, scratch: Path, kept: Path, state: tuple[bool, bool], **options: Any):
@@ -255,14 +255,14 @@ class Member(Run):
         self.say = lambda line: None
 
     def show_table(self, text: str) -> None:
-        """Nothing: process 0 shows it."""
+        """Does nothing: process 0 shows the table."""
 
     def _state(self) -> tuple[bool, bool]:
         return self._found
 
 
 def _kept(store: Store, name: str, values: Any) -> dict[str, Any]:
-    """Stores a result; it is then the same whether it was computed or read."""
+    """Stores a result and returns it as it will be read back."""
     store.put(name, values)
     return unpacked(packed(values))
 
@@ -292,5 +292,5 @@ def _summary_value(name: str, value: Any) -> float | int | str:
         return value
     raise ValueError(
         f"`summary` must hold finite numbers and strings, got {value!r} at {name!r}. "
-        "Leave out what was not measured, or say why in a string."
+        "Leave out what was not measured, or give the reason in a string."
     )

@@ -1,4 +1,4 @@
-"""The code that a result depends on: a file, and all that it imports but what is installed."""
+"""The code that a result depends on: files and their imports, without installed packages."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _INSTALLED = {"site-packages", "dist-packages"}
 
 
 def source_digest(*roots: str | Path) -> str:
-    """Ten hexadecimal digits that stand for the code of `roots` and of all that they import.
+    """Ten hexadecimal digits that identify the code of `roots` and of all that they import.
 
-    Files of nopr, files beside a root, and other modules that are not installed count; installed
-    packages count elsewhere, by version. Imports within functions count too. Comments, docstrings
-    and layout do not count. The files are only read. Where an import cannot be followed, everything
-    it may stand for counts.
+    Files of nopr, files beside a root, and other modules that are not installed count, also where
+    functions import them. Installed packages are recorded by version instead. Comments, docstrings
+    and layout do not count. No file is executed. Where an import cannot be followed, everything
+    that it may refer to counts.
 
     Args:
-      roots: Python files. Without any, the whole of nopr counts.
+      roots: Python files. Without any, all of nopr counts.
     """
     files = closure(roots) if roots else _NOPR.rglob("*.py")
     total = hashlib.sha256()
@@ -34,7 +34,7 @@ def source_digest(*roots: str | Path) -> str:
 
 
 def closure(roots: Iterable[str | Path]) -> set[Path]:
-    """The files that stand behind `roots`, themselves included."""
+    """`roots`, and all files that they import."""
     waiting = [Path(root).resolve() for root in roots]
     beside = tuple(file.parent for file in waiting)
     follow = functools.cache(lambda *asked: list(_followed(*asked)))
@@ -54,18 +54,18 @@ def closure(roots: Iterable[str | Path]) -> set[Path]:
 
 
 class _Code(NamedTuple):
-    """A file as far as it matters here."""
+    """The relevant facts of a file."""
 
     sha256: str
-    """Of its code, without comments and docstrings."""
+    """SHA-256 of its code, without comments and docstrings."""
     imports: frozenset[tuple[str, int]]
-    """Dotted names with their level; `?` stands for a name that is known only at run time."""
+    """Dotted names with their level; `?` is a name known only at run time."""
     lazy: bool
-    """Whether it imports when it is asked for an attribute."""
+    """Whether it imports on attribute access."""
 
 
 class _WithoutWords(ast.NodeTransformer):
-    """Removes docstrings, those of fields too."""
+    """Removes docstrings, also those of fields."""
 
     def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
         return None if isinstance(node.value, ast.Constant) else node
@@ -95,7 +95,7 @@ def _imports(tree: ast.Module, *, lazy: bool) -> Iterator[tuple[str, int]]:
             case ast.Import(names=names):
                 for alias in names:
                     parts = alias.name.split(".")
-                    # Without `as` the first name is bound, and gives whatever lies below it.
+                    # Without `as` the first name is bound, and gives access to all below it.
                     for length in range(len(parts) if alias.asname else 1, len(parts) + 1):
                         yield ".".join(parts[:length]), 0
             case ast.ImportFrom(module=module, names=names, level=level):
@@ -111,10 +111,10 @@ def _imports(tree: ast.Module, *, lazy: bool) -> Iterator[tuple[str, int]]:
 
 
 def _followed(name: str, places: tuple[Path, ...], top: bool) -> Iterator[Path]:
-    """The files of a dotted name: of its packages, and of the module or what it may stand for.
+    """The files of a dotted name: of its packages, and of the module or all it may refer to.
 
-    The last part may be a thing within a module. A package that imports its modules when they are
-    first asked for counts as a whole, unless the name says which of them is meant.
+    The last part may be an attribute of a module. A package that imports its modules on first
+    access counts as a whole, unless the name states which of them is meant.
     """
     parts = name.split(".")
     if top:
@@ -152,7 +152,7 @@ def _homes(top: str) -> list[Path]:
 
 
 def _name(file: Path) -> str:
-    """A name that stays when a clone moves: the path within the outermost package."""
+    """A name that does not change when a clone moves: the path within the outermost package."""
     home = file.parent
     while (home / "__init__.py").is_file():
         home = home.parent

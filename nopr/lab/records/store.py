@@ -19,22 +19,21 @@ from nopr.lab.records.context import canonical, differences
 from nopr.lab.records.files import explained, read_json, write_bytes
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")
-_EXTENDED = "%dtype="  # before a dtype that NumPy's files do not know; keys have no bare %
+_EXTENDED = "%dtype="  # precedes a dtype unknown to NumPy's files; keys have no bare %
 
 
 @dataclass(frozen=True)
 class Store:
-    """Named results on disk, each valid only as long as its bytes and its context are the same.
+    """Named results on disk, each valid only while its bytes and its context are unchanged.
 
     A result is a nested dict (or NamedTuple) of arrays, numbers and strings. It is read back as a
     nested dict of NumPy arrays, with NumPy scalars for what had no dimensions.
 
     Attributes:
-      directory: Where the files are: `name.npz`, and `name.json` with its seal: SHA-256, name and
+      directory: Folder of the files: `name.npz`, and `name.json` with its seal: SHA-256, name and
         context.
-      context: What the results depend on besides their name: plain values, which are compared as
-        JSON has them.
-      say: Called with one line where a file is damaged or out of date.
+      context: Plain values that the results depend on besides their name, compared as JSON.
+      say: Function that reports, in one line, a file that is damaged or out of date.
     """
 
     directory: Path
@@ -70,14 +69,14 @@ class Store:
         """Writes a result, for `get` to find.
 
         Raises:
-          ValueError: If a value is neither array, number nor string; names it.
-          RunError: If it cannot be written; an earlier result is then gone or whole.
+          ValueError: If a value is not an array, number or string; names it.
+          RunError: If it cannot be written; an earlier result is then removed or whole.
         """
         path, seal = self._paths(name)
         data = packed(values)
         with explained(seal):
             seal.unlink(missing_ok=True)
-        write_bytes(path, data, sync_name=False)  # the seal's comes later, in the same folder
+        write_bytes(path, data, sync_name=False)  # synced with the seal, in the same folder
         sha256 = hashlib.sha256(data).hexdigest()
         write_bytes(seal, _text({"sha256": sha256, "name": name, "context": self.context}))
 
@@ -106,7 +105,7 @@ def packed(values: Any) -> bytes:
     """An npz file; the same values give the same bytes (the dates inside are fixed).
 
     Raises:
-      ValueError: If a value is neither array, number nor string, or two have one name; names it.
+      ValueError: If a value is not an array, number or string, or two share a name; names it.
     """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
