@@ -6,7 +6,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 NAME ?= all
 ARGS ?=
 
-.PHONY: demo test plain lint bench faults reproduce notebooks clean
+.PHONY: demo test check plain lint bench faults reproduce notebooks clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.core: pyproject.toml constraints.txt
@@ -27,6 +27,9 @@ demo: $(VENV)/.core  ## the main job on the embedded digits
 
 test: $(VENV)/.dev  ## the whole fast suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+check: lint  ## lint and the science, without what starts processes or runs experiments
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long" $(ARGS)
 
 plain:  ## what `pip install nopr` brings, in an environment of its own
 	rm -rf .venv-plain

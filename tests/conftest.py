@@ -19,6 +19,46 @@ settings.register_profile("nopr", deadline=None)
 settings.load_profile("nopr")
 
 
+LONG = {  # files that start processes, run whole experiments, or use the disk at length
+    "test_algorithms_resumable",
+    "test_bad_input",
+    "test_benchmarks",
+    "test_checkpoints",
+    "test_checkpoints_saver",
+    "test_data_parallel",
+    "test_data_prepared",
+    "test_doctests",
+    "test_experiments",
+    "test_faults",
+    "test_finding",
+    "test_golden",
+    "test_guides",
+    "test_imp_run",
+    "test_installing",
+    "test_isometry_table",
+    "test_lanes",
+    "test_launch",
+    "test_mask_information",
+    "test_networks",
+    "test_notebooks",
+    "test_peers",
+    "test_plots",
+    "test_quickstart",
+    "test_records",
+    "test_report",
+    "test_resuming",
+    "test_settings",
+    "test_stopping",
+    "test_sweeps_scale",
+}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem in LONG:
+            item.add_marker("long")
+
+
 @pytest.fixture
 def getkey():
     """Fresh keys in turn; NOPR_TEST_SEED draws others."""
