@@ -7,7 +7,7 @@ starting point for training? Modules serve as namespaces: `from nopr import mask
 import importlib
 from typing import Any
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"
 
 __all__ = [
     "algorithms",

@@ -18,7 +18,7 @@ GROUPS = [
     {"budgets", "ranking"},
     {"masks", "schedules", "densities", "sweeps"},
     {"spectra", "granularity", "information"},
-    {"criteria", "surgery", "robustness"},
+    {"criteria", "surgery"},
     {"pruning"},
     {"transforms", "isometry"},
     {"finetune"},
