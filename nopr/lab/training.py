@@ -254,15 +254,18 @@ def tuning(task: Task, measure: Measure | None = None) -> Callable[[Any, Any], d
     return tune
 
 
-def pruned(task: Task, prune: Pruner, *, examples: int = 512) -> dict[str, Any]:
-    """A case for `sweep`: the initial networks of all seeds, each with masks of its own.
+def pruned(
+    task: Task, prune: Pruner, *, params: Params | None = None, examples: int = 512
+) -> dict[str, Any]:
+    """A case for `sweep`: the networks of all seeds, each with masks of its own.
 
     Args:
       task: The network, its data and the seeds.
       prune: Chooses the masks, with a key a seed.
+      params: Stacked over seeds, such as those of a sweep; `task.initial` by default.
       examples: How many training examples it scores on.
     """
-    batch, params = task.examples(examples), task.initial
+    batch, params = task.examples(examples), task.initial if params is None else params
     kept = jax.jit(jax.vmap(lambda p, key: prune(p, batch, key=key)))(params, task.keys)
     return {"params": params, "masks": kept}
 
@@ -286,15 +289,24 @@ def sweep(
       tune: As `tuning` makes it, by default `tuning(task)`.
       shared: What all cases read besides the parts of the data.
       block: Seeds in one vmapped call on a device; by default all.
-      name: Of the sweep, for the store and the progress.
+      name: Of the sweep, for the store and the progress; each sweep of a run has its own.
 
     Returns:
       By name, what `tune` gives, stacked over seeds.
 
     Raises:
-      ValueError: If a training gave NaN or infinity, with the names of its cases.
+      ValueError: If a training gave NaN or infinity, with the names of its cases; or if the run
+        has stored another sweep of this name.
     """
     seeds = len(task.keys)
+    if run is not None:
+        if name in run.sweeps:
+            raise ValueError(
+                f"Two sweeps of a run must not share a name, got {name!r} twice. "
+                "Give it `name=` of its own."
+            )
+        run.sweeps.add(name)
+        run.say(f"{name}: {len(cases)} networks of {seeds} seeds each, stored as they finish")
     together = jax.tree.map(lambda *leaves: np.concatenate(leaves), *map(_plain, cases.values()))
     together["key"] = task.train_keys[np.tile(np.arange(seeds), len(cases))]
     with progress.shown(name, unit="run") as show:
