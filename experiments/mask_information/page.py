@@ -122,7 +122,8 @@ def _figure(
         "bits_against_pruned",
         drawn,
         plots.curve_rows(curves, theirs),
-        caption=f"Lines: {lines}. Hollow markers: the published plug-in estimates from 32,000 samples.",
+        caption=f"Lines: {lines}. Hollow markers: the published plug-in estimates from 32,000 "
+        "samples.",
         alt="Mask information in bits against the number of pruned weights, by method.",
     )
 

@@ -205,7 +205,7 @@ def bits_table(asked: Settings, outcome: Outcome) -> report.Table:
             for k in shown
         }
         rows.append({"method": name, **row, "n": len(values)})
-    most = max(row["n"] for row in rows)
+    most = max(len(found["bits"]) for found in outcome.bits.values())
     interval = page.statistic(most, "mean and 95% interval", unit="initialization")
     caption = (
         f"Exact mask information on the cube task, bits by weights pruned (of {task.size}); "

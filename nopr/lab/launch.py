@@ -21,8 +21,8 @@ On several hosts, the same command on each, and
   --patience=SECONDS          silence after which a process counts as lost; 30 by default
 
 The exit status is 0 when the run is done, 1 after an error, 2 for a command that cannot be carried
-out or a setting that is refused, 75 when another process was lost, 130 or 143 when stopped. After the last three the same
-command resumes the run.
+out or a setting that is refused, 75 when another process was lost, 130 or 143 when stopped. After
+the last three the same command resumes the run.
 """
 
 from __future__ import annotations

@@ -207,7 +207,7 @@ def _check_published(
 
 
 def statistic(n: int, many: str, *, unit: str = "seed") -> str:
-    """How a caption describes numbers over `n` seeds: as `many`, but a single one has no interval."""
+    """What a caption states of numbers over `n` seeds: `many`, or that one has no interval."""
     return many if n > 1 else f"n = 1 {unit}, no interval"
 
 

@@ -254,9 +254,7 @@ def tuning(task: Task, measure: Measure | None = None) -> Callable[[Any, Any], d
     return tune
 
 
-def pruned(
-    task: Task, prune: Pruner, *, params: Params | None = None, examples: int = 512
-) -> dict[str, Any]:
+def pruned(task: Task, prune: Pruner, *, params: Any = None, examples: int = 512) -> dict[str, Any]:
     """A case for `sweep`: the networks of all seeds, each with masks of its own.
 
     Args:
@@ -295,18 +293,11 @@ def sweep(
       By name, what `tune` gives, stacked over seeds.
 
     Raises:
-      ValueError: If a training gave NaN or infinity, with the names of its cases; or if the run
-        has stored another sweep of this name.
+      ValueError: If a training gave NaN or infinity, or the run has another sweep of this name.
     """
     seeds = len(task.keys)
     if run is not None:
-        if name in run.sweeps:
-            raise ValueError(
-                f"Two sweeps of a run must not share a name, got {name!r} twice. "
-                "Give it `name=` of its own."
-            )
-        run.sweeps.add(name)
-        run.say(f"{name}: {len(cases)} networks of {seeds} seeds each, stored as they finish")
+        run.begin_sweep(name, len(cases), seeds)
     together = jax.tree.map(lambda *leaves: np.concatenate(leaves), *map(_plain, cases.values()))
     together["key"] = task.train_keys[np.tile(np.arange(seeds), len(cases))]
     with progress.shown(name, unit="run") as show:

@@ -26,9 +26,7 @@ def flat(results: Any) -> dict[str, Any]:
     try:
         ast.literal_eval(tree)
     except (ValueError, SyntaxError) as error:  # as of a key that is an object, or of NaN
-        raise ValueError(
-            "A key or number of the results cannot be written as a literal."
-        ) from error
+        raise ValueError("Keys and numbers of results must be literals.") from error
     return {"tree": tree, "arrays": arrays}
 
 

@@ -33,7 +33,6 @@ class Run:
       finished: Whether a whole summary is there already; nothing more need be done then.
       outdated: Whether it was finished by other code than the present.
       source: Digest of the code that computes its results, or did when it was finished.
-      sweeps: Names of the sweeps that were stored since it was opened.
     """
 
     def __init__(
@@ -49,7 +48,7 @@ class Run:
         self.say = self._warn = say
         self._kept = directory / "stages"
         self._config = config
-        self.sweeps: set[str] = set()
+        self._sweeps: set[str] = set()
         self._returned = self._read_returned() if reopen else None
         self.source = (self._earlier_source() if reopen else None) or source_digest(*sources)
         self.finished, self.outdated = (False, False) if reopen else self._state()
@@ -138,6 +137,22 @@ class Run:
         self._check_unfinished()
         depends = {**self._depends(), "config": self._config, "code": code, "store": name}
         return Store(self._kept / name, context=depends, say=self._warn)
+
+    def begin_sweep(self, name: str, networks: int, seeds: int) -> None:
+        """Reports that a sweep begins whose chunks are stored under `name`.
+
+        Raises:
+          ValueError: If this program has begun another sweep of that name in this run; each would
+            take the other's chunks for its own, out of date.
+        """
+        if name in self._sweeps:
+            raise ValueError(
+                f"The sweeps of a run must differ in name, got {name!r} twice. "
+                "Give it `name=` of its own."
+            )
+        self._sweeps.add(name)
+        each = f"{networks} network{'' if networks == 1 else 's'} of {seeds} seed"
+        self.say(f"{name}: {each}{' ' if seeds == 1 else 's '}each, stored as they finish")
 
     def keep(self, results: Any) -> Any:
         """Stores what the experiment returned, to be shown again without computing.
