@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from nopr import criteria, pruning
 from nopr.lab import launch, records, settings, training
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -17,8 +18,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 def blocks(name, kind="python"):
     """The blocks of code in a guide, in their order."""
-    found = re.findall(rf"( *)```{kind}\n(.*?)```", (DOCS / name).read_text(), flags=re.DOTALL)
-    return [textwrap.dedent(indent + code) for indent, code in found]
+    found = re.findall(rf"```{kind}\n(.*?)```", (DOCS / name).read_text(), flags=re.DOTALL)
+    return [textwrap.dedent(code) for code in found]
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +51,7 @@ def test_the_experiment_of_the_guide_shows_table_figure_and_page(mine, monkeypat
 
     # Another caption, and a `run` that must not be run any more.
     code = mine.read_text().replace('lead="Networks', 'lead="All networks')
-    mine.write_text(
-        code.replace("    task = training.task(", "    1 / 0\n    task = training.task(")
-    )
+    mine.write_text(code.replace("    task = training", "    1 / 0\n    task = training"))
     page, numbers = Path("run/report.html"), Path("run/summary.json").read_bytes()
     assert launch.main(["launch", "--config=mine.py", "--workdir=run", *words, "--show"]) == 0
     shown = capsys.readouterr()
@@ -90,9 +89,10 @@ class Quick:
 def test_the_guide_prunes_after_training_in_a_sweep_of_its_own(tmp_path):
     task = training.task(Quick().data, Quick().training, widths=(8,), seed=0, seeds=2)
     with records.open_run(tmp_path, config={}, experiment="x", say=(said := []).append) as run:
-        names = {**globals(), "task": task, "run": run}
+        names = {"criteria": criteria, "pruning": pruning, "training": training}
+        names |= {"task": task, "run": run}
         exec(blocks("your_own_experiment.md")[1], names)
-        assert said == ["dense: 1 networks of 2 seeds each, stored as they finish"]
+        assert said == ["dense: 1 network of 2 seeds each, stored as they finish"]
         with pytest.raises(ValueError, match=r"got 'dense' twice\. Give it `name=`"):
             training.sweep(task, {"dense": names["dense"]}, run, name="dense")
     after, kernel = names["after"], jax.tree.leaves(names["trained"])[-1]

@@ -180,13 +180,11 @@ def test_no_line_is_drawn_between_single_rows():
 
 def test_published_numbers_of_no_method_are_refused_and_of_no_density_reported(tmp_path):
     numbers = {("SNIP", 0.9): 90.0, ("SNP", 0.05): 90.0}
+    words = {"title": "", "lead": "", "about": "", "published": numbers}
     said = []
-    with (
-        records.open_run(tmp_path, config={}, experiment="x", say=said.append) as run,
-        pytest.raises(ValueError, match=r"a method of 'SNIP', got \('SNP', 0\.05\)\."),
-    ):
-        words = {"title": "", "lead": "", "about": ""}
-        page.compare(run, None, {("SNIP", 0.05): {}}, **words, published=numbers)
+    with records.open_run(tmp_path, config={}, experiment="x", say=said.append) as run:  # noqa: SIM117
+        with pytest.raises(ValueError, match=r"a method of 'SNIP', got \('SNP', 0\.05\)\."):
+            page.compare(run, None, {("SNIP", 0.05): {}}, **words)
     assert said == ["published: no case has the key ('SNIP', 0.9); its number is not shown."]
 
 

@@ -296,8 +296,7 @@ def sweep(
       ValueError: If a training gave NaN or infinity, or the run has another sweep of this name.
     """
     seeds = len(task.keys)
-    if run is not None:
-        run.begin_sweep(name, len(cases), seeds)
+    store = None if run is None else run.sweep_store(name, networks=len(cases), seeds=seeds)
     together = jax.tree.map(lambda *leaves: np.concatenate(leaves), *map(_plain, cases.values()))
     together["key"] = task.train_keys[np.tile(np.arange(seeds), len(cases))]
     with progress.shown(name, unit="run") as show:
@@ -306,7 +305,7 @@ def sweep(
             together,
             shared={**task.parts, **(shared or {})},
             block=seeds if block is None else block,
-            store=None if run is None else run.store(name),
+            store=store,
             progress=show,
         )
     names = [str(case) for case in cases for _ in range(seeds)]

@@ -138,12 +138,12 @@ class Run:
         depends = {**self._depends(), "config": self._config, "code": code, "store": name}
         return Store(self._kept / name, context=depends, say=self._warn)
 
-    def begin_sweep(self, name: str, networks: int, seeds: int) -> None:
-        """Reports that a sweep begins whose chunks are stored under `name`.
+    def sweep_store(self, name: str, *, networks: int, seeds: int) -> Store:
+        """Reports that a sweep begins, and returns the store of its chunks.
 
         Raises:
-          ValueError: If this program has begun another sweep of that name in this run; each would
-            take the other's chunks for its own, out of date.
+          ValueError: If another sweep has that name since the run was opened; they would overwrite
+            each other's chunks.
         """
         if name in self._sweeps:
             raise ValueError(
@@ -153,6 +153,7 @@ class Run:
         self._sweeps.add(name)
         each = f"{networks} network{'' if networks == 1 else 's'} of {seeds} seed"
         self.say(f"{name}: {each}{' ' if seeds == 1 else 's '}each, stored as they finish")
+        return self.store(name)
 
     def keep(self, results: Any) -> Any:
         """Stores what the experiment returned, to be shown again without computing.
