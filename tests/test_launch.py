@@ -234,7 +234,10 @@ def test_a_bad_command_costs_one_line_and_changes_nothing(here, capsys, words, m
 
 
 def test_a_refused_setting_exits_as_a_command_that_cannot_be_carried_out(here, capsys):
-    assert launch.main(["launch", GOOD, "--config.stages=0"]) == 2
+    assert launch.main(["launch", GOOD, "--workdir=runs/good"]) == 0
+    for words in ([], ["--workdir=runs/good"]):
+        assert launch.main(["launch", GOOD, "--config.stages=0", *words]) == 2
+        assert "`stages` must be at least 1, got 0." in capsys.readouterr().err
     assert launch.main(["launch", GOOD, "--config.stages=abc"]) == 2
     assert "--config.stages=abc: invalid literal" in capsys.readouterr().err
 

@@ -120,7 +120,7 @@ def _launch(command: Command) -> None:
         met = True
         stopping.listen()  # JAX has taken SIGTERM for a notice of its own
     first = processes.index() == 0
-    idle = (command.workdir / "DONE").exists() and not (command.rerun or command.show)
+    idle = _is_done(command) and not (command.rerun or command.show)
     # What is refused is refused before anything is written or set aside.
     module = None if idle else _checked(command)
     if command.rerun and first:
@@ -145,6 +145,13 @@ def _launch(command: Command) -> None:
             _compute_and_show(command, module or _checked(command), run)
             print(f"Done: {run.report if run.report.exists() else run.directory}", flush=True)
     processes.disconnect()
+
+
+def _is_done(command: Command) -> bool:
+    """Whether this very config seems to be finished there, so that it need not be checked."""
+    there = (records.read_json(command.workdir / "config.json") or {}).get("config")
+    same = there is not None and records.digest(there) == records.digest(command.config.to_dict())
+    return same and (command.workdir / "DONE").exists()
 
 
 def _checked(command: Command) -> types.ModuleType:
