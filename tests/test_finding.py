@@ -139,14 +139,41 @@ def test_a_new_caption_is_shown_without_computing_and_new_code_computes_again(cl
     assert "paper is finished: out" in _launch(clone, *words).stdout
     shown = _launch(clone, *words, "--show")
     assert (shown.returncode, shown.stdout.splitlines()[1]) == (0, "Another 0.5"), shown.stderr
-    assert "a: done before" in shown.stderr
+    assert shown.stderr == ""
     assert {path: path.read_bytes() for path in clone.glob("out/stages/*")} == before
 
     (clone / "experiments/paper/helper.py").write_text("def value(n): return 0.25 * n\n")
     assert "finished by an earlier version" in _launch(clone, *words).stdout
     again = _launch(clone, *words, "--show")
-    assert "out of date: source (" in again.stderr
-    assert again.stdout.splitlines()[1] == "Another 0.25"
+    assert (again.stdout.splitlines()[1], again.stderr) == ("Another 0.5", "")
+    assert "finished by an earlier version" in _launch(clone, *words).stdout
+    assert "Another 0.25" in _launch(clone, *words, "--rerun").stdout
+
+
+def test_a_show_that_fails_loses_nothing(clone, capsys):
+    page = clone / "experiments/paper/page.py"
+    page.write_text(PAGE.replace("results['x']", "1 // 0"))
+    words = ["launch", "--config=experiments/paper/config.py", "--workdir=out"]
+    assert launch.main(words) == 1
+    assert "when `show` is mended, --show needs no computing" in capsys.readouterr().err
+    page.write_text(PAGE)
+    assert launch.main([*words, "--show"]) == 0
+    shown = capsys.readouterr()
+    assert (shown.out.splitlines()[1], shown.err) == ("CAPTION 0.5", "")
+
+
+def test_what_cannot_be_stored_is_shown_from_the_stages(clone, capsys):
+    run = clone / "experiments/paper/run.py"
+    run.write_text(RUN.replace("return found", "return {**found, 'f': print}"))
+    words = ["launch", "--config=experiments/paper/config.py", "--workdir=out"]
+    assert launch.main(words) == 0
+    assert not (clone / "out/results.npz").exists()
+    run.write_text(f"{run.read_text()}more = 1\n")
+    capsys.readouterr()
+    assert launch.main([*words, "--show"]) == 0
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "What `run` returned is not stored: it runs again on the stages that are."
+    assert "a: done before" in second
 
 
 # --- The code that counts ----------------------------------------------------------------------

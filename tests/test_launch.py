@@ -233,7 +233,23 @@ def test_a_bad_command_costs_one_line_and_changes_nothing(here, capsys, words, m
     assert {path: path.read_bytes() for path in here.glob("*.py")} == kept
 
 
-def test_a_bad_flag_is_reported_before_jax_is_imported(place):
+def test_a_refused_setting_exits_as_a_command_that_cannot_be_carried_out(here, capsys):
+    assert launch.main(["launch", GOOD, "--workdir=runs/good"]) == 0
+    for words in ([], ["--workdir=runs/good"]):
+        assert launch.main(["launch", GOOD, "--config.stages=0", *words]) == 2
+        assert "`stages` must be at least 1, got 0." in capsys.readouterr().err
+    assert launch.main(["launch", GOOD, "--config.stages=abc"]) == 2
+    assert "--config.stages=abc: invalid literal" in capsys.readouterr().err
+
+
+def test_experiments_are_listed_as_config_takes_them(here, capsys):
+    assert launch.main(["launch"]) == 2
+    message = capsys.readouterr().err
+    assert "light/config.py, " in message
+    assert "plain.py" in message
+
+
+def test_a_bad_flag_is_told_before_jax_is_imported(place):
     code = (
         "import sys; from nopr.lab import launch;"
         "code = launch.main(['launch', '--config=light/config.py', '--config.stagse=3']);"

@@ -359,6 +359,19 @@ def test_a_finished_run_is_known_with_its_summary_and_table(opened, capsys):
                 late()
 
 
+def test_what_an_experiment_returned_is_kept_as_it_was(opened):
+    found = {("a", 0.5): [1, (2.5, None)], "1": {}, 1: np.arange(3), "s": np.float32(0.5)}
+    with opened() as run:
+        assert repr(run.keep(found)) == repr(found)
+        run.finish({})
+    with opened(reopen=True) as run:
+        assert repr(run.kept()) == repr(found)
+        for other in (print, {"x": {1}}, {run: 1}, [float("nan")], jax.random.key(0)):
+            assert run.keep(other) is None
+    with opened(reopen=True) as run:
+        assert run.kept() is None
+
+
 def test_a_run_finished_by_other_code_is_finished_but_outdated(opened, tmp_path):
     (tmp_path / "code.py").write_text("x = 1\n")
     with opened() as run:

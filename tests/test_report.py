@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 from matplotlib.figure import Figure as Canvas
 
-from nopr.lab import report, tables
+from nopr.lab import page, records, report, tables
 from nopr.lab.tables import Column, Interval, Missing
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -170,6 +170,28 @@ units     5,020     90.0 (n=1)  0.980 ± 0.010
 ─────────────────────────────────────────────
 [1] OrthP needs whole units"""
     assert tables.aligned(ROWS, COLUMNS, title="The result", group_by="density") == expected
+
+
+def test_no_line_is_drawn_between_single_rows():
+    rows = [{"a": "x", "n": 1}, {"a": "y", "n": 2}]
+    text = tables.aligned(rows, [Column("a", "a"), Column("n", "n")], group_by="a")
+    assert text.count("─" * 4) == 2  # below the head and at the end
+
+
+def test_published_numbers_of_no_method_are_refused_and_of_no_density_reported(tmp_path):
+    numbers = {("SNIP", 0.9): 90.0, ("SNP", 0.05): 90.0}
+    words = {"title": "", "lead": "", "about": "", "published": numbers}
+    said = []
+    with records.open_run(tmp_path, config={}, experiment="x", say=said.append) as run:  # noqa: SIM117
+        with pytest.raises(ValueError, match=r"a method of 'SNIP', got \('SNP', 0\.05\)\."):
+            page.compare(run, None, {("SNIP", 0.05): {}}, **words)
+    assert said == ["published: no case has the key ('SNIP', 0.9); its number is not shown."]
+
+
+def test_a_single_seed_has_a_caption_without_interval():
+    many = "n = 2 seeds: mean and 95% interval"
+    assert page.statistic(2, many) == many
+    assert page.statistic(1, many) == "n = 1 seed, no interval"
 
 
 def test_equal_reasons_share_a_footnote():

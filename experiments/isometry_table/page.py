@@ -78,7 +78,7 @@ def _net(asked: Settings) -> str:
 
 
 def _statistic(asked: Settings) -> str:
-    return f"mean and 95% interval, n = {asked.seeds} seeds"
+    return page.statistic(asked.seeds, f"mean and 95% interval, n = {asked.seeds} seeds")
 
 
 def _table(asked: Settings, results: Mapping[str, Any]) -> report.Table:

@@ -56,7 +56,7 @@ def _table(asked: Settings, bits: Mapping[str, np.ndarray], task: cube.Task) -> 
             rows.append({"group": name, "method": "", "source": "published", **theirs})
     n = asked.initializations
     caption = (
-        f"Exact mask information, bits (mean and 95% interval over {n} initializations); "
+        f"Exact mask information, bits ({_over(n)}); "
         f"H(D) = {task.data.entropy_bits:.2f} bits; computed on {asked.task.batching}; "
         f"{methods.checked_text(asked.checked, n)}"
     )
@@ -81,10 +81,15 @@ def sensitivity(asked: Settings, bits: Bits) -> report.Table:
                 row |= {"setting": setting, "method": methods.TITLES[name], "at": peak + 1}
                 rows.append({**row, "peak": page.over_seeds(values[:, peak])})
     caption = (
-        "What the paper leaves open, one at a time; bits (mean and 95% interval over the same "
-        f"n = {n} initializations)"
+        "What the paper leaves open, one at a time; bits "
+        f"({_over(n, f'the same n = {n} initializations')})"
     )
     return report.Table(rows, columns, caption, "setting")
+
+
+def _over(n: int, which: str = "") -> str:
+    many = f"mean and 95% interval over {which or f'{n} initializations'}"
+    return page.statistic(n, many, unit="initialization")
 
 
 def _in_order(names: Container[str]) -> list[str]:
@@ -110,13 +115,15 @@ def _figure(
         title="What the mask knows of its data: exact (lines) and published (hollow)",
         order=tuple(methods.TITLES.values()),
     )
+    lines = "exact, with the 95% interval over initializations"
+    lines = page.statistic(asked.initializations, lines, unit="initialization")
     return page.figure(
         run,
         "bits_against_pruned",
         drawn,
         plots.curve_rows(curves, theirs),
-        caption="Lines: exact, with the 95% interval over initializations. Hollow markers: the "
-        "published plug-in estimates from 32,000 samples.",
+        caption=f"Lines: {lines}. Hollow markers: the published plug-in estimates from 32,000 "
+        "samples.",
         alt="Mask information in bits against the number of pruned weights, by method.",
     )
 

@@ -136,10 +136,11 @@ def accuracy_table(asked: Settings, outcome: Outcome) -> report.Table:
                 **{f"orthp_{key}": cells[key] for key in ("last", "before", "after")},
             }
         )
+    n = asked.seeds
+    seeds = page.statistic(n, f"n = {n} seeds: mean and 95% interval over seeds")
     net = f"{'-'.join(map(str, outcome.problem.widths))} ReLU net"
     caption = (
-        f"{asked.data.name}, {net}, {outcome.problem.size:,} prunable weights, "
-        f"n = {asked.seeds} seeds: mean and 95% interval over seeds; "
+        f"{asked.data.name}, {net}, {outcome.problem.size:,} prunable weights, {seeds}; "
         f"one split into {training.counted(outcome.task.images)}"
     )
     return report.Table(rows, columns, caption, "method", BUDGETS)
@@ -205,9 +206,11 @@ def bits_table(asked: Settings, outcome: Outcome) -> report.Table:
             for k in shown
         }
         rows.append({"method": name, **row, "n": len(values)})
+    most = max(len(found["bits"]) for found in outcome.bits.values())
+    interval = page.statistic(most, "mean and 95% interval", unit="initialization")
     caption = (
         f"Exact mask information on the cube task, bits by weights pruned (of {task.size}); "
-        f"mean and 95% interval; ceiling H(D) = {task.data.entropy_bits:.2f} bits; computed on "
+        f"{interval}; ceiling H(D) = {task.data.entropy_bits:.2f} bits; computed on "
         f"{chosen.batching}; H(m | D) = 0 checked on the first {chosen.checked} of each"
     )
     return report.Table(rows, columns, caption)

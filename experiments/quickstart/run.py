@@ -80,7 +80,6 @@ def run(config: ConfigDict, run: records.Run) -> Outcome:
     }
     jobs = {job.name: job for job in _jobs(asked)}
     cases = {name: _case(setting, job, kept, dense["params"]) for name, job in jobs.items()}
-    run.say(f"finetuning: {len(jobs)} networks of {asked.seeds} seeds each, stored as they finish")
     found = _sweep(setting, cases, run)
     bits = {name: _information(asked, task, name, run) for name in asked.methods}
     tuned = {job: found[name] for name, job in jobs.items()}

@@ -172,7 +172,7 @@ def listing(experiments: Sequence[finding.Experiment]) -> str:
 
 
 def _config_choices() -> str:
-    names = ", ".join(one.name for one in finding.find())
+    names = ", ".join(str(one.config) for one in finding.find())
     return f"There are: {names}." if names else f"There are no experiments in {Path.cwd()}."
 
 

@@ -5,8 +5,11 @@ python -m nopr.lab.launch --config=FILE.py[:variant] [flags]
   --config=FILE.py[:variant]  the config: of a folder with a run.py, or a file that defines `run`
   --config.KEY=VALUE          changes one field of it
   --workdir=DIR               where to write; runs/NAME[-variant]-HASH by default
-  --rerun                     sets an earlier run aside and starts over
-  --show                      remakes the tables, figures and report of a finished run
+  --rerun                     sets an earlier run aside and begins anew
+  --show                      makes the tables, figures and report of a finished run again from
+                              what its `run` returned, whatever has changed in the code since;
+                              where that is more than arrays and plain values in dicts, lists and
+                              tuples, it is not stored, and `run` runs again on the stored stages
   --traceback                 shows where an error was raised
   --list                      lists the experiments here and in experiments/
 
@@ -18,8 +21,8 @@ On several hosts, the same command on each, and
   --patience=SECONDS          silence after which a process counts as lost; 30 by default
 
 The exit status is 0 when the run is done, 1 after an error, 2 for a command that cannot be carried
-out, 75 when another process was lost, 130 or 143 when stopped. After the last three the same
-command resumes the run.
+out or a setting that is refused, 75 when another process was lost, 130 or 143 when stopped. After
+the last three the same command resumes the run.
 """
 
 from __future__ import annotations
@@ -117,8 +120,8 @@ def _launch(command: Command) -> None:
         met = True
         stopping.listen()  # JAX has installed its own handler of SIGTERM
     first = processes.index() == 0
-    idle = (command.workdir / "DONE").exists() and not (command.rerun or command.show)
-    # Refusals come before anything is written or set aside.
+    idle = _is_done(command) and not (command.rerun or command.show)
+    # What is refused is refused before anything is written or set aside.
     module = None if idle else _checked(command)
     if command.rerun and first:
         previous = records.set_aside(command.workdir)
@@ -144,31 +147,56 @@ def _launch(command: Command) -> None:
     processes.disconnect()
 
 
+def _is_done(command: Command) -> bool:
+    """Whether this very config seems to be finished there, so that it need not be checked."""
+    there = (records.read_json(command.workdir / "config.json") or {}).get("config")
+    same = there is not None and records.digest(there) == records.digest(command.config.to_dict())
+    return same and (command.workdir / "DONE").exists()
+
+
 def _checked(command: Command) -> types.ModuleType:
     """The experiment's module, after its own `check` has passed."""
     module = finding.load(command.code.run)
     if not hasattr(module, "run"):
         raise UsageError(f"{str(command.code.run)!r} has no function `run`.")
-    if hasattr(module, "check"):
-        module.check(command.config)
+    try:
+        if hasattr(module, "check"):
+            module.check(command.config)
+    except ValueError as error:
+        if command.traceback:
+            raise
+        raise UsageError(one_line(error)) from error
     return module
 
 
 def _compute_and_show(command: Command, module: types.ModuleType, run: records.Run) -> None:
-    """Runs the experiment in every process, and shows its results in process 0."""
-    results = module.run(command.config, run)
+    """Runs the experiment, and shows what came out in process 0 alone."""
+    kept = run.kept() if command.show else None
+    if kept is None and command.show:
+        run.say("What `run` returned is not stored: it runs again on the stages that are.")
+    results = module.run(command.config, run) if kept is None else kept
     if processes.index() > 0:
         return
     page = module if command.code.page is None else finding.load(command.code.page)
     show = getattr(page, "show", None)
-    run.finish(results if show is None else show(results, command.config, run))
+    if show is None:
+        run.finish(results)
+        return
+    kept = run.keep(results) if kept is None else kept
+    try:
+        run.finish(show(results if kept is None else kept, command.config, run))
+    except Exception:
+        if kept is not None:
+            run.say("The results are stored: when `show` is mended, --show needs no computing.")
+        raise
 
 
 def _print_finished(experiment: str, run: records.Run) -> None:
     print(run.table, end="\n\n")
     where = run.report if run.report.exists() else run.directory
     age = " by an earlier version of the code" if run.outdated else ""
-    print(f"{experiment} is finished{age}: {where}\nNothing was run; --rerun runs it again.")
+    print(f"{experiment} is finished{age}: {where}")
+    print("Nothing was run; --show draws it again, --rerun runs it anew.")
 
 
 def _prepare_environment(workdir: Path) -> None:

@@ -52,7 +52,7 @@ def write(
     shown = [block for section in sections for block in section.blocks]
     run.show_table("\n\n".join(_text(b) for b in shown if isinstance(b, report.Table)))
     again: list[report.Block] = [
-        report.Command(command(asked)),
+        report.Command(command(asked, run.directory)),
         report.Details("Settings", str(settings.config(asked)).strip()),
         report.Details("Environment", (run.directory / "environment.json").read_text().strip()),
     ]
@@ -88,13 +88,27 @@ def figure(
     return report.Figure(plots.save(drawn, rows, run.figures, name).png, caption, alt)
 
 
-def command(asked: Any) -> str:
-    """The command line that runs these settings: their file, and the fields that differ."""
+def command(asked: Any, directory: Path | None = None) -> str:
+    """The command line that runs these settings: the file of their dataclass and what differs.
+
+    Args:
+      asked: The settings.
+      directory: Of the run, named where the launcher would not choose it by itself.
+    """
     path = Path(inspect.getfile(type(asked)))
     if path.is_relative_to(Path.cwd()):
         path = path.relative_to(Path.cwd())
     flags = [f"--config.{name}={value}" for name, value in _changes(asked, type(asked)())]
+    if directory is not None and not _is_usual(directory):
+        flags.append(f"--workdir={directory}")
     return shlex.join(["python", "-m", "nopr.lab.launch", f"--config={path}", *flags])
+
+
+def _is_usual(directory: Path) -> bool:
+    """Whether a run without a variant is there by default."""
+    there = records.read_json(directory / "config.json") or {}
+    name = records.run_name(there["experiment"], "", there["config"])
+    return directory.absolute() == Path("runs", name).absolute()
 
 
 def _changes(asked: Any, usual: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -129,7 +143,12 @@ def compare(
 
     Returns:
       The summary.
+
+    Raises:
+      ValueError: If `published` has a method that `results` has not. Densities may be missing, as
+        where a flag has asked for others.
     """
+    _check_published(run, results, published or {})
     columns = [
         tables.Column("method", "method"),
         tables.Column("density", "density", 3),
@@ -152,8 +171,9 @@ def compare(
         values[f"{name}/selected_test_accuracy_percent"] = selected
         record(run, "train", f"{name}/loss", found["loss"])
         record(run, "validation", f"{name}/accuracy", found["validation_accuracy"])
+    n = rows[0]["last"].n
     caption = (
-        f"{about}, n = {rows[0]['last'].n} seeds: mean and 95% interval; selected: the epoch of "
+        f"{about}, {statistic(n, f'n = {n} seeds: mean and 95% interval')}; selected: the epoch of "
         "the best validation accuracy"
     )
     drawn = figure(
@@ -167,6 +187,28 @@ def compare(
     blocks = [report.Table(rows, columns, caption, "method"), drawn]
     write(run, asked, title=title, lead=lead, sections=[report.Section("Results", blocks)])
     return summarize(values)
+
+
+def _check_published(
+    run: records.Run, results: Mapping[Any, Any], published: Mapping[Any, Any]
+) -> None:
+    """Refuses numbers of a method that is not there; reports those of other densities."""
+    methods = list(dict.fromkeys(method for method, _ in results))
+    for key in published:
+        if key in results:
+            continue
+        if not (isinstance(key, tuple) and len(key) == 2 and key[0] in methods):
+            names = ", ".join(map(repr, methods))
+            raise ValueError(
+                f"`published` must have keys (method, density) with a method of {names}, "
+                f"got {key!r}."
+            )
+        run.say(f"published: no case has the key {key!r}; its number is not shown.")
+
+
+def statistic(n: int, many: str, *, unit: str = "seed") -> str:
+    """What a caption states of numbers over `n` seeds: `many`, or that one has no interval."""
+    return many if n > 1 else f"n = 1 {unit}, no interval"
 
 
 def record(run: records.Run, split: str, name: str, values: Any, *, first: int = 0) -> None:

@@ -118,10 +118,11 @@ def lay_out(
     """Turns rows into cells of text.
 
     Args:
-      rows: Cells by column key: a string, a number, an `Interval` or `Missing(why)`; None or a
-        missing key reads `n/a` without a reason.
-      columns: Columns from left to right.
-      group_by: Key; consecutive rows with the same entry there form a group.
+      rows: By column key: text, a number, an `Interval`, `Missing(why)`, or None or nothing at
+        all, which reads `n/a` without a reason.
+      columns: What to show, from left to right.
+      group_by: A key; rows that follow each other with the same entry there make a group. Where
+        each would be a group of its own, there is one group.
 
     Returns:
       The table. Equal reasons share a footnote; a column is numeric if any cell is a number.
@@ -141,6 +142,8 @@ def lay_out(
     numeric = tuple(any(_is_number(row.get(c.key)) for row in rows) for c in columns)
     lines = tuple(zip(*map(_same_width_intervals, zip(*lines, strict=True)), strict=True))
     groups = _group_numbers([row.get(group_by) if group_by else None for row in rows])
+    if len(set(groups)) == len(rows):  # nothing to keep together
+        groups = (0,) * len(rows)
     return Cells(tuple(c.title for c in columns), lines, numeric, groups, footnotes)
 
 

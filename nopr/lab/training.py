@@ -255,15 +255,16 @@ def tuning(task: Task, measure: Measure | None = None) -> Callable[[Any, Any], d
     return tune
 
 
-def pruned(task: Task, prune: Pruner, *, examples: int = 512) -> dict[str, Any]:
-    """A case for `sweep`: the initial networks of all seeds, each with its own masks.
+def pruned(task: Task, prune: Pruner, *, params: Any = None, examples: int = 512) -> dict[str, Any]:
+    """A case for `sweep`: the networks of all seeds, each with masks of its own.
 
     Args:
-      task: Network, data and seeds.
-      prune: Pruner, called with one key per seed.
-      examples: Number of training examples that it scores on.
+      task: The network, its data and the seeds.
+      prune: Chooses the masks, with a key a seed.
+      params: Stacked over seeds, such as those of a sweep; `task.initial` by default.
+      examples: How many training examples it scores on.
     """
-    batch, params = task.examples(examples), task.initial
+    batch, params = task.examples(examples), task.initial if params is None else params
     kept = jax.jit(jax.vmap(lambda p, key: prune(p, batch, key=key)))(params, task.keys)
     return {"params": params, "masks": kept}
 
@@ -281,21 +282,22 @@ def sweep(
     """Trains every case on every seed in one sweep, whose blocks are stored as they finish.
 
     Args:
-      task: Network, data and seeds.
-      cases: `params` and `masks` stacked over seeds, by any hashable name; see `pruned`.
-      run: Run that stores the results; None stores nothing.
-      tune: Function from `tuning`; by default `tuning(task)`.
-      shared: Further arrays that all cases read.
-      block: Seeds in one vmapped call on a device; all by default.
-      name: Name of the sweep, for the store and the progress.
+      task: The network, its data and the seeds.
+      cases: By name (anything hashable), `params` and `masks` stacked over seeds; see `pruned`.
+      run: Where results are stored; None stores nothing.
+      tune: As `tuning` makes it, by default `tuning(task)`.
+      shared: What all cases read besides the parts of the data.
+      block: Seeds in one vmapped call on a device; by default all.
+      name: Of the sweep, for the store and the progress; each sweep of a run has its own.
 
     Returns:
       Results of `tune` by name, stacked over seeds.
 
     Raises:
-      ValueError: If a training gave NaN or infinity; names the cases.
+      ValueError: If a training gave NaN or infinity, or the run has another sweep of this name.
     """
     seeds = len(task.keys)
+    store = None if run is None else run.sweep_store(name, networks=len(cases), seeds=seeds)
     together = jax.tree.map(lambda *leaves: np.concatenate(leaves), *map(_plain, cases.values()))
     together["key"] = task.train_keys[np.tile(np.arange(seeds), len(cases))]
     with progress.shown(name, unit="run") as show:
@@ -304,7 +306,7 @@ def sweep(
             together,
             shared={**task.parts, **(shared or {})},
             block=seeds if block is None else block,
-            store=None if run is None else run.store(name),
+            store=store,
             progress=show,
         )
     names = [str(case) for case in cases for _ in range(seeds)]

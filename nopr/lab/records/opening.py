@@ -66,13 +66,13 @@ def open_run(
                 held.enter_context(_locked(directory))
                 _settle_config(directory, asked, variant)
                 run = Run(directory, **options)
-            processes.share(json.dumps([run.finished, run.outdated]).encode())
+            processes.share(json.dumps([run.finished, run.outdated, run.source]).encode())
         else:
             scratch = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="nopr-")))
             state = json.loads(processes.share(None))
             if isinstance(state, str):
                 raise RunError(f"Process 0 cannot run: {state}")
-            run = Member(scratch, directory / "stages", tuple(state), **options)
+            run = Member(scratch, directory / "stages", state, **options)
         if not run.finished:
             _check_members({**asked, "machine": run.context})
         yield run

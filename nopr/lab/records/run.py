@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from nopr import processes
+from nopr.lab.records import returned
 from nopr.lab.records.context import canonical, context, environment, settings
 from nopr.lab.records.files import RunError, explained, plain_scalar, read_json, write_text
 from nopr.lab.records.metrics import Metrics
@@ -21,6 +22,7 @@ from nopr.lab.records.sources import source_digest
 from nopr.lab.records.store import Store, packed, unpacked
 
 _SEALED = ("summary.json", "metrics.jsonl")
+_RETURNED = "results"
 
 
 class Run:
@@ -28,8 +30,9 @@ class Run:
 
     Attributes:
       directory: The run directory.
-      finished: Whether a whole summary exists, so that nothing remains to be done.
-      outdated: Whether it was finished by code other than the present.
+      finished: Whether a whole summary is there already; nothing more need be done then.
+      outdated: Whether it was finished by other code than the present.
+      source: Digest of the code that computes its results, or did when it was finished.
     """
 
     def __init__(
@@ -45,11 +48,13 @@ class Run:
         self.say = self._warn = say
         self._kept = directory / "stages"
         self._config = config
-        self._source = source_digest(*sources)
+        self._sweeps: set[str] = set()
+        self._returned = self._read_returned() if reopen else None
+        self.source = (self._earlier_source() if reopen else None) or source_digest(*sources)
         self.finished, self.outdated = (False, False) if reopen else self._state()
         self._context: dict[str, Any] = {}
         if not self.finished:
-            self._begin()
+            self._begin(reopen)
 
     @property
     def context(self) -> dict[str, Any]:
@@ -133,6 +138,48 @@ class Run:
         depends = {**self._depends(), "config": self._config, "code": code, "store": name}
         return Store(self._kept / name, context=depends, say=self._warn)
 
+    def sweep_store(self, name: str, *, networks: int, seeds: int) -> Store:
+        """Reports that a sweep begins, and returns the store of its chunks.
+
+        Raises:
+          ValueError: If another sweep has that name since the run was opened; they would overwrite
+            each other's chunks.
+        """
+        if name in self._sweeps:
+            raise ValueError(
+                f"The sweeps of a run must differ in name, got {name!r} twice. "
+                "Give it `name=` of its own."
+            )
+        self._sweeps.add(name)
+        each = f"{networks} network{'' if networks == 1 else 's'} of {seeds} seed"
+        self.say(f"{name}: {each}{' ' if seeds == 1 else 's '}each, stored as they finish")
+        return self.store(name)
+
+    def keep(self, results: Any) -> Any:
+        """Stores what the experiment returned, to be shown again without computing.
+
+        Args:
+          results: Arrays and plain values, in dicts, lists and tuples.
+
+        Returns:
+          The results as they are read back, with NumPy arrays; None if they hold anything else,
+          which is not stored.
+        """
+        self._check_unfinished()
+        store = Store(self.directory, context=self._depends(), say=self._warn)
+        try:
+            values = returned.flat(results)
+            store.put(_RETURNED, values)
+        except ValueError:
+            store.remove(_RETURNED)
+            return None
+        return returned.restored(unpacked(packed(values)))
+
+    def kept(self) -> Any:
+        """What an earlier launch stored by `keep`, in a run that was reopened; else None."""
+        found = self._of_first(lambda: self._returned)
+        return None if found is None else returned.restored(found)
+
     def metric(self, step: int, split: str, name: str, value: Any) -> None:
         """Records one number; the same (step, split, name) again replaces what was there.
 
@@ -183,7 +230,7 @@ class Run:
         write_text(self.directory / "summary.json", text)
         facts = {
             "sha256": {name: self._sha256(name) for name in _SEALED},
-            "source": self._source,
+            "source": self.source,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         write_text(self.directory / "DONE", json.dumps(facts, indent=2) + "\n")
@@ -201,32 +248,55 @@ class Run:
             )
 
     def _state(self) -> tuple[bool, bool]:
+        facts = self._done()
+        return facts is not None, facts is not None and facts.get("source") != self.source
+
+    def _done(self) -> dict[str, Any] | None:
+        """What was noted when the run was finished; None if it is not, or no longer whole."""
         done = self.directory / "DONE"
         if not done.exists():
-            return False, False
+            return None
         facts = read_json(done) or {}
         for name in _SEALED:
             if self._sha256(name) != (facts.get("sha256") or {}).get(name):
                 self.say(f"{self.directory / name} is damaged; making it again.")
-                return False, False
-        return True, facts.get("source") != self._source
+                return None
+        return facts
 
     def _sha256(self, name: str) -> str:
         path = self.directory / name
         return hashlib.sha256(path.read_bytes() if path.exists() else b"").hexdigest()
 
-    def _begin(self) -> None:
-        """Removes half-written files of a killed run and records the environment of this one."""
+    def _read_returned(self) -> dict[str, Any] | None:
+        """What `keep` stored, whatever code it came from."""
+        facts = read_json(self.directory / f"{_RETURNED}.json") or {}
+        store = Store(self.directory, context=facts.get("context") or {}, say=self._warn)
+        return store.get(_RETURNED)
+
+    def _earlier_source(self) -> str | None:
+        """The code behind what a reopened run holds, if it is whole: results are still its own."""
+        if self._returned is not None:
+            facts = (read_json(self.directory / f"{_RETURNED}.json") or {}).get("context")
+        else:
+            facts = self._done()
+        return (facts or {}).get("source")
+
+    def _begin(self, reopen: bool) -> None:
+        """Clears what a killed run left half-written and notes what this one runs on."""
         with explained(self.directory):
             for left in filter(Path.is_file, self.directory.rglob(".*.tmp")):
                 left.unlink()
-            (self.directory / "DONE").unlink(missing_ok=True)
+            if not reopen:
+                (self.directory / "DONE").unlink(missing_ok=True)
         path = self.directory / "environment.json"
         before = read_json(path)
-        facts = environment(self._source)
+        facts = environment(self.source)
         self._context = context(facts)
         self._metrics = Metrics(self.directory / "metrics.jsonl", self.say)
-        if before is not None and context(before) != self._context:
+        same = before is not None and context(before) == self._context
+        if before is not None and (self._returned is not None or (reopen and same)):
+            return  # it still says where the results came from
+        if before is not None and not same:
             self._metrics.clear()
         write_text(path, json.dumps(facts, indent=2) + "\n")
 
@@ -246,8 +316,8 @@ class Member(Run):
       outdated: Whether it was finished by code other than the present, according to process 0.
     """
 
-    def __init__(self, scratch: Path, kept: Path, state: tuple[bool, bool], **options: Any):
-        self._found = state
+    def __init__(self, scratch: Path, kept: Path, state: Sequence[Any], **options: Any):
+        *self._found, self._of_others = state
         super().__init__(scratch, **options)
         warn = self.say
         self._kept = kept
@@ -258,7 +328,11 @@ class Member(Run):
         """Does nothing: process 0 shows the table."""
 
     def _state(self) -> tuple[bool, bool]:
-        return self._found
+        finished, outdated = self._found
+        return finished, outdated
+
+    def _earlier_source(self) -> str | None:
+        return self._of_others
 
 
 def _kept(store: Store, name: str, values: Any) -> dict[str, Any]:
