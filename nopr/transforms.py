@@ -50,8 +50,8 @@ def keep(tx: Transformation, masks: Masks | None) -> optax.GradientTransformatio
 
     Raises:
       ValueError: If `tx` is not a transformation. From `update`, if the params are missing, or the
-        gradients or the params do not match `masks`; the message names the leaf. From `init`, if `tx` contains `optax.lookahead`,
-        whose params are pairs; put `keep` inside it.
+        gradients or the params do not match `masks`; the message names the leaf. From `init`, if
+        `tx` contains `optax.lookahead`, whose params are pairs; put `keep` inside it.
 
     Example:
       >>> import jax.numpy as jnp

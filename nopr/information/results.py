@@ -34,9 +34,9 @@ class Exact(NamedTuple):
         ceiling: log2 C(n, k) when every mask keeps k.
       distinct: Masks that occur with positive probability.
       datasets: Distinct datasets that occur with positive probability.
-      saturated: Whether each of these, if there are two or more, has a mask of its own, so that `bits` is H(D) and cannot
-        tell this algorithm from one that copies the data. For a sample, it is no more than what a
-        sample of that size can show.
+      saturated: Whether each of these, if there are two or more, has a mask of its own, so that
+        `bits` is H(D) and cannot tell this algorithm from one that copies the data. For a sample,
+        it is no more than what a sample of that size can show.
       probabilities: Probability of each distinct mask, largest first; laws with fewer of them
         than others end in zeros.
       outcomes: For every case, which of these masks it leads to.
