@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from nopr import criteria, finetune, granularity, masks, pruning, trees
+from nopr import algorithms, criteria, finetune, granularity, masks, pruning, trees
 
 KEYS = jax.random.split(jax.random.key(0), 2)
 
@@ -109,7 +109,7 @@ def careless(change):
     ("change", "message"),
     [
         (lambda w, masks, key: w / w.sum(), "Pruned weights influence the scores of the others"),
-        (lambda w, masks, key: w + (masks is None), "The scores are not the same under jit"),
+        (lambda w, masks, key: w + (masks is None), "The scores are not the same under vmap"),
         (lambda w, masks, key: w > 0, "The scores must be floating, got bool at 'a/w'"),
         (lambda w, masks, key: w / 0, "The scores must be finite, got NaN or infinity at 'a/w'"),
         (lambda w, masks, key: w[0], r"`scores` has shape \(5,\) at 'a/w'"),
@@ -180,6 +180,9 @@ def test_a_constructor_that_was_not_called_is_refused_with_the_remedy(constructo
         use(getattr(criteria, constructor))
 
 
+PRUNER = pruning.pruner(criteria.random())
+
+
 def mean_loss(params, batch):
     return jnp.mean(params["a"]["w"])
 
@@ -190,7 +193,7 @@ def mean_loss(params, batch):
         (lambda: pruning.pruner(lambda params, batch: params),
          r"got `<lambda>\(params, batch\)`\. It lacks `masks` and `key`: add"),
         (lambda: criteria.snip(finetune.cross_entropy), r"`loss` must take \(params, batch\), got"),
-        (lambda: criteria.grasp(NETWORKS["plain"].params), "`loss` must be a function .* got a dict"),
+        (lambda: criteria.grasp({}), "`loss` must be a function .* got a dict"),
         (lambda: criteria.snip(lambda params, batch: params["a"]["w"])(NETWORKS["plain"].params, 0),
          r"`loss` must return a scalar, got shape \(4, 5\)\. Make a loss"),
         (lambda: criteria.from_weights(lambda w, g: w), r"`score` must take \(weights\)"),
@@ -201,8 +204,18 @@ def mean_loss(params, batch):
         (lambda: pruning.pruner(criteria.random(), granularity="filters"), "got 'filters'"),
         (lambda: pruning.pruner(criteria.random(), density=0.5)(NETWORKS["plain"].params, 0, key=0),
          "`key` must be a key of JAX, got 0"),
+        (lambda: algorithms.at_init(criteria.magnitude(), init=mean_loss),
+         r"`pruner` must take .* got `criterion\(.*Make one of a criterion: `pruning.pruner"),
+        (lambda: algorithms.after_training(PRUNER, init=NETWORKS["plain"].params, train=mean_loss),
+         r"`init` must be a function \(key\), got a dict\. Give the function that draws"),
+        (lambda: algorithms.imp(PRUNER, init=abs, train=mean_loss, counts=(3,)),
+         r"`train` must take \(params, masks, data, \*, key\), got `mean_loss\("),
+        (lambda: algorithms.at_init(PRUNER, init=abs)(0, key=0), "`key` must be a key of JAX, got 0"),
+        (lambda: PRUNER(NETWORKS["plain"].params, None, count=[3, 2], key=KEYS[0]),
+         "one entry a round, 1, got 2. Give one a round, or take a pruner of one round"),
     ],
 )  # fmt: skip
+@pytest.mark.usefixtures("unchecked")
 def test_what_is_not_of_the_form_is_refused_with_the_remedy(make, message):
     with pytest.raises(ValueError, match=message):
         make()

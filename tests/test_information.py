@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental import checkify
 
-from nopr import information, masks
+from nopr import criteria, information, masks, pruning
 
 EULER = 0.5772156649015329
 ESTIMATORS = (
@@ -592,6 +592,7 @@ def test_bad_input_is_refused(algorithm, datasets, options, message):
         information.exact(algorithm, datasets, key=KEY, **options)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_seed_in_place_of_a_key_is_refused():
     with pytest.raises(ValueError, match=r"`key` must be a key of JAX, got 0\. Make one"):
         information.exact(keep_the_largest, np.ones((2, 2)), key=0)

@@ -21,8 +21,8 @@ def check_contract(
 
     Its scores are floating and finite, one for each weight of the leaves that it scores; those of
     kept weights do not depend on what stands in the pruned ones, which is the promise that is easy
-    to break: apply the masks before anything else. They are the same under jit and vmap, and the
-    same without masks as with masks that keep every weight.
+    to break: apply the masks before anything else. They work under jit, are the same under vmap,
+    and the same without masks as with masks that keep every weight.
 
     Args:
       criterion: The criterion.
@@ -46,7 +46,7 @@ def check_contract(
       ValueError: Pruned weights influence the scores of the others, at 'kernel'. Apply the ...
     """
     check(criterion)
-    alone = criterion(params, batch, key=key)
+    alone = jax.jit(lambda params: criterion(params, batch, key=key))(params)
     trees.check_matches(alone, params, name="scores")
     for path, leaf in trees.by_path(alone, "scores").items():
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -66,8 +66,8 @@ def check_contract(
     def compiled(params: Params, masks: Any) -> Any:
         return jax.vmap(lambda key: criterion(params, batch, masks=masks, key=key))(key[None])
 
-    broken = "The scores are not the same under jit and vmap with masks that keep every weight"
-    remedy = "Use no `if` or `float` on values, and take all randomness from `key`."
+    broken = "The scores are not the same under vmap with masks that keep every weight"
+    remedy = "Take all randomness from `key`, and read masks as what is kept."
     _check(alone, compiled(params, full), full, f"{broken}, {{}}. {remedy}", tolerance=1e-3)
     broken = "Pruned weights influence the scores of the others"
     remedy = "Apply the masks before anything else: `masks.apply(params, masks)`."

@@ -72,9 +72,8 @@ class Exact(NamedTuple):
         given = f"{self.cases} datasets"
         if self.datasets != self.cases:
             given = f"{self.datasets} distinct of {given}"
-        many = [
-            f"{n} {name}" for n, name in ((self.keys, "keys"), (self.levels, "levels")) if n > 1
-        ]
+        axes = (self.keys, "keys"), (self.levels, "levels")
+        many = [f"{number} {name}" for number, name in axes if number > 1]
         laws = f" for {' x '.join(many)}" if many else ""
         kept = np.reshape(self.kept, (self.keys, self.cases, self.levels))
         choices = "log2 C(n,k)" if (kept == kept[:, :1]).all() else "log2 sum_k C(n,k)"
