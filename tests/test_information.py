@@ -291,7 +291,7 @@ def test_a_mask_of_its_own_for_every_dataset_is_said_and_is_no_more_than_the_sam
     assert whole.saturated is False
     assert repr(whole) == (
         "Exact(3 bits over 64 datasets: of the sample, if they are one; H(D) = 6, "
-        "log2 sum_k C(n,k) = 4.32193; 8 distinct masks; not saturated; H(m|D) = 0 not checked by a "
+        "log2 C(n,k) = 4.32193; 8 distinct masks; not saturated; H(m|D) = 0 not checked by a "
         "second pass)"
     )
 
