@@ -43,7 +43,8 @@ def check_contract(
       >>> criteria.check_contract(careless, params, None, key=jax.random.key(0))
       Traceback (most recent call last):
         ...
-      ValueError: Pruned weights influence the scores of the others, at 'kernel'. Apply the ...
+      ValueError: Pruned weights influence the scores of the others, at 'kernel'.
+      Apply the masks before anything else: `masks.apply(params, masks)`.
     """
     check(criterion)
     alone = jax.jit(lambda params: criterion(params, batch, key=key))(params)
