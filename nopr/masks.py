@@ -17,7 +17,7 @@ from jax.experimental import checkify
 from jaxtyping import Array, Bool, Int, Key, UInt
 
 from nopr import budgets, precision, ranking, trees
-from nopr.typing import LayerCount, Masks, Params, Scope, Scores
+from nopr.typing import LayerCount, Masks, Params, Scope, Scores, function_name
 
 
 def top(
@@ -115,8 +115,8 @@ def apply(params: Params, masks: Masks) -> Params:
     """
     if _all_bool(params) and not _all_bool(masks):
         raise ValueError(
-            "`masks.apply` takes the params first, but got masks there. Write "
-            "`masks.apply(params, masks)`."
+            "`params` must hold weights, got masks in their place. Params come first: "
+            "`masks.apply(params, masks)`, `train(params, masks, data, key=key)`."
         )
     check_bool(masks)
     return trees.overlay(lambda leaf, kept: jnp.where(kept, leaf, 0), params, masks)
@@ -220,8 +220,8 @@ def warn_emptied(
     ]
     if names:
         warnings.warn(
-            f"No weight is kept in {', '.join(names)}, which cuts the network there. Keep more, "
-            "leave such layers out with `where`, or give each layer a count.",
+            f"No weight is kept in {', '.join(names)}; a kernel without weights cuts the network. "
+            "Keep more, leave such layers out by `where`, or give each layer a count.",
             stacklevel=3,
         )
 
@@ -281,6 +281,11 @@ def _check_scores(scores: Scores) -> None:
     if not leaves:
         raise ValueError("`scores` has no leaf, so nothing is prunable. Check `where`.")
     for path, leaf in leaves.items():
+        if callable(leaf):
+            raise ValueError(
+                f"`scores` must be a tree of arrays, got the function `{function_name(leaf)}`. "
+                "Call the criterion: `criterion(params, batch, key=key)`."
+            )
         dtype = getattr(leaf, "dtype", None)
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
             found = type(leaf).__name__ if dtype is None else dtype

@@ -19,7 +19,19 @@ from jaxtyping import Array, Key
 from nopr import budgets, criteria, precision, schedules, trees
 from nopr import granularity as granularities
 from nopr import masks as masks_
-from nopr.typing import Batch, Counts, Criterion, Masks, Params, Pruner, Scope, Scores, Shapes
+from nopr.typing import (
+    Batch,
+    Counts,
+    Criterion,
+    Masks,
+    Params,
+    Pruner,
+    Scope,
+    Scores,
+    Shapes,
+    check_key,
+    function_name,
+)
 
 
 def pruner(
@@ -59,6 +71,12 @@ def pruner(
         is too large.
     """
     criteria.check(criterion)
+    if not isinstance(granularity, granularities.Granularity | None):
+        found = function_name(granularity) if callable(granularity) else repr(granularity)
+        raise ValueError(
+            f"`granularity` must be a Granularity, got {found}. Call a constructor: "
+            "`granularity.filters(outputs=...)`."
+        )
     if rounds < 1:
         raise ValueError(f"`rounds` must be at least 1, got {rounds}.")
     single = not isinstance(density, Mapping) and np.ndim(density) == 0
@@ -97,6 +115,7 @@ def pruner(
         count: Any = None,
         key: Key[Array, ""],
     ) -> Masks:
+        check_key(key)
         like = jax.eval_shape(lambda: criterion(params, batch, masks=masks, key=key))
         pooled = jax.eval_shape(grain.pool, like)
         paths = trees.paths(pooled)
@@ -288,7 +307,10 @@ def _per_round(count: Any, rounds: int, paths: Sequence[str]) -> Any:
     if counts.ndim == 0:
         counts = counts[None]
     if len(counts) != rounds:
-        raise ValueError(f"`count` must have one entry per round, {rounds}, got {len(counts)}.")
+        raise ValueError(
+            f"`count` must have one entry a round, {rounds}, got {len(counts)}. Give one a round, "
+            "or take a pruner of one round."
+        )
     return counts
 
 

@@ -48,9 +48,9 @@ def keep(tx: Transformation, masks: Masks | None) -> optax.GradientTransformatio
       A transformation whose `update` needs the params; extra arguments go to `tx`.
 
     Raises:
-      ValueError: From `update`, if the params are missing, or the gradients or the params do not
-        match `masks`; the message names the leaf. From `init`, if `tx` contains `optax.lookahead`,
-        whose params are pairs and which belongs around `keep`.
+      ValueError: If `tx` is not a transformation. From `update`, if the params are missing, or the
+        gradients or the params do not match `masks`; the message names the leaf. From `init`, if
+        `tx` contains `optax.lookahead`, whose params are pairs; put `keep` inside it.
 
     Example:
       >>> import jax.numpy as jnp
@@ -63,6 +63,11 @@ def keep(tx: Transformation, masks: Masks | None) -> optax.GradientTransformatio
       >>> optax.apply_updates(params, updates)
       {'w': Array([3., 0.], dtype=float32)}
     """
+    if not hasattr(tx, "init") or not hasattr(tx, "update"):
+        raise ValueError(
+            f"`tx` must be an optax transformation, got a {type(tx).__name__}. It comes first: "
+            "`transforms.keep(tx, masks)`."
+        )
     tx = _with_extra_arguments(tx)
     if masks is None:
         return tx

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -145,3 +146,55 @@ class LayerCount(NamedTuple):
     kept: Any
     size: int
     density: Any
+
+
+def takes(function: Callable[..., Any], form: str) -> bool:
+    """Whether a function can be called in a form such as `"(data, *, key)"`, by its signature.
+
+    What follows `*` goes by name. A function without a signature may take anything.
+    """
+    positional, _, named = form.strip("()").partition("*")
+    values = [part for part in positional.split(",") if part.strip()]
+    names = {part.strip(): None for part in named.split(",") if part.strip()}
+    try:
+        inspect.signature(function).bind(*values, **names)
+    except TypeError:
+        return False
+    except ValueError:  # without a signature
+        return True
+    return True
+
+
+def check_form(function: Any, form: str, *, name: str, remedy: str) -> None:
+    """Checks that an argument is a function that can be called in a form; see `takes`.
+
+    Args:
+      function: The argument.
+      form: How it will be called, such as `"(data, *, key)"`.
+      name: The name of the argument.
+      remedy: The second sentence of the error.
+
+    Raises:
+      ValueError: If it is not a function, or its signature does not accept the form.
+    """
+    if not callable(function):
+        found = type(function).__name__
+        raise ValueError(f"`{name}` must be a function {form}, got a {found}. {remedy}")
+    if not takes(function, form):
+        found = f"{function_name(function)}{inspect.signature(function)}"
+        raise ValueError(f"`{name}` must take {form}, got `{found}`. {remedy}")
+
+
+def function_name(function: Any) -> str:
+    """The name of a function, or of the type of what is called like one."""
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def check_key(key: Any) -> None:
+    """Checks that a key is an array, as `jax.random.key` makes it, and not a seed.
+
+    Raises:
+      ValueError: If it is something else.
+    """
+    if not hasattr(key, "dtype"):
+        raise ValueError(f"`key` must be a key of JAX, got {key!r}. Make one: `jax.random.key(0)`.")

@@ -4,7 +4,8 @@ Each is tested on a Linen network with batch norm and attention, all its variabl
 on a plain dict with None leaves. Most of the time is compilation, which the tests share.
 """
 
-import functools
+import re
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from nopr import criteria, masks, pruning, trees
+from nopr import algorithms, criteria, finetune, granularity, masks, pruning, trees
 
 KEYS = jax.random.split(jax.random.key(0), 2)
 
@@ -58,6 +59,15 @@ def plain():
     return Network(apply, params, inputs, inputs[:, :2])
 
 
+def guide():
+    """What the first two blocks of the guide define: its criteria."""
+    text = (Path(__file__).parents[1] / "docs/your_own_criterion.md").read_text()
+    names = {}
+    for code in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[:2]:
+        exec(code, names)
+    return names
+
+
 NETWORKS = {"linen": linen(), "plain": plain()}
 CRITERIA = {
     "random": lambda net: criteria.random(),
@@ -66,6 +76,8 @@ CRITERIA = {
     "grasp": lambda net: criteria.grasp(net.loss),
     "synflow": lambda net: criteria.synflow(net.apply, input_shape=net.inputs.shape[1:]),
     "invert": lambda net: criteria.invert(criteria.snip(net.loss)),
+    "the guide's short one": lambda net: guide()["rooted"](net.loss),
+    "the guide's long one": lambda net: guide()["fisher"](net.loss),
 }
 NEEDS_KEY = {"random"}
 
@@ -73,57 +85,51 @@ both = pytest.mark.parametrize("network", NETWORKS)
 every = pytest.mark.parametrize("name", CRITERIA)
 
 
-@functools.cache
-def compiled(name, network):
-    """The scores for two keys at once, jitted: `scores(params, masks) -> [2, ...]`."""
+@both
+@every
+def test_the_contract_holds(name, network):
     net = NETWORKS[network]
     score, batch = CRITERIA[name](net), (net.inputs, net.targets)
-    return jax.jit(
-        lambda params, masks: jax.vmap(lambda k: score(params, batch, masks=masks, key=k))(KEYS)
-    )
+    criteria.check_contract(score, net.params, batch, key=KEYS[1])
+    shapes = jax.eval_shape(lambda params: score(params, batch, key=KEYS[1]), net.params)
+    assert jax.tree.structure(shapes) == jax.tree.structure(trees.select(net.params))
 
 
-def halves(params):
-    """Masks that remove every other weight."""
-    return jax.tree.map(lambda w: jnp.arange(w.size).reshape(w.shape) % 2 == 0, params)
+def careless(change):
+    """The size of a weight, changed: `change(leaf, masks, key)`."""
+
+    def score(params, batch, *, masks=None, key):
+        del batch
+        return jax.tree.map(lambda w: change(jnp.abs(w), masks, key), trees.select(params))
+
+    return score
 
 
-@both
-@every
-def test_scores_are_like_the_prunable_params_floating_and_finite(name, network):
-    net = NETWORKS[network]
-    wanted = trees.select(net.params)
-    scores = compiled(name, network)(net.params, trees.full_masks(net.params))
-    assert jax.tree.structure(scores) == jax.tree.structure(wanted)
-    for score, weights in zip(jax.tree.leaves(scores), jax.tree.leaves(wanted), strict=True):
-        assert score.shape == (2, *weights.shape)
-        assert jnp.issubdtype(score.dtype, jnp.floating)
-        assert np.all(np.isfinite(score))
-    varies = any(np.any(leaf[0] != leaf[1]) for leaf in jax.tree.leaves(scores))
-    assert varies == (name in NEEDS_KEY)
-
-
-@both
-@every
-def test_pruned_weights_do_not_influence_the_scores_of_the_others(name, network):
-    net = NETWORKS[network]
-    kept = halves(trees.select(net.params))
-    other = trees.overlay(lambda w, m: jnp.where(m, w, 7 - 2 * w), net.params, kept)
-    scores = [compiled(name, network)(params, kept) for params in (net.params, other)]
-    for mask, *both in zip(*map(jax.tree.leaves, (kept, *scores)), strict=True):
-        np.testing.assert_array_equal(*(np.asarray(leaf)[:, mask] for leaf in both))
-
-
-@every
-def test_scores_are_the_same_without_jit_and_without_masks(name):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w, masks, key: w / w.sum(), "Pruned weights influence the scores of the others"),
+        (lambda w, masks, key: w + (masks is None), "The scores are not the same under vmap"),
+        (lambda w, masks, key: w > 0, "The scores must be floating, got bool at 'a/w'"),
+        (lambda w, masks, key: w / 0, "The scores must be finite, got NaN or infinity at 'a/w'"),
+        (lambda w, masks, key: w[0], r"`scores` has shape \(5,\) at 'a/w'"),
+    ],
+)
+def test_a_broken_promise_of_the_contract_is_named(change, message):
     net = NETWORKS["plain"]
-    together = compiled(name, "plain")(net.params, trees.full_masks(net.params))
-    alone = CRITERIA[name](net)(net.params, (net.inputs, net.targets), key=KEYS[1])
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(np.asarray(a)[1], b, rtol=1e-4, atol=1e-6),
-        together,
-        alone,
-    )
+    with pytest.raises(ValueError, match=message):
+        criteria.check_contract(
+            careless(change), net.params, (net.inputs, net.targets), key=KEYS[0]
+        )
+
+
+@every
+def test_another_key_changes_the_scores_only_where_it_is_needed(name):
+    net = NETWORKS["plain"]
+    score = jax.jit(CRITERIA[name](net))
+    one, two = (score(net.params, (net.inputs, net.targets), key=key) for key in KEYS)
+    pairs = zip(*map(jax.tree.leaves, (one, two)), strict=True)
+    assert any(np.any(a != b) for a, b in pairs) == (name in NEEDS_KEY)
 
 
 @every
@@ -155,12 +161,11 @@ def test_masks_that_are_not_bool_or_do_not_match_are_refused_by_name(name):
             score(net.params, (net.inputs, net.targets), masks=masks_, key=KEYS[0])
 
 
-@pytest.mark.parametrize("network", ["plain"])
-def test_higher_means_keep_and_invert_turns_it_around(network):
-    net = NETWORKS[network]
+def test_higher_means_keep_and_invert_turns_it_around():
+    net = NETWORKS["plain"]
     full = trees.full_masks(net.params)
     low, high = (
-        jax.tree.map(lambda leaf: leaf[0], compiled(name, network)(net.params, full))
+        CRITERIA[name](net)(net.params, (net.inputs, net.targets), key=KEYS[0])
         for name in ("invert", "snip")
     )
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, -b), low, high)
@@ -173,3 +178,45 @@ def test_higher_means_keep_and_invert_turns_it_around(network):
 def test_a_constructor_that_was_not_called_is_refused_with_the_remedy(constructor, use):
     with pytest.raises(ValueError, match=rf"has to be called: `{constructor}\(\.\.\.\)`"):
         use(getattr(criteria, constructor))
+
+
+PRUNER = pruning.pruner(criteria.random())
+
+
+def mean_loss(params, batch):
+    return jnp.mean(params["a"]["w"])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: pruning.pruner(lambda params, batch: params),
+         r"got `<lambda>\(params, batch\)`\. It lacks `masks` and `key`: add"),
+        (lambda: criteria.snip(finetune.cross_entropy), r"`loss` must take \(params, batch\), got"),
+        (lambda: criteria.grasp({}), "`loss` must be a function .* got a dict"),
+        (lambda: criteria.snip(lambda params, batch: params["a"]["w"])(NETWORKS["plain"].params, 0),
+         r"`loss` must return a scalar, got shape \(4, 5\)\. Make a loss"),
+        (lambda: criteria.from_weights(lambda w, g: w), r"`score` must take \(weights\)"),
+        (lambda: masks.top(criteria.snip(mean_loss), count=1),
+         "`scores` must be a tree of arrays, got the function `criterion`. Call the criterion"),
+        (lambda: pruning.pruner(criteria.random(), granularity=granularity.filters),
+         r"`granularity` must be a Granularity, got filters\. Call a constructor"),
+        (lambda: pruning.pruner(criteria.random(), granularity="filters"), "got 'filters'"),
+        (lambda: pruning.pruner(criteria.random(), density=0.5)(NETWORKS["plain"].params, 0, key=0),
+         "`key` must be a key of JAX, got 0"),
+        (lambda: algorithms.at_init(criteria.magnitude(), init=mean_loss),
+         r"`pruner` must take .* got `criterion\(.*Make one of a criterion: `pruning.pruner"),
+        (lambda: algorithms.after_training(PRUNER, init=NETWORKS["plain"].params, train=mean_loss),
+         r"`init` must be a function \(key\), got a dict\. Give the function that draws"),
+        (lambda: algorithms.imp(PRUNER, init=abs, train=mean_loss, counts=(3,)),
+         r"`train` must take \(params, masks, data, \*, key\), got `mean_loss\("),
+        (lambda: algorithms.at_init(PRUNER, init=abs)(0, key=0),
+         "`key` must be a key of JAX, got 0"),
+        (lambda: PRUNER(NETWORKS["plain"].params, None, count=[3, 2], key=KEYS[0]),
+         "one entry a round, 1, got 2. Give one a round, or take a pruner of one round"),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_not_of_the_form_is_refused_with_the_remedy(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -533,6 +533,30 @@ def test_rates_change_at_the_start_of_their_epochs():
             "`best_by` = 'x' needs a `monitor`",
         ),
         (
+            lambda: finetune.trainer(finetune.cross_entropy, _TX, epochs=1, batch_size=4),
+            r"`loss` must take \(params, batch\), got `cross_entropy\(",
+        ),
+        (
+            lambda: finetune.trainer(
+                finetune.stateless(_LOSS), _TX, epochs=1, batch_size=4, state=0
+            ),
+            r"`loss` must take \(params, batch\), got `step_loss.*needs `stateful=True`",
+        ),
+        (
+            lambda: finetune.trainer(_LOSS, _TX, epochs=1, batch_size=4, stateful=True),
+            r"`loss` must take \(params, state, batch, key\), .*goes without `stateful`",
+        ),
+        (
+            lambda: finetune.trainer(_LOSS, _TX, epochs=1, batch_size=4, state=0),
+            "`state` needs a `step_loss` that carries it, got int with `stateful=False`",
+        ),
+        (
+            lambda: finetune.trainer(_LOSS, _TX, epochs=1, batch_size=4)(
+                {"w": np.ones(2, bool)}, {"w": np.ones(2)}, np.ones(4), key=jax.random.key(0)
+            ),
+            r"`params` must hold weights, got masks .*`train\(params, masks, data, key=key\)`",
+        ),
+        (
             lambda: finetune.gradient_descent(_LOSS, steps=-1, learning_rate=0.1),
             "`steps` must be a whole number of at least 0, got -1",
         ),

@@ -106,4 +106,4 @@ def test_the_criterion_of_the_guide_prunes_in_a_pruner_and_in_a_sweep():
     names = {}
     for code in blocks("your_own_criterion.md"):
         exec(code, names)
-    assert names["found"].values.tolist() == [160] * 8
+    assert names["found"].values.tolist() == [33] * 8

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental import checkify
 
-from nopr import information, masks
+from nopr import criteria, information, masks, pruning
 
 EULER = 0.5772156649015329
 ESTIMATORS = (
@@ -283,21 +283,27 @@ def test_saturation_is_reported_and_bits_are_no_more_than_the_sample_can_show():
     assert found.saturated is True
     assert (found.bits, found.dataset_entropy_bits, found.datasets) == (4.0, 4.0, 16)
     assert repr(found) == (
-        "Exact(4 bits over the 16 datasets given, H(D) 4, choice ceiling 6; 16 distinct masks; "
-        "SATURATED: every dataset has a mask of its own, so bits = H(D); if the datasets are a "
-        "sample, that is all that 16 of them can show; checked)"
+        "Exact(4 bits over 16 datasets (of a sample: the bits of the sample); H(D) = 4, "
+        "log2 C(n,k) = 6; 16 distinct masks; SATURATED: a mask of its own for every dataset, so "
+        "bits = H(D); H(m|D) = 0 checked by a second pass)"
     )
     whole = information.exact(encode_three_bits, every_label(6), check=False, key=KEY)
     assert whole.saturated is False
     assert repr(whole) == (
-        "Exact(3 bits over the 64 datasets given, H(D) 6, choice ceiling 4.32193; 8 distinct "
-        "masks; not saturated; not checked)"
+        "Exact(3 bits over 64 datasets (of a sample: the bits of the sample); H(D) = 6, "
+        "log2 C(n,k) = 4.32193; 8 distinct masks; not saturated; H(m|D) = 0 not checked by a "
+        "second pass)"
     )
 
 
 def test_saturation_is_over_distinct_datasets_that_occur():
     repeated = np.concatenate([every_label(2)] * 2)
-    assert information.exact(lambda data, *, key: data > 0, repeated, key=KEY).saturated
+    found = information.exact(lambda data, *, key: data > 0, repeated, key=KEY)
+    assert found.saturated
+    assert "over 4 distinct of 8 datasets (of a sample: " in repr(found)
+    same = information.exact(lambda data, *, key: data > 0, np.ones((3, 2)), key=KEY)
+    assert same.saturated is False  # H(D) is 0: there is nothing to copy
+    assert "1 distinct of 3 datasets" in repr(same)
     weights = [0.5, 0.5, 0.0, 0.0]  # the first bit is 0 wherever there is weight
     last = information.exact(
         lambda data, *, key: data[1:] > 0, every_label(2), weights=weights, key=KEY
@@ -376,7 +382,8 @@ def test_every_level_of_a_trajectory_gets_its_own_numbers():
                                                             np.log2(1 + 6)])  # fmt: skip
     assert result.outcomes.shape == result.kept.shape == (16, 2)
     np.testing.assert_array_equal(result.saturated, [True, False])
-    assert repr(result).startswith("Exact(1 to 4 bits in 2 laws [2] over the 16 datasets given, ")
+    assert repr(result).startswith("Exact(1 to 4 bits for 2 levels over 16 datasets ")
+    assert "log2 sum_k C(n,k) = " in repr(result)
     assert "SATURATED in 1 of 2" in repr(result)
     assert result.dataset_entropy_bits == 4.0
     for level in range(2):
@@ -456,13 +463,15 @@ def test_a_batch_of_keys_gives_each_key_the_bytes_of_a_call_of_its_own(algorithm
     found = information.exact(algorithm, datasets, key=keys, **options)
     assert found.bits.shape == ((3, 2) if levels else (3,))
     assert found.masks["kernel"].shape == (3, 32, *((2,) if levels else ()), 5, 3)
-    assert "bits in " in repr(found)
+    assert (" bits for 3 keys x 2 levels" if levels else " bits for 3 keys over") in repr(found)
     for number, key in enumerate(keys):
         alone = information.exact(algorithm, datasets, key=key, **options)
         for name, mine in alone._asdict().items():
             theirs = getattr(found, name)
-            if name in ("dataset_entropy_bits", "datasets", "checked"):
+            if name in ("dataset_entropy_bits", "datasets", "checked", "cases", "levels"):
                 assert theirs == mine
+            elif name == "keys":
+                assert (theirs, mine) == (3, 1)
             elif name == "probabilities":  # those of other keys may be more
                 np.testing.assert_array_equal(theirs[number][..., : np.shape(mine)[-1]], mine)
                 np.testing.assert_array_equal(theirs[number].sum(-1), np.sum(mine, -1))
@@ -561,7 +570,9 @@ def test_datasets_may_hold_keys_and_integers():
     ("algorithm", "datasets", "options", "message"),
     [
         (keep_the_largest, (np.ones((3, 2)), np.ones(4)), {},
-         r"`datasets` must share one leading axis, got 4 cases at '1' and 3 at '0'"),
+         r"`datasets` must share one leading axis, got 4 cases at '1' and 3 at '0'\. Close over"),
+        (pruning.pruner(criteria.magnitude()), np.ones((3, 2)), {},
+         r"must take \(data, \*, key\), got `prune\(.*algorithms.at_init\(pruner, init"),
         (keep_the_largest, np.ones((0, 2)), {}, r"at least one case, got shape \(0, 2\)"),
         (keep_the_largest, {"x": np.float32(1)}, {}, r"got shape \(\) at 'x'"),
         (keep_the_largest, None, {}, "`datasets` must have at least one array, got none"),
@@ -580,3 +591,9 @@ def test_datasets_may_hold_keys_and_integers():
 def test_bad_input_is_refused(algorithm, datasets, options, message):
     with pytest.raises(ValueError, match=message):
         information.exact(algorithm, datasets, key=KEY, **options)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_seed_in_place_of_a_key_is_refused():
+    with pytest.raises(ValueError, match=r"`key` must be a key of JAX, got 0\. Make one"):
+        information.exact(keep_the_largest, np.ones((2, 2)), key=0)

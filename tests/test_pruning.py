@@ -208,11 +208,11 @@ def test_a_layer_that_loses_everything_is_named_once_and_a_level_too(rng, getkey
     params, key = net(rng), getkey()
     params["layer_2"]["kernel"] *= 1e-6
     for options in ({"density": 0.5}, {"density": 0.5, "rounds": 3, "schedule": schedules.linear}):
-        with pytest.warns(UserWarning, match="No weight is kept in 'layer_2/kernel', ") as caught:
+        with pytest.warns(UserWarning, match="No weight is kept in 'layer_2/kernel'; ") as caught:
             pruning.pruner(criteria.magnitude(), **options)(params, None, key=key)
         assert len(caught) == 1
     many = pruning.levels(pruning.pruner(criteria.magnitude()), [350, 100, 0])
-    with pytest.warns(UserWarning, match="No weight is kept in 'layer_2/kernel', ") as caught:
+    with pytest.warns(UserWarning, match="No weight is kept in 'layer_2/kernel'; ") as caught:
         many(params, None, key=key)
     assert len(caught) == 1
 

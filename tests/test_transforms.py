@@ -304,6 +304,12 @@ def test_masks_that_do_not_match_are_refused_by_the_name_of_the_leaf(rng):
         tx.update(params, tx.init(params), params)
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_masks_in_place_of_a_transformation_are_refused():
+    with pytest.raises(ValueError, match=r"`tx` must be an optax .*got a dict\. It comes first"):
+        transforms.keep({"w": jnp.ones(2, bool)}, optax.sgd(0.1))
+
+
 def test_params_or_gradients_that_are_stacked_are_refused(rng):
     params, masks, _ = _problem(rng)
     stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), params)

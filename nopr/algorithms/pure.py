@@ -20,7 +20,17 @@ from jaxtyping import Array, Bool, Key
 from nopr import finetune, pruning
 from nopr import masks as masks_
 from nopr.finetune.fitted import are_finite
-from nopr.typing import Algorithm, Batch, Masks, Params, Pruner, Train, Trained
+from nopr.typing import (
+    Algorithm,
+    Batch,
+    Masks,
+    Params,
+    Pruner,
+    Train,
+    Trained,
+    check_form,
+    check_key,
+)
 
 Init = Callable[[Any], Params]
 ScoringBatch = Callable[[Batch], Batch]
@@ -38,10 +48,14 @@ def at_init(pruner: Pruner, *, init: Init, batch: ScoringBatch = whole) -> Algor
       pruner: Chooses the masks from the initial params.
       init: `init(key) -> params`.
       batch: `batch(data)`, the data that the pruner scores on; all of it by default.
+
+    Raises:
+      ValueError: If `pruner` or `init` is something else, such as a criterion or params.
     """
+    _check_parts(pruner=pruner, init=init)
 
     def algorithm(data: Batch, *, key: Key[Array, ""]) -> Masks:
-        init_key, run_key = jax.random.split(key)
+        init_key, run_key = _split(key)
         return pruner(init(init_key), batch(data), key=run_key)
 
     return algorithm
@@ -59,9 +73,10 @@ def during_training(*, init: Init, train: Train) -> Algorithm:
       ValueError: From the algorithm, if the record has no masks.
       FloatingPointError: From the algorithm outside a trace, if training gave NaN or infinity.
     """
+    _check_parts(init=init, train=train)
 
     def algorithm(data: Batch, *, key: Key[Array, ""]) -> Masks:
-        init_key, run_key = jax.random.split(key)
+        init_key, run_key = _split(key)
         fitted = _train(train, init(init_key), None, data, key=run_key)
         if fitted.masks is None:
             raise ValueError(
@@ -89,9 +104,10 @@ def after_training(
     Raises:
       FloatingPointError: From the algorithm outside a trace, if training gave NaN or infinity.
     """
+    _check_parts(pruner=pruner, init=init, train=train)
 
     def algorithm(data: Batch, *, key: Key[Array, ""]) -> Masks:
-        init_key, run_key = jax.random.split(key)
+        init_key, run_key = _split(key)
         train_key, prune_key = jax.random.split(run_key)
         fitted = _train(train, init(init_key), None, data, key=train_key)
         _raise_outside_a_trace(fitted)
@@ -135,11 +151,12 @@ def imp(
 
     Source: Frankle & Carbin 2019, arXiv:1803.03635; rewinding: arXiv:1903.01611.
     """
+    _check_parts(pruner=pruner, init=init, train=train)
     plan = falling_counts(counts)
 
     def algorithm(data: Batch, *, key: Key[Array, ""]) -> Masks:
-        init_key, run_key = jax.random.split(key)
-        # As in `after_training`, the first key trains, so that level 0 is the same dense network.
+        init_key, run_key = _split(key)
+        # The first key trains, as in `after_training`: level 0 is the same dense network.
         train_key, prune_key, rewind_key = jax.random.split(run_key, 3)
         start = init(init_key)
         if rewind is not None:
@@ -210,6 +227,28 @@ def keep_all(
     """The masks of level 0, which keep every weight that the pruner can prune."""
     like = jax.eval_shape(lambda: pruner(params, batch, count=count, key=key))
     return jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), like)
+
+
+_FORMS = {
+    "pruner": (
+        "(params, batch, *, masks, count, key)",
+        "Make one of a criterion: `pruning.pruner(criterion, density=...)`.",
+    ),
+    "init": ("(key)", "Give the function that draws params, such as `net.init`, not params."),
+    "train": ("(params, masks, data, *, key)", "Make one, such as `finetune.trainer(loss, ...)`."),
+}
+
+
+def _check_parts(**parts: Any) -> None:
+    """Checks the functions that an algorithm is made of."""
+    for name, part in parts.items():
+        form, remedy = _FORMS[name]
+        check_form(part, form, name=name, remedy=remedy)
+
+
+def _split(key: Key[Array, ""]) -> Key[Array, "2"]:
+    check_key(key)
+    return jax.random.split(key)
 
 
 class _Trained(NamedTuple):

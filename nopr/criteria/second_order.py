@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from nopr import trees
-from nopr.criteria.shared import gradient, living
+from nopr.criteria.shared import check_loss, gradient, living
 from nopr.typing import Batch, Criterion, Loss, Masks, Params, Scores, Where
 
 
@@ -27,6 +27,7 @@ def grasp(loss: Loss, *, where: Where = trees.is_prunable, stacked: bool = False
 
     Source: Wang et al. 2020, arXiv:2002.07376.
     """
+    check_loss(loss)
 
     def score(
         params: Params, batch: Batch, *, masks: Masks | None = None, key: Any = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,16 +11,41 @@ from jaxtyping import Array
 
 from nopr import masks as masks_
 from nopr import trees
-from nopr.typing import Batch, Criterion, Loss, Masks, Params, Scores, Where
+from nopr.typing import (
+    Batch,
+    Criterion,
+    Loss,
+    Masks,
+    Params,
+    Scores,
+    Where,
+    check_form,
+    function_name,
+    takes,
+)
 
 
-def from_weights(score: Callable[[Array], Array], *, where: Where) -> Criterion:
+def from_weights(score: Callable[[Array], Array], *, where: Where = trees.is_prunable) -> Criterion:
     """A criterion of the weights alone.
 
+    The criterion applies the masks, so that pruned weights do not influence the scores.
+
     Args:
-      score: `score(weights) -> scores`, called with each prunable leaf, pruned weights set to 0.
+      score: `score(weights) -> scores`, called with each prunable leaf, pruned weights set to 0;
+        the scores have the shape of the leaf, and higher = keep.
       where: `where(path, leaf)`, true for a prunable leaf.
+
+    Raises:
+      ValueError: If `score` does not take one argument.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from nopr import criteria
+      >>> relative = criteria.from_weights(lambda w: jnp.abs(w) / jnp.linalg.norm(w))
+      >>> relative({"kernel": jnp.array([[3.0, 4.0]]), "bias": jnp.ones(2)}, None)
+      {'bias': None, 'kernel': Array([[0.6, 0.8]], dtype=float32)}
     """
+    check_form(score, "(weights)", name="score", remedy="It is called with each prunable leaf.")
 
     def criterion(
         params: Params, batch: Batch, *, masks: Masks | None = None, key: Any = None
@@ -33,17 +57,40 @@ def from_weights(score: Callable[[Array], Array], *, where: Where) -> Criterion:
 
 
 def from_gradients(
-    score: Callable[[Array, Array], Array], loss: Loss, *, where: Where, stacked: bool
+    score: Callable[[Array, Array], Array],
+    loss: Loss,
+    *,
+    where: Where = trees.is_prunable,
+    stacked: bool = False,
 ) -> Criterion:
     """A criterion of the weights and the gradient of the loss at the masked weights.
 
+    The criterion applies the masks before it differentiates, so that pruned weights do not
+    influence the scores.
+
     Args:
       score: `score(weights, gradient) -> scores`, called with each prunable leaf, pruned weights
-        set to 0.
+        set to 0; the scores have the shape of the leaf, and higher = keep.
       loss: `loss(params, batch) -> scalar`, a mean over the batch.
       where: `where(path, leaf)`, true for a prunable leaf.
       stacked: Whether the batch holds several batches, over which gradients are summed.
+
+    Raises:
+      ValueError: If `score` does not take two arguments, or `loss` does not take (params, batch).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from nopr import criteria
+      >>> def loss(params, batch):
+      ...     return jnp.sum(params["kernel"] * batch)
+      >>> score = criteria.from_gradients(lambda w, g: jnp.abs(w) * jnp.sqrt(jnp.abs(g)), loss)
+      >>> score({"kernel": jnp.array([[3.0, -1.0]])}, jnp.array([[4.0, 9.0]]))
+      {'kernel': Array([[6., 3.]], dtype=float32)}
     """
+    check_form(
+        score, "(weights, gradient)", name="score", remedy="It is called with each prunable leaf."
+    )
+    check_loss(loss)
 
     def criterion(
         params: Params, batch: Batch, *, masks: Masks | None = None, key: Any = None
@@ -80,10 +127,17 @@ def gradient(loss: Loss, params: Params, batch: Batch, stacked: bool) -> Callabl
       stacked: Whether the batch holds several batches, over which gradients are summed.
     """
 
+    def value(weights: Params, batch: Batch) -> Array:
+        found = loss(trees.overlay(lambda _, new: new, params, weights), batch)
+        if jnp.shape(found) != ():
+            raise ValueError(
+                f"`loss` must return a scalar, got shape {jnp.shape(found)}. Make a loss of a "
+                "network's `apply`: `finetune.cross_entropy(apply)`."
+            )
+        return found
+
     def one(weights: Params, batch: Batch) -> Params:
-        return jax.grad(
-            lambda weights: loss(trees.overlay(lambda _, new: new, params, weights), batch)
-        )(weights)
+        return jax.grad(value)(weights, batch)
 
     if not stacked:
         return lambda weights: one(weights, batch)
@@ -103,15 +157,22 @@ def check(criterion: Criterion) -> None:
     Raises:
       ValueError: If its signature does not accept (params, batch, *, masks, key).
     """
-    try:
-        signature = inspect.signature(criterion)
-    except (TypeError, ValueError):  # without a signature there is nothing to check
-        return
-    try:
-        signature.bind(None, None, masks=None, key=None)
-    except TypeError:
-        name = getattr(criterion, "__name__", type(criterion).__name__)
-        raise ValueError(
-            f"`criterion` must take (params, batch, *, masks, key), got `{name}{signature}`. "
-            f"A constructor has to be called: `{name}(...)`."
-        ) from None
+    form = "(params, batch, *, masks, key)"
+    name = function_name(criterion)
+    remedy = f"A constructor has to be called: `{name}(...)`."
+    if callable(criterion) and takes(criterion, "(params, batch)"):
+        lacking = [f"`{n}`" for n in ("masks", "key") if not takes(criterion, f"(_, _, *, {n})")]
+        remedy = f"It lacks {' and '.join(lacking)}: add `*, masks=None, key` to its arguments."
+    elif not callable(criterion):
+        remedy = "Make one by a constructor of `criteria`, such as `criteria.magnitude()`."
+    check_form(criterion, form, name="criterion", remedy=remedy)
+
+
+def check_loss(loss: Loss) -> None:
+    """Checks that `loss` is one, and not a constructor that was not called.
+
+    Raises:
+      ValueError: If its signature does not accept (params, batch).
+    """
+    remedy = "Make one of a network's `apply`, such as `finetune.cross_entropy(apply)`."
+    check_form(loss, "(params, batch)", name="loss", remedy=remedy)

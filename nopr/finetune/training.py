@@ -18,7 +18,7 @@ from nopr.finetune import loop, parallel
 from nopr.finetune.batches import whole_number
 from nopr.finetune.fitted import Carry, Fitted, History, stayed_finite
 from nopr.finetune.losses import stateless
-from nopr.typing import Batch, Loss, Masks, Params, StepLoss
+from nopr.typing import Batch, Loss, Masks, Params, StepLoss, check_form, check_key
 
 
 def trainer(
@@ -72,9 +72,21 @@ def trainer(
     if batch_size is not None:
         whole_number("batch_size", batch_size)
     resolve(convolutions, mesh=parallel.over(mesh))
+    if stateful:
+        remedy = "A plain `loss(params, batch)` goes without `stateful`."
+        check_form(loss, "(params, state, batch, key)", name="loss", remedy=remedy)
+    else:
+        remedy = "A `step_loss(params, state, batch, key)` needs `stateful=True`."
+        check_form(loss, "(params, batch)", name="loss", remedy=remedy)
+    if state is not None and not stateful:
+        raise ValueError(
+            f"`state` needs a `step_loss` that carries it, got {type(state).__name__} with "
+            "`stateful=False`. Give `stateful=True`."
+        )
     step_loss = cast(StepLoss, loss) if stateful else stateless(cast(Loss, loss))
 
     def train(params: Params, masks: Masks | None, data: Batch, *, key: Key[Array, ""]) -> Fitted:
+        check_key(key)
         plan = loop.make_plan(
             data,
             step_loss=step_loss,

@@ -18,7 +18,7 @@ from nopr import sweeps, trees
 from nopr.information import laws
 from nopr.information.entropies import Values
 from nopr.information.results import Exact, summarize
-from nopr.typing import Algorithm, Masks
+from nopr.typing import Algorithm, Masks, check_form, check_key
 
 _BLOCK = 2048  # more datasets at once are slower on a CPU: tiny networks no longer fit its cache
 _BLOCK_ELEMENTS = 2**27  # numbers that one block may hold, by default
@@ -96,6 +96,8 @@ def exact(
 
     Source: Kumar, Luo and Sellke 2024, arXiv:2402.01089, appendix C.2, where it is sampled.
     """
+    remedy = "Make one of a pruner: `algorithms.at_init(pruner, init=...)`."
+    check_form(algorithm, "(data, *, key)", name="algorithm", remedy=remedy)
     cases = sweeps.case_count(datasets, name="datasets")
     weights = laws.case_weights(weights, cases)
     datasets = jax.tree.map(lambda leaf: leaf if laws.is_key(leaf) else np.asarray(leaf), datasets)
@@ -123,7 +125,8 @@ def exact(
 
 
 def _keys(key: Key[Array, "*keys"]) -> list[Key[Array, ""]]:
-    """The keys as a list."""
+    """The keys one by one."""
+    check_key(key)
     if key.ndim > 1 or not key.size:
         raise ValueError(
             f"`key` must be one key, or a vector of at least one, got shape {key.shape}. Flatten "

@@ -21,28 +21,31 @@ class Exact(NamedTuple):
     The result is exact if these are the whole law. If they are a sample of a larger law, `bits` is
     the plug-in entropy of that sample: at most log2 of its size, and on average below the truth.
 
-    A batch of keys adds a leading axis of keys. `levels` adds an axis of levels: the last axis of
-    the numbers, and the axis after the cases in `outcomes`, `kept` and `masks`. `datasets`,
-    `dataset_entropy_bits` and `checked` have neither axis, since they are the same for all.
+    A batch of keys adds a leading axis of keys, and `levels` an axis of levels: the last one of
+    the numbers, and the one after the cases in `outcomes`, `kept` and `masks`. `datasets`,
+    `dataset_entropy_bits`, `checked` and the sizes have neither, for they are the same for all.
 
     Attributes:
       bits: I(m; D | key) = H(m | key) - H(m | D, key).
       entropy_bits: H(m | key).
-      conditional_entropy_bits: H(m | D, key), which is 0: the algorithm is a function of both.
-      dataset_entropy_bits: H(D), a ceiling on `bits`; equal datasets are merged.
-      choice_ceiling_bits: The other ceiling: log2 of the number of masks with the kept counts that
-        occur, so log2 C(n, k) when every mask keeps k.
-      distinct: Number of masks with positive probability.
-      datasets: Number of distinct datasets with positive probability.
-      saturated: Whether each of these datasets has a mask of its own. Then `bits` is H(D) and
-        cannot distinguish this algorithm from one that copies the data; for a sample, it is only
-        the most that a sample of that size can show.
-      probabilities: Probability of each distinct mask, largest first; laws with fewer masks than
-        others are padded with zeros.
-      outcomes: Index of each case's mask among the distinct masks.
-      kept: Number of weights kept in each case.
-      masks: The mask of each case.
+      conditional_entropy_bits: H(m | D, key): 0, for the algorithm is a function of both.
+      dataset_entropy_bits: H(D), a ceiling of `bits`; equal datasets are merged.
+      choice_ceiling_bits: log2 of the number of masks with the kept counts that occur, the other
+        ceiling: log2 C(n, k) when every mask keeps k.
+      distinct: Masks that occur with positive probability.
+      datasets: Distinct datasets that occur with positive probability.
+      saturated: Whether each of these, if there are two or more, has a mask of its own, so that
+        `bits` is H(D) and cannot tell this algorithm from one that copies the data. For a sample,
+        it is no more than what a sample of that size can show.
+      probabilities: Probability of each distinct mask, largest first; laws with fewer of them
+        than others end in zeros.
+      outcomes: For every case, which of these masks it leads to.
+      kept: Weights kept on every case.
+      masks: The mask of every case.
       checked: Whether a second pass confirmed that H(m | D, key) is 0.
+      cases: Datasets given, equal ones counted one by one.
+      keys: Keys that the law was computed for.
+      levels: Levels of each law; 1 without `levels`.
     """
 
     bits: float | Float64[np.ndarray, "*laws"]
@@ -58,27 +61,33 @@ class Exact(NamedTuple):
     kept: Int64[np.ndarray, "..."]
     masks: Masks
     checked: bool
+    cases: int
+    keys: int
+    levels: int
 
     def __repr__(self) -> str:
-        """One line without arrays: bits, ceilings, counts, and whether saturated and checked."""
+        """One line: bits, their law, ceilings, masks, saturation, the check; no arrays."""
         if not all(isinstance(value, int | float | np.ndarray | np.generic) for value in self[:8]):
-            return tuple.__repr__(self)  # made by `jax.tree.map` or a trace
-        bits, saturated = np.asarray(self.bits), np.asarray(self.saturated)
-        of = f" in {bits.size} laws {list(bits.shape)}" if bits.ndim else ""
-        if not saturated.any():
-            verdict = "not saturated"
-        else:
-            share = f" in {saturated.sum()} of {saturated.size}" if bits.ndim else ""
-            verdict = (
-                f"SATURATED{share}: every dataset has a mask of its own, so bits = H(D); if the "
-                f"datasets are a sample, that is all that {self.datasets} of them can show"
-            )
+            return tuple.__repr__(self)  # what `jax.tree.map` or a trace made of it
+        given = f"{self.cases} datasets"
+        if self.datasets != self.cases:
+            given = f"{self.datasets} distinct of {given}"
+        axes = (self.keys, "keys"), (self.levels, "levels")
+        many = [f"{number} {name}" for number, name in axes if number > 1]
+        laws = f" for {' x '.join(many)}" if many else ""
+        kept = np.reshape(self.kept, (self.keys, self.cases, self.levels))
+        choices = "log2 C(n,k)" if (kept == kept[:, :1]).all() else "log2 sum_k C(n,k)"
+        saturated = np.asarray(self.saturated)
+        verdict = "not saturated"
+        if saturated.any():
+            share = f" in {saturated.sum()} of {saturated.size}" if many else ""
+            verdict = f"SATURATED{share}: a mask of its own for every dataset, so bits = H(D)"
+        checked = "checked" if self.checked else "not checked"
         return (
-            f"Exact({_span(bits)} bits{of} over the {self.datasets} datasets given, "
-            f"H(D) {_span(self.dataset_entropy_bits)}, "
-            f"choice ceiling {_span(self.choice_ceiling_bits)}; "
-            f"{_span(self.distinct)} distinct masks; {verdict}; "
-            f"{'checked' if self.checked else 'not checked'})"
+            f"Exact({_span(self.bits)} bits{laws} over {given} (of a sample: the bits of the sample)"
+            f"; H(D) = {_span(self.dataset_entropy_bits)}, {choices} = "
+            f"{_span(self.choice_ceiling_bits)}; {_span(self.distinct)} distinct masks; {verdict}; "
+            f"H(m|D) = 0 {checked} by a second pass)"
         )
 
 
@@ -136,10 +145,13 @@ def summarize(
         choice_ceiling_bits=per_law([laws.choice_bits(size, k) for k in occurring]),
         distinct=per_law(distinct),
         datasets=datasets,
-        saturated=per_law(distinct == datasets),
+        saturated=per_law((distinct == datasets) & (datasets > 1)),
         probabilities=np.stack(padded).reshape(*shape, most)[picked],
         outcomes=outcomes[picked[0], :, picked[1]],
         kept=kept[picked[0], :, picked[1]],
         masks=jax.tree.map(lambda *each: np.stack(each), *masks) if keys else masks[0],
         checked=checked,
+        cases=len(weights),
+        keys=shape[0],
+        levels=shape[1],
     )

@@ -47,7 +47,7 @@ def case_count(cases: PyTree, *, name: str = "cases") -> int:
         if shape[0] != len(leaves[0]):
             raise ValueError(
                 f"`{name}` must share one leading axis, got {shape[0]} cases at {path!r} and "
-                f"{len(leaves[0])} at {trees.paths(cases)[0]!r}."
+                f"{len(leaves[0])} at {trees.paths(cases)[0]!r}. Close over what all cases share."
             )
     return len(leaves[0])
 
