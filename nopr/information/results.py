@@ -16,10 +16,10 @@ from nopr.typing import Masks
 
 
 class Exact(NamedTuple):
-    """The mutual information of mask and data, computed over the given datasets.
+    """What a mask knows about its data, computed over the datasets that were given.
 
-    The result is exact if these are the whole law. If they are a sample of a larger law, `bits` is
-    the plug-in entropy of that sample: at most log2 of its size, and on average below the truth.
+    It is exact if these are the whole law. If they are a sample of a larger law, `bits` is the
+    plug-in entropy of that sample: at most log2 of its size, and on average below the truth.
 
     A batch of keys adds a leading axis of keys, and `levels` an axis of levels: the last one of
     the numbers, and the one after the cases in `outcomes`, `kept` and `masks`. `datasets`,
@@ -85,7 +85,8 @@ class Exact(NamedTuple):
         checked = "checked" if self.checked else "not checked"
         return (
             f"Exact({_span(self.bits)} bits{laws} over {given} "
-            f"(of a sample: the bits of the sample); H(D) = {_span(self.dataset_entropy_bits)}, {choices} = "
+            f"(of a sample: the bits of the sample); "
+            f"H(D) = {_span(self.dataset_entropy_bits)}, {choices} = "
             f"{_span(self.choice_ceiling_bits)}; {_span(self.distinct)} distinct masks; {verdict}; "
             f"H(m|D) = 0 {checked} by a second pass)"
         )
@@ -106,13 +107,13 @@ def summarize(
     levels: bool,
     checked: bool,
 ) -> Exact:
-    """Computes the result from the masks of every case, plain and packed, for each key.
+    """The result, from the masks of every case and the same packed, once for each key.
 
     Args:
-      masks: For each key, the masks of every case.
-      words: For each key, the same masks packed, with an axis of levels.
+      masks: Of each key, the masks of every case.
+      words: Of each key, the same packed, with an axis of levels.
       weights: Probability of each case.
-      dataset: Index of each case's dataset among the distinct ones.
+      dataset: Which distinct dataset each case is.
       keys: Whether the result has an axis of keys.
       levels: Whether the result, and `masks`, have an axis of levels.
       checked: Whether a second pass agreed.
