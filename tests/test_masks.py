@@ -355,7 +355,7 @@ def test_masks_that_are_not_bool_are_refused(use, dtype):
 
 def test_masks_before_params_are_refused_with_the_right_order():
     kept, params = {"w": np.ones(3, bool), "b": None}, {"w": np.ones(3), "b": np.ones(2)}
-    with pytest.raises(ValueError, match=r"params first.* Write `masks\.apply\(params, masks\)`"):
+    with pytest.raises(ValueError, match=r"Params come first: `masks\.apply\(params, masks\)`"):
         masks.apply(kept, params)
 
 

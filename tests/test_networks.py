@@ -284,7 +284,7 @@ def residual():
 def test_training_moves_the_running_statistics_a_tenth_of_the_way(residual):
     _, params, images, _, state = residual
     first = networks.Conv(4, (3, 3), use_bias=False, padding=1)
-    values = first.apply({"params": params["conv"]}, images)
+    values = first.apply({"params": params["conv"]}, jnp.asarray(images))
     mean, variance = (np.asarray(f(values, axis=(0, 1, 2))) for f in (jnp.mean, jnp.var))
     np.testing.assert_allclose(state["norm"]["mean"], 0.1 * mean, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(state["norm"]["var"], 0.9 + 0.1 * variance, rtol=1e-4)
