@@ -308,8 +308,8 @@ def _per_round(count: Any, rounds: int, paths: Sequence[str]) -> Any:
         counts = counts[None]
     if len(counts) != rounds:
         raise ValueError(
-            f"`count` must have one entry per round, {rounds}, got {len(counts)}. Give one per round, "
-            "or take a pruner of one round."
+            f"`count` must have one entry per round, {rounds}, got {len(counts)}. "
+            "Give one per round, or take a pruner of one round."
         )
     return counts
 

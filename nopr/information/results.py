@@ -28,24 +28,24 @@ class Exact(NamedTuple):
     Attributes:
       bits: I(m; D | key) = H(m | key) - H(m | D, key).
       entropy_bits: H(m | key).
-      conditional_entropy_bits: H(m | D, key): 0, for the algorithm is a function of both.
-      dataset_entropy_bits: H(D), a ceiling of `bits`; equal datasets are merged.
+      conditional_entropy_bits: H(m | D, key), which is 0: the algorithm is a function of both.
+      dataset_entropy_bits: H(D), a ceiling on `bits`; equal datasets are merged.
       choice_ceiling_bits: log2 of the number of masks with the kept counts that occur, the other
         ceiling: log2 C(n, k) when every mask keeps k.
-      distinct: Masks that occur with positive probability.
-      datasets: Distinct datasets that occur with positive probability.
+      distinct: Number of masks with positive probability.
+      datasets: Number of distinct datasets with positive probability.
       saturated: Whether each of these, if there are two or more, has a mask of its own, so that
         `bits` is H(D) and cannot tell this algorithm from one that copies the data. For a sample,
         it is no more than what a sample of that size can show.
-      probabilities: Probability of each distinct mask, largest first; laws with fewer of them
-        than others end in zeros.
-      outcomes: For every case, which of these masks it leads to.
-      kept: Weights kept on every case.
-      masks: The mask of every case.
+      probabilities: Probability of each distinct mask, largest first; laws with fewer masks than
+        others are padded with zeros.
+      outcomes: Index of each case's mask among the distinct masks.
+      kept: Number of weights kept in each case.
+      masks: The mask of each case.
       checked: Whether a second pass confirmed that H(m | D, key) is 0.
-      cases: Datasets given, equal ones counted one by one.
-      keys: Keys that the law was computed for.
-      levels: Levels of each law; 1 without `levels`.
+      cases: Number of datasets given, equal ones included.
+      keys: Number of keys.
+      levels: Number of levels; 1 without `levels`.
     """
 
     bits: float | Float64[np.ndarray, "*laws"]
