@@ -19,10 +19,6 @@ QUICKSTART = {
     "a wrong type": ({"seeds": "two"}, "--config.seeds=two: invalid literal for int()"),
     "no seeds": ({"seeds": 0}, "`seeds` must be at least 1, got 0"),
     "all removed at once": ({"pruning.imp_removal": 1.0}, "must be at least 0.001 and below 1"),
-    "nearly all removed": (
-        {"pruning.imp_removal": 0.9999999},
-        "must be at least 0.001 and below 1",
-    ),
     "a broken width": ({"network.widths": (300.5, 100)}, "must be of type int, got 300.5"),
     "a huge width": ({"network.widths": (99999999999,)}, "`network.widths` must be at least 1 and"),
     "no unit to prune": ({"information.width": 1}, "`information.width` must be at least 2"),
@@ -92,6 +88,10 @@ def test_the_isometry_table_refuses(refused, changes, message):
 @pytest.mark.parametrize(("changes", "message"), INFORMATION.values(), ids=INFORMATION)
 def test_mask_information_refuses(refused, changes, message):
     refused("mask_information", changes, message)
+
+
+def test_the_long_run_refuses_levels_that_leave_no_weight(refused):
+    refused("imp_run", {"pruning.removal": 0.9999999}, "`pruning.removal` must leave one of")
 
 
 # --- Files -------------------------------------------------------------------------------------
@@ -170,4 +170,4 @@ def test_the_isometry_table_names_the_rates_that_made_it_diverge(refused):
         "training.checkpoint_every": "2ep",
         "seeds": 1,
     }
-    refused("isometry_table", changes, "Training 'dense' gave NaN or infinity for 1 of 1 seeds.")
+    refused("isometry_table", changes, " of 1 seeds: 0. Lower the learning rates.")

@@ -355,7 +355,7 @@ def with_checkpoints(
       The `params`, and `loss`, `validation_accuracy` and `test_accuracy` by epoch.
 
     Raises:
-      ValueError: If a training gave NaN or infinity.
+      FloatingPointError: If training gave NaN or infinity.
     """
     begin = jax.vmap(lambda params, key: finetune.start(params, None, tx=tx, key=key))
     carry = begin(jax.tree.map(jnp.asarray, params), keys)
@@ -384,12 +384,7 @@ def with_checkpoints(
             count = min(every, epochs - done)
             fitted = program(carry, parts, count)
             carry, history = fitted.carry, fitted.history
-            if not np.all(fitted.finite):
-                failed = int((~np.asarray(fitted.finite)).sum())
-                raise ValueError(
-                    f"Training gave NaN or infinity for {failed} of {len(keys)} seeds. "
-                    "Lower the learning rates."
-                )
+            finetune.raise_if_not_finite(fitted, runs="seeds", remedy="Lower the learning rates.")
             for name in names:
                 values = history.loss if name == "loss" else history.metrics[name]
                 logs[name][:, done : done + count] = values
