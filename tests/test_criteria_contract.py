@@ -213,7 +213,7 @@ def mean_loss(params, batch):
         (lambda: algorithms.at_init(PRUNER, init=abs)(0, key=0),
          "`key` must be a key of JAX, got 0"),
         (lambda: PRUNER(NETWORKS["plain"].params, None, count=[3, 2], key=KEYS[0]),
-         "one entry a round, 1, got 2. Give one a round, or take a pruner of one round"),
+         "one entry per round, 1, got 2. Give one per round, or take a pruner of one round"),
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("unchecked")
