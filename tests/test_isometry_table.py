@@ -156,7 +156,7 @@ def test_training_that_is_cut_off_resumes_from_its_checkpoint(tmp_path, monkeypa
     assert jax.tree.structure(resumed) == jax.tree.structure(whole)
     for here, there in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(here, there)
-    with pytest.raises(ValueError, match=r"gave NaN or infinity for 2 of 2 seeds\. Lower the"):
+    with pytest.raises(FloatingPointError, match="NaN or infinity in 2 of 2 seeds"):
         train(tmp_path / "diverging", ((0, 1e20),))
 
 
