@@ -580,7 +580,7 @@ def test_datasets_may_hold_keys_and_integers():
          "`weights` must have one entry per case, 4, got 2"),
         (keep_the_largest, np.ones((2, 2)), {"weights": [0.5, 0.6]}, "`weights` must sum to 1"),
         (keep_the_largest, np.ones((2, 2)), {"weights": [1.5, -0.5]}, "must not be negative"),
-        (keep_the_largest, np.ones((2, 2)), {"block": 0}, "`block` must be at least 1, got 0"),
+        (keep_the_largest, np.ones((2, 2)), {"block": 0}, "`block` must be a whole number"),
         (lambda data, *, key: {"w": data}, np.ones((2, 2), np.float32), {},
          "`algorithm` must return bool masks, got float32 at 'w'"),
         (lambda data, *, key: {"w": None}, np.ones((2, 2)), {}, "at least one weight, got none"),
@@ -597,3 +597,17 @@ def test_bad_input_is_refused(algorithm, datasets, options, message):
 def test_a_seed_in_place_of_a_key_is_refused():
     with pytest.raises(ValueError, match=r"`key` must be a key of JAX, got 0\. Make one"):
         information.exact(keep_the_largest, np.ones((2, 2)), key=0)
+
+
+@pytest.mark.parametrize("values", [[[1], [2, 3]], "ab", [1, "a"], np.ma.masked_array([1], [1])])
+@pytest.mark.parametrize("estimate", [information.plug_in, information.entropy])
+def test_what_is_no_vector_of_numbers_is_refused(estimate, values, unchecked):
+    with pytest.raises(ValueError, match=r"`(counts|probabilities)` must be"):
+        estimate(values)
+
+
+def test_a_key_of_the_old_kind_is_one_key(unchecked):
+    result = information.exact(
+        keep_the_largest, np.eye(2, dtype=np.float32), key=jax.random.PRNGKey(0)
+    )
+    assert result.keys == 1
