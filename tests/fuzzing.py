@@ -300,9 +300,10 @@ def lookup(owner: str, parameter: str) -> tuple[list[str], list[str]]:
 
 def drawn(rng: Any, owner: str, target: str, function: Callable[..., Any], hostile: int) -> Call:
     """A call of a function, with so many hostile arguments."""
+    own = owner != "sweeps.vmap_lanes()"  # which has the signature of the function it was given
     parameters = [
         p
-        for p in inspect.signature(function).parameters.values()
+        for p in inspect.signature(function, follow_wrapped=own).parameters.values()
         if p.kind is not p.VAR_KEYWORD and not p.name.startswith("_")
     ]
     group = _ONE_OF.get(owner, ())

@@ -201,7 +201,7 @@ def mean_loss(params, batch):
         (lambda: criteria.random()(NETWORKS["plain"].params, 0, key=KEYS), "must be a single key"),
         (lambda: criteria.synflow(abs, input_shape=(4,)), r"`apply` must take \(params, inputs\)"),
         (lambda: criteria.synflow(lambda params, inputs: None, input_shape=("4",)),
-         "`input_shape` must hold whole numbers, got"),
+         "`input_shape` must be a tuple of whole numbers, got"),
         (lambda: criteria.from_weights(lambda w, g: w), r"`score` must take \(weights\)"),
         (lambda: masks.top(criteria.snip(mean_loss), count=1),
          "`scores` must be a tree of arrays, got the function `criterion`. Call the criterion"),

@@ -153,3 +153,11 @@ def test_draws_need_a_whole_number_and_a_key(unchecked):
         synthetic.sample_cube(-1, key=jax.random.key(0))
     with pytest.raises(ValueError, match="`key` must be a key of JAX, got 0"):
         synthetic.sample_cube(2, key=0)
+
+
+def test_small_integer_types_do_not_wrap(unchecked):
+    small = synthetic.sample_cube(
+        3, dimension=np.uint8(9), points=np.int8(4), key=jax.random.key(0)
+    )
+    plain = synthetic.sample_cube(3, dimension=9, points=4, key=jax.random.key(0))
+    np.testing.assert_array_equal(small[0], plain[0])

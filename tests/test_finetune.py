@@ -697,6 +697,10 @@ def _refused_calls():
             lambda: finetune.epoch_rates({0: np.nan}, steps_per_epoch=3),
             "`rates` must hold numbers",
         ),
+        "integer params": (
+            lambda: finetune.start({"w": jnp.arange(3)}, None, tx=_TX, key=key),
+            "`params` must be floating to be trained, got int32 at 'w'",
+        ),
         "no record": (lambda: finetune.raise_if_not_finite({}), "`fitted` must be a record"),
     }
 

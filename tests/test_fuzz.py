@@ -78,7 +78,8 @@ def amount(value, of, room, *, is_density, traced):
 def _(got, call, *, scores, density=None, count=None, masks=None, scope="global", warn=True):
     del warn
     same_form(got, scores, bool)
-    values, kept = jax.tree.leaves(scores), jax.tree.leaves(got)
+    values, kept = map(jnp.asarray, jax.tree.leaves(scores)), jax.tree.leaves(got)
+    values = list(values)
     alive = [np.ones(v.shape, bool) for v in values] if masks is None else jax.tree.leaves(masks)
     sizes, rooms = [v.size for v in values], [int(np.sum(m)) for m in alive]
     counts = [int(np.sum(k)) for k in kept]
@@ -178,7 +179,8 @@ def _(got, call, *, density, steps=1, initial=1.0, step):
 
 @promise("pruning.level_counts")
 def _(got, call, *, size, densities):
-    assert got.tolist() == [round(float(d) * size) for d in densities]
+    each = densities if np.ndim(densities) else [densities]
+    assert got.tolist() == [round(float(d) * size) for d in each]
 
 
 @promise("budgets.kept")
@@ -215,6 +217,8 @@ def _(
     assert all(leaf.dtype == bool for leaf in jax.tree.leaves(got)), "masks that are not bool"
     if masks is not None:
         assert np.all(flat(got) <= flat(masks)), "a dead weight is kept"
+    if distribution is not None:
+        return
     if granularity is not None and granularity.name != "unstructured":
         return
     budget = density if count is None else count
@@ -266,12 +270,10 @@ def _(got, call, *, data, **_given):
     assert got.count == len(data[1])
 
 
-@promise(*(f"criteria.{name}()" for name in ("snip", "grasp", "magnitude", "random", "invert")))
+@promise(*(f"criteria.{name}()" for name in ("snip", "grasp", "magnitude", "random")))
 def _(got, call, *, params, where=None, **_given):
     weights = fuzzing.trees.by_path(params, "params")
     for path, leaf in fuzzing.trees.by_path(got, "scores").items():
-        if path not in weights:
-            return  # the criterion that is inverted scores something else
         assert np.shape(leaf) == np.shape(weights[path])
 
 
@@ -419,12 +421,11 @@ def _unread(owner, given):
         return set(given)
     if owner == "algorithms.at_init()":  # its pruner takes magnitudes
         return {"key", "data"}
+    if owner == "finetune.epoch_rates()":  # a schedule of optax
+        return set(given)
     uses_batch = any(name in owner for name in ("snip", "grasp", "gradients", "entropy", "error"))
-    return (
-        {"key", "k"}
-        if uses_batch or not owner.startswith(("criteria", "pruning"))
-        else {"key", "batch"}
-    )
+    by_data = uses_batch or not owner.startswith(("criteria", "pruning"))
+    return {"key", "k", "rule", "layers"} if by_data else {"key", "batch"}
 
 
 def _is_floating(params):

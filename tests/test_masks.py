@@ -435,3 +435,19 @@ def test_the_size_of_what_is_no_mask_is_refused_and_the_density_of_nothing_is_0(
         masks.size(0.5)
     assert masks.density({"w": None}) == 0
     assert masks.by_layer({"w": np.ones((0, 2), bool)})["w"].density == 0
+
+
+def test_apply_keeps_every_dtype():
+    kept = {"w": jnp.array([True, False])}
+    for dtype in (bool, jnp.int8, jnp.bfloat16):
+        assert masks.apply({"w": jnp.ones(2, dtype), "b": None}, kept)["w"].dtype == dtype
+
+
+def test_a_rule_that_gives_no_masks_is_refused():
+    with pytest.raises(ValueError, match=r"`rule\(masks, others\)` must be bool, got float"):
+        masks.combine({"w": np.ones(2, bool)}, {"w": np.ones(2, bool)}, rule=lambda a, b: 0.5)
+
+
+def test_packing_nothing_is_refused():
+    with pytest.raises(ValueError, match="`tree` must have at least one leaf, got none"):
+        masks.pack({})

@@ -490,6 +490,8 @@ def test_options_of_another_type_are_refused(make, message, unchecked):
         ({"groups": 1.5}, "`groups` must be a whole number"),
         ({"inputs": jnp.ones((5, 5, 2))}, "`inputs` must have four dimensions"),
         ({"kernel": "kernel"}, "`kernel` must be an array of numbers"),
+        ({"kernel": jnp.ones((9, 9, 2, 4))}, "`kernel` must fit into the images"),
+        ({"kernel": jnp.ones((0, 3, 2, 4))}, "`kernel` must fit into the images"),
     ],
 )
 @pytest.mark.parametrize("implementation", ["xla", "patches"])

@@ -321,3 +321,10 @@ def test_outputs_that_cannot_be_differentiated_are_refused(unchecked):
         spectra.jacobian(lambda params, inputs: inputs > 0, None, jnp.ones((2, 3)))
     with pytest.raises(ValueError, match=r"`apply` must be a function .*, got a dict"):
         spectra.jacobian({}, None, jnp.ones((2, 3)))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_input_that_is_not_finite_is_refused_where_its_slope_is_0(bad):
+    inputs = jnp.array([[1.0, 2.0], [bad, 1.0]])
+    with pytest.raises(ValueError, match=r"Jacobian of example 1 .* \(1 of 2 examples do\)"):
+        spectra.jacobian(lambda params, x: jax.nn.relu(-jnp.abs(x)), None, inputs)

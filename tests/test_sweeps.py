@@ -543,3 +543,8 @@ def test_progress_reads_as_a_line_where_there_is_no_terminal(capsys, monkeypatch
 def test_what_cannot_be_swept_is_refused_by_name(call, message, unchecked):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_block_of_a_small_integer_type_does_not_wrap(unchecked):
+    swept = sweeps.run(square, {"x": np.arange(300.0, dtype=np.float32)}, block=np.uint8(200))
+    np.testing.assert_allclose(swept.values["value"], np.arange(300.0) ** 2)

@@ -21,6 +21,7 @@ from nopr.typing import (
     Where,
     check_apply,
     check_key,
+    shown,
 )
 
 
@@ -76,7 +77,9 @@ def synflow(
     Source: Tanaka et al. 2020, arXiv:2006.05467.
     """
     check_apply(apply)
-    budgets.whole(input_shape, must="`input_shape` must hold whole numbers")
+    must = "`input_shape` must be a tuple of whole numbers"
+    if budgets.whole(input_shape, must=must).ndim != 1:
+        raise ValueError(f"{must}, got {shown(input_shape)}.")
 
     def score(
         params: Params, batch: Batch, *, masks: Masks | None = None, key: Any = None

@@ -65,6 +65,7 @@ def start(
       ValueError: If `masks` do not match `params`, or are given beside `read_masks`.
     """
     check_key(key)
+    params = masked(params, masks)
     for path, leaf in trees.by_path(params, "params").items():
         kind = getattr(leaf, "dtype", type(leaf))
         if not jnp.issubdtype(kind, jnp.inexact):
@@ -72,7 +73,6 @@ def start(
                 f"`params` must be floating to be trained, got {kind} at {path!r}. Keep what is "
                 "not trained in `state`, or close over it."
             )
-    params = masked(params, masks)
     opt_state = transforms.keep(tx, masks).init(params)
     if read_masks is not None:
         if masks is not None:
@@ -213,7 +213,7 @@ def make_plan(
     examples = examples_in(data)
     epochs = whole_number("epochs", epochs, most=MOST)
     if batch_size is not None:
-        batch_size = whole_number("batch_size", batch_size)
+        batch_size = whole_number("batch_size", batch_size, most=MOST)
         if batch_size > examples and not remainder:
             raise ValueError(
                 f"`batch_size` must be at most the {examples} examples without `remainder`, "
