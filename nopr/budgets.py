@@ -72,6 +72,8 @@ def from_density(density: Any, size: int) -> Any:
     """
     if not _traced(density):
         return round(check_density(density) * size)
+    if jnp.iscomplexobj(density):
+        raise ValueError(f"`density` must be in [0, 1], got a traced {density.dtype}.")
     checkify.debug_check(jnp.all((density >= 0) & (density <= 1)), "`density` must be in [0, 1].")
 
     def product(density: Array) -> Array:  # float32 is not exact past 2**24
