@@ -47,7 +47,7 @@ _FULL = (  # for writes by code that knows nothing of runs
     "Free some space and run the same command again."
 )
 _STOPPED = "Stopped; what is done is in {}. The same command resumes from there."
-_UNHEARD = "Stopped in the middle of a long call. The same command resumes from what is stored."
+_UNHEARD = "Stopped without waiting longer. The same command resumes from what is stored."
 _LOST = (
     "Another process of this run was lost; what is done is in {}. "
     "The same command on every host resumes from there."
