@@ -1,10 +1,20 @@
 """Strict flags, keys that show their seed, and where the real data is."""
 
+import gc
 import os
 from pathlib import Path
 
-# Compiling is most of a small test: optimization is off, so programs run a little slower.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Compiling is most of a small test: it is quick rather than thorough, and its results are kept for
+# the other processes and the next run. Programs started by tests inherit this.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false",
+)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+gc.set_threshold(100_000, 50, 100)  # programs are many small objects, and few are garbage
 
 import jax
 import jaxtyping

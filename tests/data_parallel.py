@@ -291,9 +291,7 @@ def main():
 
 if __name__ == "__main__":
     devices = 8 if len(sys.argv) == 2 else 2
-    os.environ["XLA_FLAGS"] = (
-        f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    )
+    os.environ["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_x64", True)
     main()

@@ -62,8 +62,8 @@ def _went_on(ended, damaged, before):
 
 
 def test_killed_damaged_and_terminated_it_ends_with_the_same_bytes(tmp_path):
-    cache, whole, cut = (tmp_path / name for name in ("cache", "whole", "cut"))
-    ended = launched.run([*WORDS, f"--workdir={whole}"], cache=cache)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    ended = launched.run([*WORDS, f"--workdir={whole}"])
     assert ended.code == 0, ended.err
     assert "n = 1 seed, so there is no interval" in " ".join(ended.out.split())
     assert (whole / "report.html").exists()
@@ -71,14 +71,12 @@ def test_killed_damaged_and_terminated_it_ends_with_the_same_bytes(tmp_path):
     _check_summary(json.loads((whole / "summary.json").read_bytes()))
 
     words = [*WORDS, f"--workdir={cut}"]
-    launched.kill_when("checkpoints/imp-*/3.json", cut, words, cache=cache)
+    launched.kill_when("checkpoints/imp-*/3.json", cut, words)
     damaged, before = _damage(cut, _flip_a_bit)
-    ended = launched.kill_when("checkpoints/imp-*/7.json", cut, words, cache=cache)
+    ended = launched.kill_when("checkpoints/imp-*/7.json", cut, words)
     _went_on(ended, damaged, before)
     damaged, before = _damage(cut, lambda data: data[:-1])
-    ended = launched.kill_when(
-        "checkpoints/imp-*/10.json", cut, words, cache=cache, number=signal.SIGTERM
-    )
+    ended = launched.kill_when("checkpoints/imp-*/10.json", cut, words, number=signal.SIGTERM)
     _went_on(ended, damaged, before)
     assert ended.err.splitlines()[-1] == (
         f"Stopped; what is done is in {cut}. The same command resumes from there."
@@ -87,7 +85,7 @@ def test_killed_damaged_and_terminated_it_ends_with_the_same_bytes(tmp_path):
     # The write under way has finished, and nothing is half written.
     assert all(path.stem.isdigit() for path in _newest(cut).parent.iterdir())
     newest = int(_newest(cut).stem)
-    ended = launched.run(words, cache=cache)
+    ended = launched.run(words)
     assert ended.code == 0, ended.err
     assert "damaged" not in ended.err
     assert f"imp: resuming after epoch {newest} of {SAVED[-1]}" in ended.err

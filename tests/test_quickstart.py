@@ -58,7 +58,7 @@ def whole(tmp_path_factory):
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "out").exists():
-            ended = launched.run([*WORDS, f"--workdir={folder}/run"], cache=folder / "cache")
+            ended = launched.run([*WORDS, f"--workdir={folder}/run"])
             assert ended.code == 0, ended.err
             (folder / "out").write_text(ended.out)
     return folder
@@ -170,10 +170,10 @@ def test_every_row_states_its_training_epochs(whole, rows):
 
 def test_killed_while_finetuning_it_resumes_to_the_same_bytes(whole, tmp_path):
     words = [*WORDS, f"--workdir={tmp_path}"]
-    launched.kill_when("stages/finetuning/chunk-*.json", tmp_path, words, cache=whole / "cache")
+    launched.kill_when("stages/finetuning/chunk-*.json", tmp_path, words)
     assert not (tmp_path / "summary.json").exists()
 
-    ended = launched.run(words, cache=whole / "cache")
+    ended = launched.run(words)
     assert ended.code == 0, ended.err
     assert "dense: done before" in ended.err
     assert "masks/random: done before" in ended.err
