@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.stats
+from scipy.special import stdtrit
 
 MISSING = "n/a"
 
@@ -81,7 +81,7 @@ def mean_interval(values: Any, axis: int = 0) -> Interval:
     mean = array.mean(axis)
     half_width = None
     if n > 1:
-        quantile = scipy.stats.t.ppf(0.975, n - 1)
+        quantile = stdtrit(n - 1, 0.975)
         half_width = _plain(quantile * array.std(axis, ddof=1) / math.sqrt(n))
     return Interval(_plain(mean), half_width, n)
 
