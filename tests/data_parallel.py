@@ -20,11 +20,8 @@ N = 37
 RUNS = [
     ("momentum", 5, 8),
     ("momentum", 8, 3),
-    ("momentum", 8, 8),
     ("momentum", None, 8),
-    ("noisy", 5, 3),
     ("noisy", 8, 8),
-    ("noisy", None, 3),
 ]
 """Kind, batch size and devices; sizes that the devices divide, do not divide, or exceed."""
 LINEAR = [(5, 8), (8, 3), (None, 8)]
