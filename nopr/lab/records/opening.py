@@ -87,9 +87,11 @@ def set_aside(workdir: str | Path) -> Path | None:
     directory = Path(workdir)
     if not directory.is_dir() or not any(directory.iterdir()):
         return None
-    names = (directory.with_name(f"{directory.name}.previous-{n}") for n in itertools.count(1))
-    target = next(path for path in names if not path.exists())
     with _locked(directory), explained(directory):
+        if {path.name for path in directory.iterdir()} == {"LOCK"}:
+            return None  # another has set it aside meanwhile
+        names = (directory.with_name(f"{directory.name}.previous-{n}") for n in itertools.count(1))
+        target = next(path for path in names if not path.exists())
         os.rename(directory, target)
     return target
 
