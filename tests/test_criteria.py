@@ -11,16 +11,16 @@ from flax import nnx
 
 from nopr import criteria, masks, trees
 
-SIDES = (5, 7, 4, 3)
+WIDTHS = (5, 7, 4, 3)
 
 
-def net(rng, sides=SIDES):
+def net(rng, widths=WIDTHS):
     return {
         f"layer_{i}": {
             "kernel": rng.normal(size=(a, b)) / np.sqrt(a),
             "bias": 0.3 * rng.normal(size=b),
         }
-        for i, (a, b) in enumerate(itertools.pairwise(sides))
+        for i, (a, b) in enumerate(itertools.pairwise(widths))
     }
 
 
