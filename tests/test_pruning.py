@@ -10,13 +10,13 @@ from nopr import criteria, densities, granularity, masks, pruning, schedules, tr
 LAYERS = ("layer_0/kernel", "layer_1/kernel", "layer_2/kernel")
 
 
-def net(rng, sides=(6, 20, 10, 4)):
+def net(rng, widths=(6, 20, 10, 4)):
     return {
         f"layer_{i}": {
             "kernel": rng.normal(size=(a, b)).astype(np.float32),
             "bias": np.zeros(b, np.float32),
         }
-        for i, (a, b) in enumerate(itertools.pairwise(sides))
+        for i, (a, b) in enumerate(itertools.pairwise(widths))
     }
 
 
