@@ -10,7 +10,6 @@ import pytest
 
 from experiments.imp_run import config as configs
 from experiments.imp_run import run as imp_run
-from nopr.lab import settings
 
 TINY = {
     "data.validation": 1300,
@@ -125,4 +124,4 @@ def test_a_config_that_cannot_be_run_is_refused_before_it_runs(key, value, messa
     config = configs.get_config()
     config.update_from_flattened_dict({key: value})
     with pytest.raises(ValueError, match=re.escape(message)):
-        imp_run._setting(settings.read(configs.Settings, config))
+        imp_run.run(config, None)

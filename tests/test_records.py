@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import resource
@@ -17,7 +18,7 @@ import pytest
 
 from nopr import sweeps
 from nopr.lab import records
-from nopr.lab.records import context, opening
+from nopr.lab.records import context
 from nopr.lab.records.files import explained
 
 CONFIG = {"data": {"name": "digits", "classes": (1, 2)}, "rate": 0.1}
@@ -473,19 +474,21 @@ def test_a_read_only_directory_is_refused(said):
         os.chmod(folder, 0o755)
 
 
-def test_a_run_that_is_set_aside_while_another_opens_it_is_held_by_one(opened, monkeypatch):
+def test_a_run_that_is_set_aside_while_another_opens_it_is_held_by_one(
+    opened, tmp_path, monkeypatch
+):
     """The second holds a lock on a file that was renamed meanwhile."""
     with opened():
         pass
-    lock, moved = opening._lock, []
+    lock, moved = fcntl.flock, []
 
-    def lock_late(file, directory):
+    def lock_late(file, operation):
         if not moved:
             moved.append(1)
-            os.rename(directory, directory.with_name("aside"))
-        lock(file, directory)
+            os.rename(tmp_path / "run", tmp_path / "aside")
+        lock(file, operation)
 
-    monkeypatch.setattr(opening, "_lock", lock_late)
+    monkeypatch.setattr(fcntl, "flock", lock_late)
     with opened() as run:
         assert (run.directory / "LOCK").read_text() == f"{os.getpid()}\n"
         with pytest.raises(records.RunError, match="in use"):
