@@ -368,13 +368,16 @@ def test_a_work_directory_of_another_config_is_refused(here, capsys):
 
 
 def test_a_resumed_run_keeps_its_thread_pool(here, monkeypatch):
+    command = ["launch", "--config=plain.py", f"--workdir={here / 'runs/pool'}"]
+    assert launch.main(command) == 0
+    (here / "runs/pool/DONE").unlink()
+    facts = here / "runs/pool/environment.json"
+    facts.write_text(json.dumps({**json.loads(facts.read_text()), "threads": 7}))
     monkeypatch.delenv("NPROC")
-    workdir = here / "runs/pool"
-    workdir.mkdir(parents=True)
-    (workdir / "environment.json").write_text(json.dumps({"threads": 7}))
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    launch._prepare_environment(workdir)
+    assert launch.main(command) == 0
     assert os.environ["NPROC"] == "7"
+    assert json.loads(facts.read_text())["threads"] == 7
 
 
 # --- Two processes -----------------------------------------------------------------------------
@@ -452,7 +455,7 @@ def test_lengths_read_as_gradient_steps(length, expected):
 def test_lengths_read_as_whole_epochs():
     assert steps.epochs("10ep") == 10
     assert steps.epochs("21it", steps_per_epoch=7) == 3
-    with pytest.raises(ValueError, match=r"whole number of epochs .*'20it' at 7 steps an epoch"):
+    with pytest.raises(ValueError, match=r"whole number of epochs .*'20it' at 7 steps per epoch"):
         steps.epochs("20it", steps_per_epoch=7)
     with pytest.raises(ValueError, match=r"whole number of epochs .*'0\.5ep'"):
         steps.epochs("0.5ep")

@@ -49,6 +49,6 @@ def epochs(length: str, *, steps_per_epoch: int | None = None) -> int:
             raise ValueError(f"A length in epochs is needed here, such as '10ep', got {length!r}.")
         number /= steps_per_epoch
     if number.denominator != 1:
-        detail = f" at {steps_per_epoch} steps an epoch" if unit == "it" else ""
+        detail = f" at {steps_per_epoch} steps per epoch" if unit == "it" else ""
         raise ValueError(f"A whole number of epochs is needed here, got {length!r}{detail}.")
     return int(number)

@@ -96,7 +96,7 @@ def set_aside(workdir: str | Path) -> Path | None:
 
 @contextlib.contextmanager
 def _refusal_shared() -> Generator[None, None, None]:
-    """Shares with the other processes why process 0 cannot run, so that they do not wait."""
+    """Shares the reason why process 0 cannot run with the other processes, so that none waits."""
     try:
         yield
     except (RunError, ValueError) as error:
