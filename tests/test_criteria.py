@@ -144,6 +144,7 @@ def linear_apply(params, inputs):
     return values
 
 
+@pytest.mark.long
 def test_synflow_is_finite_in_single_precision_on_a_net_that_overflows_it(getkey):
     width, depth = 32, 60
     params = {

@@ -60,6 +60,7 @@ def test_all_modes_give_the_jacobian_worked_out_by_hand(ins, outs, rng, x64):
         np.testing.assert_allclose(found, by_hand, atol=10 * tolerance(x64))
 
 
+@pytest.mark.long
 def test_the_jacobian_agrees_with_finite_differences_on_image_shaped_inputs_and_outputs(rng):
     with jax.enable_x64(True):
         params = tanh_params(rng, 6, 4, 4)
@@ -158,6 +159,7 @@ def test_he_initialised_relu_nets_keep_the_mean_squared_norm_at_any_depth():
     assert abs(norms.mean() - 1) < 4.5 * norms.std() / np.sqrt(draws)
 
 
+@pytest.mark.long
 def test_circular_convolutions_have_the_singular_values_of_each_frequency(rng, x64):
     side, ins, outs = 4, 2, 3
     kernel = rng.normal(size=(3, 3, ins, outs))
