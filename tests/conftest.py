@@ -29,7 +29,7 @@ settings.register_profile("nopr", deadline=None)
 settings.load_profile("nopr")
 
 
-LONG = {  # files that start processes, run whole experiments, or use the disk at length
+LONG = {  # files that start processes, run whole experiments or compile large programs
     "test_algorithms_resumable",
     "test_bad_input",
     "test_benchmarks",
@@ -50,6 +50,7 @@ LONG = {  # files that start processes, run whole experiments, or use the disk a
     "test_launch",
     "test_mask_information",
     "test_networks",
+    "test_optimizer_loops",
     "test_notebooks",
     "test_peers",
     "test_plots",

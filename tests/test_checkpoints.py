@@ -150,7 +150,7 @@ def test_a_step_may_be_any_whole_number(tmp_path, step):
 
 @pytest.mark.parametrize("step", [2.0, 1.5, True, np.float32(3), "4", None, -1, jnp.ones(2)])
 def test_a_step_that_is_not_a_whole_number_is_refused(tmp_path, step):
-    with pytest.raises(ValueError, match="`step` must be a whole number from 0 on, got"):
+    with pytest.raises(ValueError, match="`step` must be a whole number from 0 up, got"):
         checkpoints.save(tmp_path, step, {"w": jnp.ones(2)})
     assert list(tmp_path.iterdir()) == []
 

@@ -24,8 +24,8 @@ NOWHERE = "http://127.0.0.1:9/"  # the discard port: refused at once
 
 def idx(array):
     """The bytes of an idx file: two zeros, 8 for uint8, the number of dimensions, their sizes."""
-    sides = b"".join(side.to_bytes(4, "big") for side in array.shape)
-    return bytes([0, 0, 8, array.ndim]) + sides + array.tobytes()
+    shape = b"".join(length.to_bytes(4, "big") for length in array.shape)
+    return bytes([0, 0, 8, array.ndim]) + shape + array.tobytes()
 
 
 def write_tiny(folder, *, seed=0):

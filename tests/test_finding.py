@@ -167,7 +167,7 @@ def test_a_show_that_fails_loses_nothing(clone, capsys):
     page.write_text(PAGE.replace("results['x']", "1 // 0"))
     words = ["launch", "--config=experiments/paper/config.py", "--workdir=out"]
     assert launch.main(words) == 1
-    assert "when `show` is mended, --show needs no computing" in capsys.readouterr().err
+    assert "once `show` is fixed, --show needs no computing" in capsys.readouterr().err
     page.write_text(PAGE)
     assert launch.main([*words, "--show"]) == 0
     shown = capsys.readouterr()
@@ -184,7 +184,7 @@ def test_what_cannot_be_stored_is_shown_from_the_stages(clone, capsys):
     capsys.readouterr()
     assert launch.main([*words, "--show"]) == 0
     first, second = capsys.readouterr().err.splitlines()
-    assert first == "What `run` returned is not stored: it runs again on the stages that are."
+    assert first == "What `run` returned is not stored: it runs again on its stored stages."
     assert "a: done before" in second
 
 

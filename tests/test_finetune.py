@@ -555,7 +555,7 @@ def test_rates_change_at_the_start_of_their_epochs():
         ),
         (
             lambda: finetune.trainer(_LOSS, _TX, epochs=1, batch_size=4, stateful=True),
-            r"`loss` must take \(params, state, batch, key\), .*goes without `stateful`",
+            r"`loss` must take \(params, state, batch, key\), .*needs `stateful=False`",
         ),
         (
             lambda: finetune.trainer(_LOSS, _TX, epochs=1, batch_size=4, state=0),

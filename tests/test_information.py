@@ -421,6 +421,7 @@ def magnitude_after_training(data, *, key):
     return masks.top(jax.tree.map(jnp.abs, gradient_descent(data, key)), count=8)
 
 
+@pytest.mark.long
 def test_masks_of_a_trained_net_are_those_of_training_on_each_dataset_alone(rng, x64):
     dtype = np.float64 if x64 else np.float32
     points = np.array(list(itertools.product((-1, 1), repeat=3)), dtype)

@@ -386,15 +386,19 @@ def test_a_work_directory_of_another_config_is_refused(here, capsys):
     assert _contents(here / "runs/mine") == before
 
 
-@pytest.mark.parametrize(("before", "after"), [(7, 7), (True, records.threads())])
-def test_a_resumed_run_keeps_its_thread_pool(here, monkeypatch, before, after):
-    monkeypatch.delenv("NPROC", raising=False)
-    workdir = here / "runs/pool"
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "environment.json").write_text(json.dumps({"threads": before}))
+@pytest.mark.parametrize("before", [7, True])
+def test_a_resumed_run_keeps_its_thread_pool(here, monkeypatch, before):
+    command = ["launch", "--config=plain.py", f"--workdir={here / 'runs/pool'}"]
+    assert launch.main(command) == 0
+    (here / "runs/pool/DONE").unlink()
+    facts = here / "runs/pool/environment.json"
+    facts.write_text(json.dumps({**json.loads(facts.read_text()), "threads": before}))
+    monkeypatch.delenv("NPROC")
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    launch._prepare_environment(workdir)
+    after = 7 if before == 7 else records.threads()
+    assert launch.main(command) == 0
     assert os.environ["NPROC"] == str(after)
+    assert json.loads(facts.read_text())["threads"] == after
 
 
 # --- Two processes -----------------------------------------------------------------------------
@@ -473,7 +477,7 @@ def test_lengths_read_as_whole_epochs():
     assert steps.epochs("10ep") == 10
     assert steps.epochs("21it", steps_per_epoch=7) == 3
     with pytest.raises(
-        ValueError, match=r"`length` must be a whole number of epochs, got '20it' at 7 steps"
+        ValueError, match=r"`length` must be a whole number of epochs, got '20it' at 7 steps per"
     ):
         steps.epochs("20it", steps_per_epoch=7)
     with pytest.raises(

@@ -91,10 +91,11 @@ def test_a_program_that_answers_something_else_is_reported_at_once(meet, port):
 
 
 @pytest.mark.parametrize("junk", [b"[" * 1024, b"\xff", b"null", b'{"count": 1e999, "index": 1}'])
-def test_what_is_not_a_process_of_the_run_is_not_counted(port, junk):
+def test_what_is_not_a_process_of_the_run_is_not_counted(port, junk, monkeypatch):
+    monkeypatch.setattr(processes, "connect", lambda **options: None)
     limit = time.monotonic() + 10
-    mine = ("127.0.0.1", port, {"count": 2, "index": 0}, limit)
-    first = threading.Thread(target=peers._receive, args=mine)
+    mine = peers.Peers(f"127.0.0.1:{port}", 2, 0, 1)
+    first = threading.Thread(target=peers.connect, args=(mine,))
     first.start()
     answers = []
     for sent in (junk, b'{"count": 2, "index": 1}'):

@@ -284,4 +284,4 @@ def test_a_config_that_cannot_be_run_is_refused(changes, message):
 def test_a_density_that_leaves_no_weight_is_refused_before_training():
     asked = configs.Settings(methods=("snip",), pruning=configs.Pruning(densities=(1e-7,)))
     with pytest.raises(ValueError, match=r"must leave one of 50,200 weights, got 1e-07"):
-        quickstart._setting(asked)
+        quickstart.run(settings.config(asked), None)

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import resource
@@ -17,7 +18,7 @@ import pytest
 
 from nopr import sweeps
 from nopr.lab import records
-from nopr.lab.records import context, opening
+from nopr.lab.records import context
 from nopr.lab.records.files import explained
 
 CONFIG = {"data": {"name": "digits", "classes": (1, 2)}, "rate": 0.1}
@@ -474,19 +475,24 @@ def test_a_read_only_directory_is_refused(said):
         os.chmod(folder, 0o755)
 
 
-def test_a_run_that_is_set_aside_while_another_opens_it_is_held_by_one(opened, monkeypatch):
+def _move_before_it_is_locked(monkeypatch, directory, target):
+    lock, moved = fcntl.flock, []
+
+    def lock_late(file, operation):
+        if not moved:
+            moved.append(os.rename(directory, target))
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lock_late)
+
+
+def test_a_run_that_is_set_aside_while_another_opens_it_is_held_by_one(
+    opened, tmp_path, monkeypatch
+):
     """The second holds a lock on a file that was renamed meanwhile."""
     with opened():
         pass
-    lock, moved = opening._lock, []
-
-    def lock_late(file, directory):
-        if not moved:
-            moved.append(1)
-            os.rename(directory, directory.with_name("aside"))
-        lock(file, directory)
-
-    monkeypatch.setattr(opening, "_lock", lock_late)
+    _move_before_it_is_locked(monkeypatch, tmp_path / "run", tmp_path / "aside")
     with opened() as run:
         assert (run.directory / "LOCK").read_text() == f"{os.getpid()}\n"
         with pytest.raises(records.RunError, match="in use"):
@@ -496,14 +502,7 @@ def test_a_run_that_is_set_aside_while_another_opens_it_is_held_by_one(opened, m
 def test_a_run_that_another_sets_aside_meanwhile_is_set_aside_once(opened, tmp_path, monkeypatch):
     with opened() as run:
         run.finish({"x": 1})
-    lock, moved = opening._lock, []
-
-    def lock_late(file, directory):
-        if not moved:
-            moved.append(os.rename(directory, directory.with_name("run.previous-1")))
-        lock(file, directory)
-
-    monkeypatch.setattr(opening, "_lock", lock_late)
+    _move_before_it_is_locked(monkeypatch, tmp_path / "run", tmp_path / "run.previous-1")
     assert records.set_aside(tmp_path / "run") is None
     assert [path.name for path in tmp_path.glob("run.previous-*")] == ["run.previous-1"]
     assert (tmp_path / "run.previous-1/DONE").exists()

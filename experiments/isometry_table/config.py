@@ -1,4 +1,4 @@
-"""Filter pruning breaks dynamical isometry, and OrthP mends it: MLP-7 on MNIST.
+"""Filter pruning breaks dynamical isometry, and OrthP restores it: MLP-7 on MNIST.
 
 README.md has the paper, the command and the numbers to expect.
 """
@@ -67,7 +67,7 @@ class Finetuning:
 
 @dataclass(frozen=True)
 class Measuring:
-    """What Jacobians are taken on."""
+    """The inputs of the Jacobians."""
 
     inputs: settings.Count = 1000  # training images; 10 batches of 100 in the paper
 

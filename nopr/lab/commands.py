@@ -186,7 +186,7 @@ def listing(experiments: Sequence[finding.Experiment]) -> str:
 
 def _config_choices() -> str:
     names = ", ".join(str(one.config) for one in finding.find())
-    return f"There are: {names}." if names else f"There are no experiments in {Path.cwd()}."
+    return f"Known: {names}." if names else f"There are no experiments in {Path.cwd()}."
 
 
 def _check_keys(words: list[str], config: ConfigDict) -> None:
@@ -240,5 +240,5 @@ def _keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
 def one_line(error: BaseException) -> str:
     """The message of an error, on one line."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    text = re.sub(r"\('([^']*)', '[^']*'\)$", r"\1", text)  # absl shows some arguments as a tuple.
+    text = re.sub(r"\('([^']*)', '[^']*'\)$", r"\1", text)  # absl shows some arguments as tuples
     return " ".join(text.split()) or type(error).__name__

@@ -5,12 +5,12 @@ python -m nopr.lab.launch --config=FILE.py[:variant] [flags]
   --config=FILE.py[:variant]  the config: of a folder with a run.py, or a file that defines `run`
   --config.KEY=VALUE          changes one field of it
   --workdir=DIR               where to write; runs/NAME[-variant]-HASH by default
-  --rerun                     sets an earlier run aside and begins anew
-  --show                      makes the tables, figures and report of a finished run again from
-                              what its `run` returned, whatever has changed in the code since;
-                              where that is more than arrays and plain values in dicts, lists and
+  --rerun                     sets an earlier run aside and starts afresh
+  --show                      draws the tables, figures and report of a finished run again from
+                              what its `run` returned, whatever has changed in the code since; if
+                              that was more than arrays and plain values in dicts, lists and
                               tuples, it is not stored, and `run` runs again on the stored stages
-  --traceback                 shows where an error was raised
+  --traceback                 shows the traceback of an error
   --list                      lists the experiments here and in experiments/
 
 On several hosts, the same command on each, and
@@ -121,7 +121,7 @@ def _launch(command: Command) -> None:
         stopping.listen()  # JAX has installed its own handler of SIGTERM
     first = processes.index() == 0
     idle = _is_done(command) and not (command.rerun or command.show)
-    # What is refused is refused before anything is written or set aside.
+    # Bad settings are refused before anything is written or set aside.
     module = None if idle else _checked(command)
     if command.rerun and first:
         previous = records.set_aside(command.workdir)
@@ -148,7 +148,7 @@ def _launch(command: Command) -> None:
 
 
 def _is_done(command: Command) -> bool:
-    """Whether this very config seems to be finished there, so that it need not be checked."""
+    """Whether this same config seems to be finished there, so that it need not be checked."""
     there = (records.read_json(command.workdir / "config.json") or {}).get("config")
     same = there is not None and records.digest(there) == records.digest(command.config.to_dict())
     return same and (command.workdir / "DONE").exists()
@@ -170,10 +170,10 @@ def _checked(command: Command) -> types.ModuleType:
 
 
 def _compute_and_show(command: Command, module: types.ModuleType, run: records.Run) -> None:
-    """Runs the experiment, and shows what came out in process 0 alone."""
+    """Runs the experiment, and shows its results in process 0 alone."""
     kept = run.kept() if command.show else None
     if kept is None and command.show:
-        run.say("What `run` returned is not stored: it runs again on the stages that are.")
+        run.say("What `run` returned is not stored: it runs again on its stored stages.")
     results = module.run(command.config, run) if kept is None else kept
     if processes.index() > 0:
         return
@@ -187,7 +187,7 @@ def _compute_and_show(command: Command, module: types.ModuleType, run: records.R
         run.finish(show(results if kept is None else kept, command.config, run))
     except Exception:
         if kept is not None:
-            run.say("The results are stored: when `show` is mended, --show needs no computing.")
+            run.say("The results are stored: once `show` is fixed, --show needs no computing.")
         raise
 
 

@@ -151,7 +151,7 @@ def checked_text(checked: int, initializations: int) -> str:
 def over_seeds(
     name: str, function: Any, cases: Any, *, shared: Any = None, block: int | None = None
 ) -> Any:
-    """Sweeps `function` over seeds; a failed check raises an error that names the method.
+    """Sweeps `function` over seeds; a failed check raises an error with the method's name.
 
     In a compiled program `masks.top` cannot raise for scores that are not finite: uncaught, they
     would give a mask like any other.

@@ -1,4 +1,4 @@
-"""The processes of one run: they meet before JAX starts, and none outlives another for long.
+"""The processes of one run: they connect before JAX starts, and none outlives another for long.
 
 When a process is lost, JAX ends the others from C++, with pages of logs and `abort`. Here the logs
 go to a file, and the abort becomes one line and an exit status.
@@ -27,7 +27,7 @@ LOST = 75  # the exit status when another process was lost
 _REMEDY = "Start the same command on every host, each with its own --process."
 
 _last_word = threading.Lock()
-_kept: list[Any] = []  # keeps alive what C calls
+_kept: list[Any] = []  # keeps what C calls alive
 
 
 class Peers(NamedTuple):
@@ -78,11 +78,11 @@ def end() -> None:
 
 
 def connect(peers: Peers) -> None:
-    """Meets the other processes, then starts JAX's distributed service.
+    """Connects to the other processes, then starts JAX's distributed service.
 
     Raises:
-      ValueError: If they cannot meet: the address is wrong or in use, an index is given twice, or
-        they disagree on their number.
+      ValueError: If they cannot connect: the address is wrong or in use, an index is given twice,
+        or they disagree on their number.
       AloneError: If some do not join within ten times the patience.
     """
     if peers.coordinator is not None:

@@ -128,7 +128,7 @@ class Data:
     """A dataset, with examples held out to select an epoch on."""
 
     name: str = "digits"  # digits, mnist, fashion_mnist, or another dataset of `data.load`
-    validation: Positive = 1 / 6  # share held out of training; from 1 on, a count
+    validation: Positive = 1 / 6  # share held out of training; from 1 up, a count
     pad: Annotated[int, Range(0, 64)] = 0  # pixels on each side
 
 

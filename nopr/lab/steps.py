@@ -50,6 +50,6 @@ def epochs(length: str, *, steps_per_epoch: int | None = None, name: str = "leng
             raise ValueError(f"`{name}` must be in epochs, such as '10ep', got {length!r}.")
         number /= steps_per_epoch
     if number.denominator != 1:
-        detail = f" at {steps_per_epoch} steps an epoch" if unit == "it" else ""
+        detail = f" at {steps_per_epoch} steps per epoch" if unit == "it" else ""
         raise ValueError(f"`{name}` must be a whole number of epochs, got {length!r}{detail}.")
     return int(number)

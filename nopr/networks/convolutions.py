@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Num
 from nopr import convolutions
 
 Padding: TypeAlias = str | int | Sequence[tuple[int, int]]
-"""`"VALID"`, `"SAME"`, zeros on every side, or (before, after) for height and for width."""
+"""`"VALID"`, `"SAME"`, a number of zeros per side, or (before, after) for height and width."""
 
 
 def convolve(

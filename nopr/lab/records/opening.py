@@ -106,7 +106,7 @@ def _names(directory: Path) -> set[str]:
 
 @contextlib.contextmanager
 def _refusal_shared() -> Generator[None, None, None]:
-    """Shares with the other processes why process 0 cannot run, so that they do not wait."""
+    """Shares the reason why process 0 cannot run with the other processes, so that none waits."""
     try:
         yield
     except (RunError, ValueError) as error:

@@ -18,10 +18,10 @@ _INSTALLED = {"site-packages", "dist-packages"}
 def source_digest(*roots: str | Path) -> str:
     """Ten hexadecimal digits that identify the code of `roots` and of all that they import.
 
-    Files of nopr, files beside a root, and other modules that are not installed count, also where
-    functions import them. Installed packages are recorded by version instead. Comments, docstrings
-    and layout do not count. No file is executed. Where an import cannot be followed, everything
-    that it may refer to counts.
+    Files of nopr, files beside a root, and other modules that are not installed count, including
+    those that functions import. Installed packages are recorded by version instead. Comments,
+    docstrings and layout do not count. No file is executed. Where an import cannot be followed,
+    everything that it may refer to counts.
 
     Args:
       roots: Python files. Without any, all of nopr counts.
