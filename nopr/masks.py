@@ -145,9 +145,13 @@ def combine(*masks: Masks, rule: Callable[[Array, Array], Array] = jnp.logical_a
 
 
 def count(masks: Masks) -> Int[Array, "..."]:
-    """The number of kept weights."""
+    """The number of kept weights.
+
+    Raises:
+      ValueError: If a mask is not bool, or the weights are too many to be counted in int32.
+    """
     check_bool(masks)
-    return sum((_kept(leaf) for leaf in jax.tree.leaves(masks)), jnp.int32(0))
+    return _kept(*jax.tree.leaves(masks))
 
 
 def size(masks: Masks) -> int:
@@ -267,8 +271,14 @@ def pack(masks: Masks) -> UInt[Array, " words"]:
     return jnp.sum(padded << jnp.arange(32, dtype=jnp.uint32)[None, :], axis=1, dtype=jnp.uint32)
 
 
-def _kept(leaf: Any) -> Int[Array, ""]:
-    return jnp.sum(leaf, dtype=jnp.int32)
+def _kept(*leaves: Any) -> Int[Array, ""]:
+    size = sum(leaf.size for leaf in leaves)
+    if size > budgets.MOST:
+        raise ValueError(
+            f"At most {budgets.MOST} weights can be counted together, got {size}. Count layer by "
+            "layer: `masks.by_layer`."
+        )
+    return sum((jnp.sum(leaf, dtype=jnp.int32) for leaf in leaves), jnp.int32(0))
 
 
 def _all_bool(tree: Any) -> bool:

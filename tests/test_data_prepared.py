@@ -158,6 +158,14 @@ def test_one_flipped_bit_in_an_original_file_is_found(tiny, tmp_path, name):
     assert not (tmp_path / "prepared").exists()
 
 
+def test_a_manifest_that_cannot_be_read_is_damage(tiny, tmp_path):
+    load_raw(manual_dir=tmp_path)
+    (path,) = (tmp_path / "prepared").rglob("sha256.json")
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=rf"{path.parent} is damaged.* Delete that folder"):
+        load_raw()
+
+
 @pytest.mark.parametrize("pattern", ["*train.array_record*", "*test.array_record*", "dataset_*"])
 def test_one_flipped_bit_in_a_prepared_copy_is_found(tiny, tmp_path, pattern):
     load_raw(manual_dir=tmp_path)

@@ -58,6 +58,8 @@ def clone(tmp_path, monkeypatch):
             "mine.py": f"{CONFIG}{RUN}{PAGE}",
             "helper.py": HELPER,
             "notes.py": "not Python",
+            "deep.py": f"x = {'+'.join('1' * 9999)}",
+            "computed.py": CONFIG.replace('("large",)', 'tuple("ab")'),
         },
     )
     monkeypatch.chdir(tmp_path)
@@ -70,6 +72,7 @@ def clone(tmp_path, monkeypatch):
 def test_the_list_holds_every_experiment_with_its_variants(clone, capsys):
     assert launch.main(["launch", "--list"]) == 0
     assert capsys.readouterr().out.splitlines() == [
+        "computed.py                  What it is about.",
         "mine.py                      What it is about.",
         "mine.py:large",
         "experiments/paper/config.py  What it is about.",
@@ -94,6 +97,15 @@ def test_an_unknown_reproduction_costs_one_line_with_the_choices(clone, capsys):
     assert capsys.readouterr().err.splitlines() == [
         "error: `--name` must be one of all, paper, paper:large, got 'papre'."
     ]
+
+
+def test_a_reproduction_needs_no_place_to_print():
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m experiments.reproduce --help >/dev/full 2>&-"],
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize("one", finding.find(ROOT), ids=lambda one: one.name)

@@ -218,9 +218,10 @@ def test_results_do_not_stand_for_one_another(opened, said):
 
 def test_keys_come_back_as_they_are_or_are_refused(tmp_path):
     store = records.Store(tmp_path, context={"shape": (2, 3), "count": {1: "a"}})
-    store.put("a", {"x": 1, "x.npy": 2, "y%dtype=int4": 3, "z/w": {"%2F": 4}})
+    values = {"x": 1, "x.npy": 2, "y%dtype=int4": 3, "z/w": {"%2F": 4, "%00": 5, "\0": 6}}
+    store.put("a", values)
     again = records.Store(tmp_path, context={"shape": (2, 3), "count": {1: "a"}}).get("a")
-    assert again == {"x": 1, "x.npy": 2, "y%dtype=int4": 3, "z/w": {"%2F": 4}}
+    assert again == values
     with pytest.raises(ValueError, match=r"names that differ as text, got \[1, '1'\] at 'a'"):
         store.put("b", {"a": {1: 2, "1": 3}})
 
@@ -236,10 +237,10 @@ def test_the_small_dtypes_of_jax_come_back(tmp_path, dtype):
     assert float(found["scalar"]) == 5
 
 
-@pytest.mark.parametrize("dtype", ["int4", "uint4"])
+@pytest.mark.parametrize("dtype", ["int4", "uint4", "float4_e2m1fn"])
 def test_cases_of_half_a_byte_are_refused_before_anything_is_computed(dtype):
     with pytest.raises(ValueError, match=f"whole bytes, got {dtype}. Convert it to int8"):
-        sweeps.run(jnp.abs, jnp.arange(4, dtype=dtype), block=2)
+        sweeps.run(jnp.abs, jnp.zeros(4, dtype), block=2)
 
 
 def test_a_store_keeps_chunks_apart_by_name(opened):
@@ -493,6 +494,22 @@ def test_a_run_that_is_set_aside_while_another_opens_it_is_held_by_one(
         assert (run.directory / "LOCK").read_text() == f"{os.getpid()}\n"
         with pytest.raises(records.RunError, match="in use"):
             opened().__enter__()
+
+
+def test_a_run_that_another_sets_aside_meanwhile_is_set_aside_once(opened, tmp_path, monkeypatch):
+    with opened() as run:
+        run.finish({"x": 1})
+    lock, moved = fcntl.flock, []
+
+    def lock_late(file, operation):
+        if not moved:
+            moved.append(os.rename(tmp_path / "run", tmp_path / "run.previous-1"))
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lock_late)
+    assert records.set_aside(tmp_path / "run") is None
+    assert [path.name for path in tmp_path.glob("run.previous-*")] == ["run.previous-1"]
+    assert (tmp_path / "run.previous-1/DONE").exists()
 
 
 def test_checkpoints_of_other_settings_are_reported(opened, said):

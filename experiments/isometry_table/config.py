@@ -14,7 +14,16 @@ from nopr.lab import settings
 VARIANTS = ("relu",)
 
 Ratio = Annotated[float, settings.Range(0, 1, below=True)]
-Rates = tuple[tuple[Annotated[int, settings.Range(0)], settings.Positive], ...]
+
+
+def _check_begin(name: str, rates: tuple[tuple[int, float], ...]) -> None:
+    if 0 not in dict(rates):
+        raise ValueError(f"`{name}` must have a rate for epoch 0, got {rates}.")
+
+
+Rates = Annotated[
+    tuple[tuple[Annotated[int, settings.Range(0, 10_000)], settings.Positive], ...], _check_begin
+]
 """Pairs of an epoch and the learning rate from it on."""
 
 

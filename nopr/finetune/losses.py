@@ -165,6 +165,7 @@ def _evaluate(
 
 
 def _cross_entropies(logits: Any, labels: Any) -> Float[Array, " batch"]:
+    given = labels
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != logits.shape[:-1]:
         raise ValueError(
@@ -174,8 +175,10 @@ def _cross_entropies(logits: Any, labels: Any) -> Float[Array, " batch"]:
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     last = logits.shape[-1] - 1
     known = (labels >= 0) & (labels <= min(last, jnp.iinfo(labels.dtype).max))
+    if isinstance(given, np.ndarray):  # JAX narrows integers of 64 bits
+        known &= (given >= 0) & (given <= last)
     if not isinstance(known, jax.core.Tracer) and not known.all():
-        wrong = np.asarray(labels)[~np.asarray(known)].flat[0]
+        wrong = np.asarray(given)[~np.asarray(known)].flat[0]
         raise ValueError(
             f"The labels must be from 0 to {last}, the classes of the logits, got {wrong}. "
             "Number the classes from 0, and give the network an output for each."

@@ -204,7 +204,7 @@ def _prepare_environment(workdir: Path) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     before = (records.read_json(workdir / "environment.json") or {}).get("threads")
-    known = isinstance(before, int) and 0 < before <= records.MOST_THREADS
+    known = type(before) is int and 0 < before <= records.MOST_THREADS
     os.environ.setdefault("NPROC", str(before if known else records.threads()))
 
 

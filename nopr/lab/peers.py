@@ -88,6 +88,7 @@ def connect(peers: Peers) -> None:
     if peers.coordinator is not None:
         limit = time.monotonic() + 10 * peers.patience_seconds
         host, _, port = peers.coordinator.rpartition(":")
+        _check_known(host.strip("[]"))
         mine = {"count": peers.count, "index": peers.index}
         try:
             if peers.index == 0:
@@ -97,6 +98,17 @@ def connect(peers: Peers) -> None:
         except TimeoutError as error:
             raise AloneError from error
     processes.connect(**peers._asdict())
+
+
+def _check_known(host: str) -> None:
+    try:
+        socket.getaddrinfo(host, None)
+    except (socket.gaierror, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or "no name of a host"
+        raise ValueError(
+            f"The address {host!r} in --coordinator is not known ({why}). Give the name or IP "
+            "address of the host of process 0."
+        ) from error
 
 
 def _receive(host: str, port: int, mine: dict[str, Any], limit: float) -> None:
@@ -125,7 +137,7 @@ def _receive(host: str, port: int, mine: dict[str, Any], limit: float) -> None:
             try:
                 theirs = json.loads(other.recv(1024))
                 count, index = int(theirs["count"]), int(theirs["index"])
-            except (OSError, ValueError, KeyError, TypeError):
+            except (OSError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
                 other.close()  # not a process of a run
                 continue
             if count != mine["count"]:
@@ -135,7 +147,7 @@ def _receive(host: str, port: int, mine: dict[str, Any], limit: float) -> None:
             there[index if index not in there else -1] = other
         for other in there.values():
             with other:
-                other.sendall((fault or "ok").encode())
+                other.sendall(json.dumps({"fault": fault}).encode())
     if fault:
         raise ValueError(f"{fault} {_REMEDY}")
 
@@ -147,18 +159,20 @@ def _report(host: str, port: int, mine: dict[str, Any], limit: float) -> None:
             with socket.create_connection((host, port), timeout=5) as server:
                 server.sendall(json.dumps(mine).encode())
                 server.settimeout(max(0.01, limit - time.monotonic()))
-                answer = server.recv(1024).decode()
+                answer = server.recv(1024)
             break
-        except socket.gaierror as error:
-            raise ValueError(
-                f"The address {host!r} in --coordinator is not known ({error.strerror}). Give the "
-                "name or IP address of the host of process 0."
-            ) from error
         except OSError as error:
             if time.monotonic() > limit:
                 raise TimeoutError from error
             time.sleep(0.1)
     if not answer:
         raise processes.Lost("Process 0 ended before all processes had joined.")
-    if answer != "ok":
-        raise ValueError(f"{answer} {_REMEDY}")
+    try:
+        fault = json.loads(answer)["fault"]
+    except (LookupError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"What answers at port {port} of {host} does not wait for this process. Give the port "
+            "of process 0 in --coordinator, and the same --processes everywhere."
+        ) from error
+    if fault:
+        raise ValueError(f"{fault} {_REMEDY}")

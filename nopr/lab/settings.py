@@ -35,6 +35,7 @@ from ml_collections import ConfigDict, config_dict
 
 T = TypeVar("T")
 _MOST = 2**31 - 1
+_TINIEST, _LARGEST = 2.0**-126, 2.0**128 * (1 - 2.0**-24)  # of float32
 _LENGTH = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ep|it)\s*")
 
 
@@ -215,6 +216,6 @@ def _value(kind: Any, value: Any, name: str) -> Any:
     fits = isinstance(value, int | float if kind is float else kind)
     if not fits or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"`{name}` must be of type {kind.__name__}, got {value!r}.")
-    if kind is float and not math.isfinite(value):
-        raise ValueError(f"`{name}` must be finite, got {value}.")
+    if kind is float and value and not _TINIEST <= abs(value) <= _LARGEST:
+        raise ValueError(f"`{name}` must be finite in single precision, got {value}.")
     return value

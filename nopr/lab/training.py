@@ -177,7 +177,7 @@ def epochs(
     """
     length = length or ("30ep" if images.name == "digits" else "3ep")
     per_epoch = steps.per_epoch(len(images.train.labels), batch_size=batch_size)
-    count = steps.epochs(length, steps_per_epoch=per_epoch)
+    count = steps.epochs(length, steps_per_epoch=per_epoch, name=name)
     if count < least:
         raise ValueError(f"`{name}` must be at least {least}ep, got {length!r}.")
     if count * per_epoch > _MOST:

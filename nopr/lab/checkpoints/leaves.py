@@ -81,7 +81,8 @@ def _named(tree: PyTree) -> list[tuple[str, Any]]:
 
 def _row(path: str, leaf: Any) -> dict[str, Any]:
     like = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
-    if not (_is_key(like) or jnp.issubdtype(like.dtype, np.number) or like.dtype == bool):
+    known = _is_key(like) or jnp.issubdtype(like.dtype, np.number) or like.dtype == bool
+    if not known or np.ma.isMaskedArray(leaf):
         raise ValueError(
             f"`tree` must hold arrays and numbers, got {type(leaf).__name__} at {path!r}."
         )

@@ -206,7 +206,7 @@ class Run:
         """The table as it was shown; without one, the summary as lines."""
         path = self.directory / "table.txt"
         if path.exists():
-            return path.read_text().rstrip("\n")
+            return path.read_text(encoding="utf-8").rstrip("\n")
         summary = self.summary
         width = max(map(len, summary), default=0)
         return "\n".join(f"{name:{width}}  {value}" for name, value in summary.items())

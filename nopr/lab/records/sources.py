@@ -81,7 +81,7 @@ def _read_as_of(file: Path, changed_ns: int) -> _Code:
     data = file.read_bytes()
     try:
         tree = ast.parse(data, str(file))
-    except (SyntaxError, ValueError):  # raised where it is imported
+    except (SyntaxError, ValueError, RecursionError):  # raised where it is imported
         return _Code(hashlib.sha256(data).hexdigest(), frozenset(), False)
     lazy = any(isinstance(n, ast.FunctionDef) and n.name == "__getattr__" for n in tree.body)
     imports = frozenset(_imports(tree, lazy=lazy))
