@@ -283,14 +283,14 @@ def test_saturation_is_reported_and_bits_are_no_more_than_the_sample_can_show():
     assert found.saturated is True
     assert (found.bits, found.dataset_entropy_bits, found.datasets) == (4.0, 4.0, 16)
     assert repr(found) == (
-        "Exact(4 bits over 16 datasets (of a sample: the bits of the sample); H(D) = 4, "
+        "Exact(4 bits over 16 datasets, taken as all there are; H(D) = 4, "
         "log2 C(n,k) = 6; 16 distinct masks; SATURATED: a mask of its own for every dataset, so "
         "bits = H(D); H(m|D) = 0 checked by a second pass)"
     )
     whole = information.exact(encode_three_bits, every_label(6), check=False, key=KEY)
     assert whole.saturated is False
     assert repr(whole) == (
-        "Exact(3 bits over 64 datasets (of a sample: the bits of the sample); H(D) = 6, "
+        "Exact(3 bits over 64 datasets, taken as all there are; H(D) = 6, "
         "log2 C(n,k) = 4.32193; 8 distinct masks; not saturated; H(m|D) = 0 not checked by a "
         "second pass)"
     )

@@ -289,6 +289,20 @@ def test_a_mistake_in_the_code_shows_where_it_is(here):
         launch.main(["launch", GOOD, "--config.rate=-1"])
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return 1 / 0", "division by zero (ZeroDivisionError in own.py, line 5; --traceback"),
+        ("pass", "`run` in 'own.py' must return its results, got None."),
+    ],
+)
+def test_an_error_in_ones_own_run_names_its_line(here, capsys, body, message):
+    (here / "own.py").write_text(f"{PLAIN}\ndef run(config, run):\n    {body}\n")
+    assert launch.main(["launch", "--config=own.py", "--workdir=runs/own"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
 def test_the_place_of_an_error_is_shown_when_asked(here):
     with pytest.raises(FileNotFoundError, match="looked for"):
         launch.main(["launch", GOOD, "--config.data.name=mnist", "--traceback"])

@@ -84,8 +84,7 @@ class Exact(NamedTuple):
             verdict = f"SATURATED{share}: a mask of its own for every dataset, so bits = H(D)"
         checked = "checked" if self.checked else "not checked"
         return (
-            f"Exact({_span(self.bits)} bits{laws} over {given} "
-            f"(of a sample: the bits of the sample); "
+            f"Exact({_span(self.bits)} bits{laws} over {given}, taken as all there are; "
             f"H(D) = {_span(self.dataset_entropy_bits)}, {choices} = "
             f"{_span(self.choice_ceiling_bits)}; {_span(self.distinct)} distinct masks; {verdict}; "
             f"H(m|D) = 0 {checked} by a second pass)"

@@ -93,9 +93,19 @@ def _failed(error: Exception, command: Command | None, *, show_place: bool) -> i
     elif command is not None and getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         line, status = _FULL.format(command.workdir), 1
     else:
-        line, status = one_line(error), 1
+        line, status = f"{one_line(error)}{_place(error, command)}", 1
     terminal.say(f"error: {line}")
     return status
+
+
+def _place(error: Exception, command: Command | None) -> str:
+    """The line of the experiment's own code that raised the error; nothing if nopr raised it."""
+    *_, (frame, number) = traceback.walk_tb(error.__traceback__)
+    path = Path(frame.f_code.co_filename)
+    if command is None or path.parent.resolve() != command.code.run.parent.resolve():
+        return ""
+    kind = type(error).__name__
+    return f" ({kind} in {path.name}, line {number}; --traceback shows more)"
 
 
 def _is_of_jax(error: Exception) -> bool:
@@ -175,6 +185,8 @@ def _compute_and_show(command: Command, module: types.ModuleType, run: records.R
     if kept is None and command.show:
         run.say("What `run` returned is not stored: it runs again on its stored stages.")
     results = module.run(command.config, run) if kept is None else kept
+    if results is None:
+        raise ValueError(f"`run` in {str(command.code.run)!r} must return its results, got None.")
     if processes.index() > 0:
         return
     page = module if command.code.page is None else finding.load(command.code.page)

@@ -91,6 +91,11 @@ def _check_length(name: str, value: str) -> None:
         raise ValueError(f"`{name}` must be at most {_MOST:,} steps, got {value!r}.")
 
 
+def _check_not_zero(name: str, value: str) -> None:
+    if not parse_length(value)[0]:
+        raise ValueError(f"`{name}` must be at least 1ep, got {value!r}.")
+
+
 Count = Annotated[int, Range(1, _MOST)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 Width = Annotated[int, Range(1, 2**20)]
@@ -136,7 +141,7 @@ class Data:
 class Training:
     """SGD with momentum; the learning rate falls to 0 along half a cosine."""
 
-    length: Length | None = None  # by default 30ep for digits and 3ep for larger sets
+    length: Annotated[Length, _check_not_zero] | None = None  # 30ep for digits, 3ep for larger sets
     batch_size: Count = 64  # examples
     learning_rate: Positive = 0.05  # initial
     momentum: Annotated[float, Range(0, 1, below=True)] = 0.9

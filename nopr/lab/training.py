@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import checkify
 
 from nopr import data, finetune, masks, networks, sweeps
-from nopr.lab import checkpoints, progress, records, settings, steps
+from nopr.lab import checkpoints, methods, progress, records, settings, steps
 from nopr.typing import Apply, Loss, Masks, Params, Pruner
 
 _MOST = 2**31 - 1
@@ -263,9 +264,14 @@ def pruned(task: Task, prune: Pruner, *, params: Any = None, examples: int = 512
       prune: Pruner that chooses the masks, with one key per seed.
       params: Params stacked over seeds, such as those of a sweep; `task.initial` by default.
       examples: Number of training examples that it scores on.
+
+    Raises:
+      ValueError: If a score is NaN or infinite.
     """
     batch, params = task.examples(examples), task.initial if params is None else params
-    kept = jax.jit(jax.vmap(lambda p, key: prune(p, batch, key=key)))(params, task.keys)
+    choose = checkify.checkify(lambda p, key: prune(p, batch, key=key), errors=checkify.user_checks)
+    error, kept = jax.jit(jax.vmap(choose))(params, task.keys)
+    methods.raise_failed(error, "the networks that `prune` was given")
     return {"params": params, "masks": kept}
 
 
