@@ -19,7 +19,7 @@ from jax.experimental import checkify
 from jaxtyping import Array
 
 from nopr import precision, trees
-from nopr.typing import Scope
+from nopr.typing import Scope, check_choice, shown
 
 MOST = 2**31 - 1
 """The most weights that can compete with each other: they are counted in int32."""
@@ -42,7 +42,7 @@ def whole(values: Any, *, must: str, remedy: str = "") -> np.ndarray:
     except ValueError:  # of rows of different lengths
         array = np.empty((), object)
     if array.dtype.kind not in "iuf" or isinstance(values, np.ma.MaskedArray):
-        raise ValueError(f"{must}, got {values!r}. {remedy}".rstrip())
+        raise ValueError(f"{must}, got {shown(values)}. {remedy}".rstrip())
     bad = array[~((array == np.rint(array)) & (array >= 0) & (array < 2**63))]
     if bad.size:
         raise ValueError(f"{must}, got {bad.flat[0]}. {remedy}".rstrip())
@@ -61,7 +61,7 @@ def check_density(density: Any, *, name: str = "density") -> float:
     except ValueError:
         good = False
     if not good:
-        raise ValueError(f"`{name}` must be in [0, 1], got {density!r}.")
+        raise ValueError(f"`{name}` must be in [0, 1], got {shown(density)}.")
     return float(density)
 
 
@@ -149,17 +149,17 @@ def kept(
       ValueError: If a concrete count or density is out of range, a traced one has the wrong dtype,
         the number of entries is not that of the layers, or the weights exceed int32.
     """
-    if scope not in ("global", "layer"):
-        raise ValueError(f"`scope` must be one of 'global', 'layer', got {scope!r}.")
+    check_choice("scope", scope, Scope)
     if (density is None) == (count is None):
         raise ValueError(
-            f"Give exactly one of `density` and `count`, got density={density}, count={count}."
+            f"Give exactly one of `density` and `count`, got density={shown(density)}, "
+            f"count={shown(count)}."
         )
     _check_sizes(paths, sizes, scope)
     name, budget = ("density", density) if count is None else ("count", count)
     rooms = list(sizes) if alive is None else [_room(mask) for mask in alive]
     if scope == "global" and _one_a_layer(budget):
-        raise ValueError(f"`{name}` must be one number with scope='global', got {budget}.")
+        raise ValueError(f"`{name}` must be one number with scope='global', got {shown(budget)}.")
     each = layers(budget, paths, name=name)
     if each is None:
         if _traced(budget) and sum(sizes) > MOST:
@@ -209,12 +209,12 @@ def _limited(budget: Any, name: str, size: int, room: Any, where: str = "") -> A
     k = from_density(budget, size) if name == "density" else budget
     if _traced(k):
         return jnp.minimum(_int32(k, name, size), room)
-    shown = "`count`" if name == "count" else f"`density` {budget} of {size} weights"
+    what = "`count`" if name == "count" else f"`density` {budget} of {size} weights"
     limit = size if _traced(room) else room
-    must = f"{shown} must be a whole number from 0 to {limit}, the weights alive{where}"
+    must = f"{what} must be a whole number from 0 to {limit}, the weights alive{where}"
     number = whole(k, must=must)
     if number.ndim or number > limit:
-        raise ValueError(f"{must}, got {k!r}.")
+        raise ValueError(f"{must}, got {shown(k)}.")
     value = int(number)
     return jnp.minimum(np.int32(value), room) if _traced(room) else np.int32(value)
 

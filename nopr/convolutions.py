@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from nopr import jaxprs
+from nopr.typing import check_choice
 
 Implementation: TypeAlias = Literal["auto", "patches", "xla"]
 """How convolutions are computed; see `resolve`."""
@@ -54,9 +55,7 @@ def resolve(
     Raises:
       ValueError: If `choice` is unknown.
     """
-    if choice not in get_args(Implementation):
-        known = ", ".join(map(repr, get_args(Implementation)))
-        raise ValueError(f"`{name}` must be one of {known}, got {choice!r}.")
+    check_choice(name, choice, Implementation)
     if choice == "auto":
         platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
         choice = "patches" if platform == "cpu" else "xla"

@@ -9,7 +9,7 @@ import math
 from fractions import Fraction
 
 from nopr import budgets, trees
-from nopr.typing import Counts, Shapes
+from nopr.typing import Counts, Shapes, shown
 
 
 def uniform(shapes: Shapes, *, density: float) -> Counts:
@@ -25,8 +25,8 @@ def uniform(shapes: Shapes, *, density: float) -> Counts:
     Raises:
       ValueError: If `density` is outside [0, 1].
     """
-    sizes = [math.prod(shape) for shape in shapes]
-    return tuple(budgets.share(budgets.from_density(density, sum(sizes)), sizes))
+    sizes, total = _sizes(shapes, density)
+    return tuple(budgets.share(total, sizes))
 
 
 def erk(shapes: Shapes, *, density: float) -> Counts:
@@ -53,8 +53,7 @@ def erk(shapes: Shapes, *, density: float) -> Counts:
 
     Source: Evci et al. 2020, arXiv:1911.11134.
     """
-    sizes = [math.prod(shape) for shape in shapes]
-    total = budgets.from_density(density, sum(sizes))
+    sizes, total = _sizes(shapes, density)
     dense: set[int] = set()
     while True:
         # The raw share times the size is the sum of the dimensions: the layer's weight in the
@@ -68,3 +67,13 @@ def erk(shapes: Shapes, *, density: float) -> Counts:
         dense |= over
     quotas = [size if i in dense else scale * weights[i] for i, size in enumerate(sizes)]
     return trees.largest_remainder(quotas, total)
+
+
+def _sizes(shapes: Shapes, density: float) -> tuple[list[int], int]:
+    """The size of each layer, and the number of kept weights in all."""
+    must = "`shapes` must be a sequence of tuples of whole numbers"
+    rows = shapes if isinstance(shapes, tuple | list) else [shapes]
+    if not all(isinstance(row, tuple | list) for row in rows):
+        raise ValueError(f"{must}, got {shown(shapes)}.")
+    sizes = [math.prod(budgets.whole(row, must=must).tolist()) for row in rows]
+    return sizes, round(budgets.check_density(density) * sum(sizes))

@@ -15,11 +15,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import tree_flatten_with_path, tree_map_with_path
 from jaxtyping import Array, Bool, PyTree
 
+from nopr import masks as masks_
 from nopr import trees
-from nopr.typing import Masks, Scores, Where
+from nopr.typing import Masks, Scores, Where, function_name, shown
 
 
 class Granularity(NamedTuple):
@@ -42,6 +44,7 @@ def unstructured() -> Granularity:
     """Single weights: each is its own granule."""
 
     def expand(granule_masks: Masks, like: Scores) -> Masks:
+        masks_.check_bool(granule_masks, name="granule_masks")
         trees.check_same(granule_masks, like, name="granule_masks", other="like")
         return granule_masks
 
@@ -81,7 +84,7 @@ def filters(*, outputs: Sequence[str] | None = None, where: Where | None = None)
             'whole, got None. Pass their paths, such as `outputs=["params/head/kernel"]`, or '
             "`outputs=[]` if there are none."
         )
-    whole = (outputs,) if isinstance(outputs, str) else tuple(outputs)
+    whole = _paths((outputs,) if isinstance(outputs, str) else outputs, argument="outputs")
 
     def cut(scores: Scores) -> dict[str, Any]:
         """The leaves that are pruned by filters."""
@@ -104,7 +107,7 @@ def filters(*, outputs: Sequence[str] | None = None, where: Where | None = None)
         )
 
     def expand(granule_masks: Masks, like: Scores) -> Masks:
-        chosen, found = cut(like), trees.by_path(granule_masks, "granule_masks")
+        chosen, found = cut(like), _masks_by_path(granule_masks)
 
         def spread(path: Any, leaf: Any) -> Array:
             name = trees.path_string(path)
@@ -137,7 +140,7 @@ def units(layers: Sequence[str]) -> Granularity:
     Raises:
       ValueError: If `layers` has fewer than two paths, so that there are no hidden units.
     """
-    layers = tuple(layers)
+    layers = _paths(layers, argument="layers")
     if len(layers) < 2:
         raise ValueError(f"`layers` must name at least two kernels, got {list(layers)}.")
 
@@ -150,7 +153,7 @@ def units(layers: Sequence[str]) -> Granularity:
 
     def expand(granule_masks: Masks, like: Scores) -> Masks:
         kernels = chain(like, layers, name="like")
-        found = trees.by_path(granule_masks, "granule_masks")
+        found = _masks_by_path(granule_masks)
         masks, previous = {}, None
         for path, kernel in zip(layers, kernels, strict=True):
             last = path == layers[-1]
@@ -170,8 +173,24 @@ def sizes(granularity: Granularity, like: PyTree) -> dict[str, int]:
       granularity: The grouping of the weights.
       like: Scores or masks (arrays or their shapes); leaves without granules are left out.
     """
+    check(granularity)
+    trees.by_path(like, "like")
     pooled = trees.by_path(jax.eval_shape(granularity.pool, like), "like")
     return {path: math.prod(leaf.shape) for path, leaf in pooled.items()}
+
+
+def check(granularity: Granularity) -> None:
+    """Checks that an argument is a granularity, and not a constructor that was not called.
+
+    Raises:
+      ValueError: If it is something else.
+    """
+    if not isinstance(granularity, Granularity):
+        found = function_name(granularity) if callable(granularity) else shown(granularity)
+        raise ValueError(
+            f"`granularity` must be a Granularity, got {found}. Call a constructor: "
+            "`granularity.filters(outputs=...)`."
+        )
 
 
 def chain(tree: PyTree, layers: Sequence[str], *, name: str = "masks") -> list[Any]:
@@ -189,7 +208,9 @@ def chain(tree: PyTree, layers: Sequence[str], *, name: str = "masks") -> list[A
       ValueError: If a path is missing or occurs twice, a leaf belongs to no layer, or the shape of
         a kernel does not fit the one before it.
     """
-    found = trees.by_path(tree, name)
+    found, layers = trees.by_path(tree, name), _paths(layers, argument="layers")
+    if not layers:
+        raise ValueError("`layers` must name at least one kernel, got none.")
     for path in layers:
         _check_known(path, found, argument="layers", name=name)
     if len(set(layers)) < len(layers):
@@ -201,8 +222,9 @@ def chain(tree: PyTree, layers: Sequence[str], *, name: str = "masks") -> list[A
                 "every prunable kernel in order, or choose them with `where` when making masks."
             )
     kernels = [found[path] for path in layers]
-    for index, (path, kernel) in enumerate(zip(layers, kernels, strict=True)):
-        _check_fits(path, kernel.shape, kernels[index - 1].shape if index else None)
+    shapes = [np.shape(kernel) for kernel in kernels]
+    for index, (path, shape) in enumerate(zip(layers, shapes, strict=True)):
+        _check_fits(path, shape, shapes[index - 1] if index else None)
     return kernels
 
 
@@ -217,6 +239,20 @@ def inputs_from(outs: Bool[Array, " out"] | None, shape: tuple[int, ...]) -> Boo
     if outs is None:
         return jnp.ones(shape[-2], bool)
     return jnp.tile(outs, shape[-2] // outs.shape[0])
+
+
+def _paths(given: Any, *, argument: str) -> tuple[str, ...]:
+    """The paths of an argument, checked to be a sequence of text."""
+    if not isinstance(given, Sequence) or not all(isinstance(path, str) for path in given):
+        raise ValueError(f"`{argument}` must be a sequence of paths, got {shown(given)}.")
+    if isinstance(given, str):
+        raise ValueError(f"`{argument}` must be a sequence of paths, got {given!r}. Put it in [].")
+    return tuple(given)
+
+
+def _masks_by_path(granule_masks: Masks) -> dict[str, Any]:
+    masks_.check_bool(granule_masks, name="granule_masks")
+    return trees.by_path(granule_masks, "granule_masks")
 
 
 def _pooled(scores: Any) -> Array:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from nopr import masks as masks_
 from nopr import surgery, trees
-from nopr.typing import Masks, Params, Where
+from nopr.typing import Masks, Params, Where, check_choice, is_real, shown
 
 Method: TypeAlias = Literal["polar", "qr"]
 """How a kernel is made semi-orthogonal."""
@@ -88,9 +88,7 @@ def orthogonalize(
 
     Source: Wang et al. 2021, arXiv:2105.05916.
     """
-    if method not in get_args(Method):
-        known = ", ".join(map(repr, get_args(Method)))
-        raise ValueError(f"`method` must be one of {known}, got {method!r}.")
+    check_choice("method", method, Method)
     chosen = trees.select(params, where)
     found = _masks_by_path(params, masks)
     _warn_of_limits(masks, layers)
@@ -212,8 +210,8 @@ def _check_kernel(path: str, leaf: Any) -> None:
 
 def _gain(gain: Any, path: str, leaf: Any) -> Any:
     value = gain(path, leaf) if isinstance(gain, Callable) else gain
-    if not isinstance(value, jax.core.Tracer) and not (np.ndim(value) == 0 and 0 < value < np.inf):
-        raise ValueError(f"`gain` must be positive and finite, got {value} at {path!r}.")
+    if not isinstance(value, jax.core.Tracer) and not (is_real(value) and value > 0):
+        raise ValueError(f"`gain` must be positive and finite, got {shown(value)} at {path!r}.")
     return value
 
 

@@ -17,7 +17,7 @@ from jax.experimental import checkify
 from jaxtyping import Array, Bool, Int, Key, UInt
 
 from nopr import budgets, precision, ranking, trees
-from nopr.typing import LayerCount, Masks, Params, Scope, Scores, function_name
+from nopr.typing import LayerCount, Masks, Params, Scope, Scores, check_key, function_name
 
 
 def top(
@@ -119,7 +119,7 @@ def apply(params: Params, masks: Masks) -> Params:
             "`masks.apply(params, masks)`, `train(params, masks, data, key=key)`."
         )
     check_bool(masks)
-    return trees.overlay(lambda leaf, kept: jnp.where(kept, leaf, 0), params, masks)
+    return trees.overlay(_kept_or_0, params, masks)
 
 
 def combine(*masks: Masks, rule: Callable[[Array, Array], Array] = jnp.logical_and) -> Masks:
@@ -141,6 +141,7 @@ def combine(*masks: Masks, rule: Callable[[Array, Array], Array] = jnp.logical_a
         check_bool(other)
         trees.check_same(other, result, name="masks", other="the masks before it")
         result = trees.map_prunable(rule, result, other)
+        check_bool(result, name="rule(masks, others)")
     return result
 
 
@@ -156,12 +157,13 @@ def count(masks: Masks) -> Int[Array, "..."]:
 
 def size(masks: Masks) -> int:
     """The number of prunable weights, kept or not."""
+    check_bool(masks)
     return sum(leaf.size for leaf in jax.tree.leaves(masks))
 
 
 def density(masks: Masks) -> Array:
-    """Kept over prunable weights, in [0, 1]."""
-    return count(masks) / size(masks)
+    """Kept over prunable weights, in [0, 1]; 0 if there are none."""
+    return count(masks) / max(size(masks), 1)
 
 
 def by_layer(masks: Masks) -> dict[str, LayerCount]:
@@ -179,7 +181,9 @@ def by_layer(masks: Masks) -> dict[str, LayerCount]:
     check_bool(masks)
     leaves = trees.by_path(masks, "masks")
     kept = {path: _kept(leaf) for path, leaf in leaves.items()}
-    return {p: LayerCount(kept[p], leaf.size, kept[p] / leaf.size) for p, leaf in leaves.items()}
+    return {
+        p: LayerCount(kept[p], leaf.size, kept[p] / max(leaf.size, 1)) for p, leaf in leaves.items()
+    }
 
 
 def emptied(masks: Masks) -> dict[str, Bool[Array, ""]]:
@@ -250,6 +254,7 @@ def shuffle(masks: Masks, *, key: Key[Array, ""]) -> Masks:
     Source: Frankle et al. 2021, arXiv:2009.08576.
     """
     check_bool(masks)
+    check_key(key)
     leaves, treedef = jax.tree.flatten(masks)
     keys = jax.random.split(key, len(leaves))
     shuffled = [
@@ -269,6 +274,11 @@ def pack(masks: Masks) -> UInt[Array, " words"]:
     bits, _ = trees.ravel(masks)
     padded = jnp.pad(bits, (0, -bits.size % 32)).reshape(-1, 32).astype(jnp.uint32)
     return jnp.sum(padded << jnp.arange(32, dtype=jnp.uint32)[None, :], axis=1, dtype=jnp.uint32)
+
+
+def _kept_or_0(leaf: Any, kept: Any) -> Array:
+    leaf = jnp.asarray(leaf)
+    return jnp.where(kept, leaf, jnp.zeros((), leaf.dtype))
 
 
 def _kept(*leaves: Any) -> Int[Array, ""]:

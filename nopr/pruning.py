@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,8 +29,10 @@ from nopr.typing import (
     Scope,
     Scores,
     Shapes,
+    check_choice,
     check_key,
-    function_name,
+    shown,
+    whole_number,
 )
 
 
@@ -71,12 +73,11 @@ def pruner(
         is too large.
     """
     criteria.check(criterion)
-    _check_granularity(granularity)
-    if rounds < 1:
-        raise ValueError(f"`rounds` must be at least 1, got {rounds}.")
+    if granularity is not None:
+        granularities.check(granularity)
+    rounds = whole_number("rounds", rounds)
     _check_densities(density, distribution, schedule, rounds)
-    if scope not in ("global", "layer"):
-        raise ValueError(f"`scope` must be one of 'global', 'layer', got {scope!r}.")
+    check_choice("scope", scope, Scope)
     grain = granularities.unstructured() if granularity is None else granularity
 
     def prune(
@@ -89,6 +90,7 @@ def pruner(
     ) -> Masks:
         check_key(key)
         like = jax.eval_shape(lambda: criterion(params, batch, masks=masks, key=key))
+        trees.check_matches(like, params, name="scores")
         pooled = jax.eval_shape(grain.pool, like)
         paths = trees.paths(pooled)
         if count is None:
@@ -131,6 +133,8 @@ def levels(pruner: Pruner, counts: Any) -> Pruner:
       their weights at a level that keeps any; `jax.vmap(masks.emptied)` shows which level.
     """
     plan = whole_counts(counts)
+    if not plan.ndim or not plan.size:
+        raise ValueError(f"`counts` must have one entry per level, got {shown(counts)}.")
 
     def prune(
         params: Params,
@@ -187,22 +191,14 @@ def level_counts(size: int, densities: Any) -> np.ndarray:
     Raises:
       ValueError: If a density is outside [0, 1] or the series rises.
     """
-    values = list(densities)
+    several = isinstance(densities, Iterable) and getattr(densities, "ndim", 1)
+    values = list(densities) if several else [densities]
     if not values:
         raise ValueError("`densities` must have at least one entry, got none.")
     values = [budgets.check_density(value, name="densities") for value in values]
     if any(later > before for before, later in itertools.pairwise(values)):
-        raise ValueError(f"`densities` must fall from level to level, got {densities}.")
+        raise ValueError(f"`densities` must fall from level to level, got {shown(densities)}.")
     return np.array([budgets.from_density(value, size) for value in values], np.int64)
-
-
-def _check_granularity(granularity: Any) -> None:
-    if not isinstance(granularity, granularities.Granularity | None):
-        found = function_name(granularity) if callable(granularity) else repr(granularity)
-        raise ValueError(
-            f"`granularity` must be a Granularity, got {found}. Call a constructor: "
-            "`granularity.filters(outputs=...)`."
-        )
 
 
 def _check_densities(
@@ -217,7 +213,8 @@ def _check_densities(
     single = not isinstance(density, Mapping) and np.ndim(density) == 0
     if distribution is not None and not single:
         raise ValueError(
-            f"`density` must be one number with a `distribution`, got {density}. Omit one of them."
+            f"`density` must be one number with a `distribution`, got {shown(density)}. "
+            "Omit one of them."
         )
     for value in [density] if single else _values(density):
         schedule(density=value, steps=rounds)  # raises if it is out of range

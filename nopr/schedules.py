@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from nopr import budgets
+from nopr.typing import whole_number
 
 Schedule: TypeAlias = Callable[[float], float]
 
@@ -53,5 +54,4 @@ def _check(density: float, steps: int, initial: float) -> None:
     budgets.check_density(initial, name="initial")
     if not density <= initial <= 1 or initial == 0:
         raise ValueError(f"`initial` must be in (0, 1] and at least `density`, got {initial}.")
-    if steps < 1:
-        raise ValueError(f"`steps` must be at least 1, got {steps}.")
+    whole_number("steps", steps, most=budgets.MOST)

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from nopr import jaxprs
-from nopr.typing import Apply, Params
+from nopr import jaxprs, trees
+from nopr.typing import Apply, Params, check_apply, check_choice, whole_number
 
 BLOCK_BYTES = 2**28
 """Estimated working memory, in bytes, within which the default `block` stays."""
@@ -134,7 +134,7 @@ def singular_values(
       >>> float(spectra.summarize(values).mean)
       2.5
     """
-    _check_choice(method, Method, name="method")
+    check_choice("method", method, Method)
     decompose = _by_svd if method == "svd" else _by_gram
     values, finite = _map(apply, params, inputs, mode=mode, block=block, then=decompose)
     _check_finite(finite)
@@ -153,8 +153,8 @@ def summarize(values: Float[Array | np.ndarray, "*batch least"]) -> Summary:
     Raises:
       ValueError: If `values` is empty, or a concrete value is NaN, infinite or negative.
     """
-    values = jnp.asarray(values)
-    if values.size == 0:
+    values = jnp.asarray(trees.numbers(values, "values"), jnp.result_type(float))
+    if values.ndim == 0 or values.size == 0:
         raise ValueError(f"`values` must hold singular values, got shape {values.shape}.")
     if not isinstance(values, jax.core.Tracer) and not _valid(np.asarray(values)):
         raise ValueError("`values` must be finite and not negative, as singular values are.")
@@ -179,26 +179,36 @@ def _map(
     then: Callable[[Array], Array],
 ) -> tuple[Array, Bool[Array, " batch"]]:
     """`then` of the Jacobian of every example, and whether that Jacobian is finite."""
+    check_apply(apply)
     inputs = _checked_inputs(inputs)
 
     def one(example: Array) -> Array:
-        return apply(params, example[None])[0].reshape(-1)
+        outputs = jnp.asarray(trees.numbers(apply(params, example[None]), "apply(params, inputs)"))
+        if not outputs.ndim:
+            raise ValueError(
+                "`apply` must return outputs with a leading example axis, got a scalar."
+            )
+        return outputs[0].reshape(-1)
 
     example = jax.ShapeDtypeStruct(inputs.shape[1:], inputs.dtype)
-    outs, ins = jax.eval_shape(one, example).size, math.prod(example.shape)
+    like = jax.eval_shape(one, example)
+    if not jnp.issubdtype(like.dtype, jnp.floating):
+        raise ValueError(f"`apply` must return floating outputs, got {like.dtype}.")
+    outs, ins = like.size, math.prod(example.shape)
     mode = _resolve(mode, outs, ins)
     differentiate = jax.jacfwd(one) if mode == "forward" else jax.jacrev(one)
 
     def measure(example: Array) -> tuple[Array, Array]:
         matrix = differentiate(example).reshape(outs, ins)
-        return then(matrix), jnp.all(jnp.isfinite(matrix))
+        # Where an input is NaN, an activation may have a slope of 0.
+        finite = jnp.all(jnp.isfinite(matrix)) & jnp.all(jnp.isfinite(example))
+        return then(matrix), finite
 
     with jax.default_matmul_precision("highest"):
         if block is None:
             passes = ins if mode == "forward" else outs
             block = _default_block(one, example, passes=passes, entries=outs * ins)
-        if block < 1:
-            raise ValueError(f"`block` must be at least 1, got {block}.")
+        block = whole_number("block", block)
         if block >= len(inputs):
             return jax.vmap(measure)(inputs)
         return jax.lax.map(measure, inputs, batch_size=block)
@@ -209,7 +219,7 @@ def _valid(values: np.ndarray) -> bool:
 
 
 def _checked_inputs(inputs: Any) -> Array:
-    inputs = jnp.asarray(inputs)
+    inputs = jnp.asarray(trees.numbers(inputs, "inputs"))
     if not jnp.issubdtype(inputs.dtype, jnp.floating):
         raise ValueError(f"`inputs` must be floating to differentiate by, got {inputs.dtype}.")
     if inputs.ndim < 2 or inputs.size == 0:
@@ -218,16 +228,10 @@ def _checked_inputs(inputs: Any) -> Array:
 
 
 def _resolve(mode: Mode, outs: int, ins: int) -> Mode:
-    _check_choice(mode, Mode, name="mode")
+    check_choice("mode", mode, Mode)
     if mode == "auto":
         return "forward" if ins <= outs else "reverse"
     return mode
-
-
-def _check_choice(value: Any, choices: Any, *, name: str) -> None:
-    if value not in get_args(choices):
-        known = ", ".join(map(repr, get_args(choices)))
-        raise ValueError(f"`{name}` must be one of {known}, got {value!r}.")
 
 
 def _check_finite(finite: Bool[Array, " batch"]) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from jax.tree_util import tree_map_with_path
 from jaxtyping import Array, Bool, Float, Int
 
+from nopr import masks as masks_
 from nopr import trees
 from nopr.granularity import chain, inputs_from
 from nopr.typing import Masks, Params
@@ -58,7 +59,7 @@ def connected(masks: Masks, layers: Sequence[str]) -> Bool[Array, ""]:
     Raises:
       ValueError: If `layers` does not fit the masks; the message names the leaf.
     """
-    return _reached(chain(masks, layers))[-1]
+    return _reached(_kernels(masks, layers))[-1]
 
 
 def effective_count(masks: Masks, layers: Sequence[str]) -> Int[Array, ""]:
@@ -71,7 +72,7 @@ def effective_density(masks: Masks, layers: Sequence[str]) -> Float[Array, ""]:
 
     Source: Vysogorets & Kempe 2023, arXiv:2107.02306.
     """
-    return _count(_live(masks, layers)) / sum(leaf.size for leaf in jax.tree.leaves(masks))
+    return _count(_live(masks, layers)) / max(masks_.size(masks), 1)
 
 
 def remove(
@@ -130,8 +131,14 @@ def remove(
     )
 
 
+def _kernels(masks: Masks, layers: Sequence[str]) -> list[Any]:
+    """The masks of the kernels, in order."""
+    masks_.check_bool(masks)
+    return chain(masks, layers)
+
+
 def _live(masks: Masks, layers: Sequence[str], *, stacklevel: int = 4) -> Masks:
-    kernels = chain(masks, layers)
+    kernels = _kernels(masks, layers)
     _warn_if_broken(kernels, layers, stacklevel=stacklevel)
     forward, backward = _forward(kernels), _backward(kernels)
     alive = {
@@ -197,13 +204,13 @@ def _kept_units(
     kept = []
     for kernel, bias, reaching in zip(kernels[:-1], biases[:-1], useful[:-1], strict=True):
         nonzero = np.any(kernel & nonzero[:, None], axis=0) | (bias != 0)
-        stays = np.flatnonzero(reaching & (nonzero | keep_constant))
+        stays = np.flatnonzero(reaching & (nonzero | bool(keep_constant)))
         kept.append(stays if stays.size else np.arange(1))
     return [*kept, np.arange(kernels[-1].shape[1])]
 
 
 def _checked(masks: Masks, layers: Sequence[str]) -> list[tuple[str, Any]]:
-    kernels = chain(masks, layers)
+    kernels = _kernels(masks, layers)
     for path, kernel in zip(layers, kernels, strict=True):
         if kernel.ndim != 2:
             raise ValueError(

@@ -63,11 +63,7 @@ def keep(tx: Transformation, masks: Masks | None) -> optax.GradientTransformatio
       >>> optax.apply_updates(params, updates)
       {'w': Array([3., 0.], dtype=float32)}
     """
-    if not hasattr(tx, "init") or not hasattr(tx, "update"):
-        raise ValueError(
-            f"`tx` must be an optax transformation, got a {type(tx).__name__}. It comes first: "
-            "`transforms.keep(tx, masks)`."
-        )
+    check(tx)
     tx = _with_extra_arguments(tx)
     if masks is None:
         return tx
@@ -94,6 +90,19 @@ def keep(tx: Transformation, masks: Masks | None) -> optax.GradientTransformatio
         return _overlay(_kept_or_removed, updates, masks, params), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def check(tx: Transformation) -> None:
+    """Checks that an argument is an optax transformation.
+
+    Raises:
+      ValueError: If it is something else.
+    """
+    if not hasattr(tx, "init") or not hasattr(tx, "update"):
+        raise ValueError(
+            f"`tx` must be an optax transformation, got a {type(tx).__name__}. Make one, such as "
+            "`optax.sgd(0.1)`; in `transforms.keep(tx, masks)` it comes first."
+        )
 
 
 def _with_extra_arguments(tx: Transformation) -> optax.GradientTransformationExtraArgs:

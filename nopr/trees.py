@@ -20,7 +20,7 @@ import numpy as np
 from jax.tree_util import GetAttrKey, keystr, tree_flatten_with_path, tree_map_with_path
 from jaxtyping import Array, PyTree
 
-from nopr.typing import Counts, Masks, Params, Shapes, Where
+from nopr.typing import Counts, Masks, Params, Shapes, Where, shown
 
 
 def path_string(path: Sequence[Any]) -> str:
@@ -41,7 +41,7 @@ def paths(tree: PyTree) -> tuple[str, ...]:
 
 def shapes(tree: PyTree) -> Shapes:
     """The shape of every leaf of `tree`, in leaf order."""
-    return tuple(tuple(leaf.shape) for leaf in jax.tree.leaves(tree))
+    return tuple(np.shape(leaf) for leaf in jax.tree.leaves(tree))
 
 
 def by_path(tree: PyTree, name: str) -> dict[str, Any]:
@@ -53,20 +53,34 @@ def by_path(tree: PyTree, name: str) -> dict[str, Any]:
 
     Raises:
       ValueError: If two leaves have the same path, as in `{"a/b": x, "a": {"b": y}}`, or a leaf is
-        a NumPy masked array, whose mask JAX would drop; the message names the leaf.
+        a NumPy array of text or objects, or a masked array, whose mask JAX would drop; the message
+        names the leaf.
     """
     found = {}
     for path, leaf in tree_flatten_with_path(tree)[0]:
         where = path_string(path)
         if where in found:
             raise ValueError(f"`{name}` has two leaves at {where!r}. Rename one of them.")
-        if np.ma.isMaskedArray(leaf):
-            raise ValueError(
-                f"`{name}` has a masked array at {where!r}, whose mask would be lost. Fill it in "
-                "with `.filled(...)`."
-            )
+        _check_array(leaf, f"`{name}` has", f" at {where!r}")
         found[where] = leaf
     return found
+
+
+def numbers(value: Any, name: str) -> Any:
+    """A value as an array of numbers: of JAX if it is one, and otherwise of NumPy.
+
+    Raises:
+      ValueError: If it is something else, such as text, a key, rows of different lengths, or a
+        masked array.
+    """
+    try:
+        array = value if isinstance(value, jax.Array | np.ndarray) else np.asarray(value)
+    except (TypeError, ValueError):  # such as rows of different lengths
+        array = np.empty((), object)
+    _check_array(array, f"`{name}` must be an array of numbers, got", "")
+    if not jnp.issubdtype(array.dtype, np.number) and array.dtype != bool:
+        raise ValueError(f"`{name}` must be an array of numbers, got {shown(value)}.")
+    return array
 
 
 def is_prunable(path: str, leaf: Any) -> bool:
@@ -242,6 +256,9 @@ def ravel(tree: PyTree) -> tuple[Array, Callable[[Any], PyTree]]:
     inverse keeps the dtype of the vector.
     """
     leaves, treedef = jax.tree.flatten(tree)
+    leaves = [numbers(leaf, "tree") for leaf in leaves]
+    if not leaves:
+        raise ValueError("`tree` must have at least one leaf, got none.")
     shapes = [leaf.shape for leaf in leaves]
     ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
 
@@ -333,6 +350,17 @@ def _by_owner(words: Sequence[str]) -> str:
 def _is_norm(words: Sequence[str]) -> bool:
     named = any(word in _NORMS or word.endswith(("norm", "norms")) for word in words)
     return named and not _LAYERS.intersection(words)
+
+
+def _check_array(leaf: Any, begin: str, end: str) -> None:
+    """Checks that a leaf is no array of NumPy that JAX cannot take, or would take for another."""
+    if np.ma.isMaskedArray(leaf):
+        raise ValueError(
+            f"{begin} a masked array{end}, whose mask would be lost. Fill it in with "
+            "`.filled(...)`."
+        )
+    if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OSUMm":
+        raise ValueError(f"{begin} an array of dtype {leaf.dtype}{end}. Convert it to numbers.")
 
 
 def _words(component: str) -> list[str]:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import math
+import operator
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args, runtime_checkable
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
 Params: TypeAlias = PyTree
@@ -185,16 +189,100 @@ def check_form(function: Any, form: str, *, name: str, remedy: str) -> None:
         raise ValueError(f"`{name}` must take {form}, got `{found}`. {remedy}")
 
 
+def check_apply(apply: Any) -> None:
+    """Checks that an argument is the function of a network, and not the network.
+
+    Raises:
+      ValueError: If it is something else.
+    """
+    remedy = "Give the function that computes the outputs, such as `net.apply`."
+    check_form(apply, "(params, inputs)", name="apply", remedy=remedy)
+
+
 def function_name(function: Any) -> str:
     """The name of a function, or of the type of what is called like one."""
     return getattr(function, "__name__", type(function).__name__)
 
 
-def check_key(key: Any) -> None:
-    """Checks that a key is an array, as `jax.random.key` makes it, and not a seed.
+def check_loss_value(value: Any, *, name: str = "loss") -> Any:
+    """Checks that what a loss returned is a real scalar, and returns it.
 
     Raises:
       ValueError: If it is something else.
     """
-    if not hasattr(key, "dtype"):
-        raise ValueError(f"`key` must be a key of JAX, got {key!r}. Make one: `jax.random.key(0)`.")
+    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", ())
+    floating = isinstance(value, float) if dtype is None else jnp.issubdtype(dtype, jnp.floating)
+    if not floating or shape != ():
+        found = shown(value) if dtype is None else f"{dtype} of shape {shape}"
+        raise ValueError(
+            f"`{name}` must return a scalar, got {found}. Make one of a network's `apply`, "
+            "such as `finetune.cross_entropy(apply)`."
+        )
+    return value
+
+
+def check_key(key: Any) -> None:
+    """Checks that a key is one of JAX, and not a seed or several keys.
+
+    Raises:
+      ValueError: If it is something else.
+    """
+    if not is_key(key) and not getattr(key, "dtype", None) == "uint32":  # as `PRNGKey` makes them
+        raise ValueError(
+            f"`key` must be a key of JAX, got {shown(key)}. Make one: `jax.random.key(0)`."
+        )
+    axes = key.ndim if is_key(key) else key.ndim - 1
+    if axes:
+        raise ValueError(
+            f"`key` must be a single key, got an array of shape {key.shape}. Take one of them, or "
+            "map over them with `jax.vmap`."
+        )
+
+
+def is_key(value: Any) -> bool:
+    """Whether a value is an array of typed PRNG keys."""
+    return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
+def whole_number(name: str, value: Any, *, least: int = 1, most: int | None = None) -> int:
+    """The value of an option that counts something, of any integer type.
+
+    Raises:
+      ValueError: If it is not a whole number from `least` to `most`.
+    """
+    try:
+        whole = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        whole = least - 1
+    if whole < least or (most is not None and whole > most):
+        limit = f"at least {least}" if whole < least else f"at most {most:,}"
+        raise ValueError(f"`{name}` must be a whole number of {limit}, got {shown(value)}.")
+    return whole
+
+
+def check_choice(name: str, value: Any, choices: Any) -> None:
+    """Checks that an option is one of the strings of a Literal type.
+
+    Raises:
+      ValueError: If it is not.
+    """
+    known = get_args(choices)
+    if not isinstance(value, str) or value not in known:
+        listed = ", ".join(map(repr, known))
+        raise ValueError(f"`{name}` must be one of {listed}, got {shown(value)}.")
+
+
+def is_real(value: Any) -> bool:
+    """Whether a value is one finite number, not traced: of Python, or an array of no dimensions."""
+    if isinstance(value, bool | str | jax.core.Tracer):
+        return False
+    try:
+        return getattr(value, "ndim", 0) == 0 and math.isfinite(value)
+    except (OverflowError, TypeError, ValueError):
+        return False
+
+
+def shown(value: Any, most: int = 80) -> str:
+    """A value in one line of an error."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= most else f"{text[:most]}..."

@@ -41,6 +41,7 @@ LONG = {  # files that start processes, run whole experiments or compile large p
     "test_experiments",
     "test_faults",
     "test_finding",
+    "test_fuzz",
     "test_golden",
     "test_guides",
     "test_imp_run",

@@ -150,7 +150,7 @@ def test_a_step_may_be_any_whole_number(tmp_path, step):
 
 @pytest.mark.parametrize("step", [2.0, 1.5, True, np.float32(3), "4", None, -1, jnp.ones(2)])
 def test_a_step_that_is_not_a_whole_number_is_refused(tmp_path, step):
-    with pytest.raises(ValueError, match="`step` must be a whole number from 0 up, got"):
+    with pytest.raises(ValueError, match="`step` must be a whole number of at least 0, got"):
         checkpoints.save(tmp_path, step, {"w": jnp.ones(2)})
     assert list(tmp_path.iterdir()) == []
 
@@ -176,7 +176,7 @@ def test_another_tree_than_was_saved_is_refused_with_the_leaf(tmp_path, target, 
         ({"a": "text"}, {}, "got str at 'a'"),
         ({"a": np.ma.masked_less(np.arange(3), 1)}, {}, "got MaskedArray at 'a'"),
         ({"a": None}, {}, "at least one array"),
-        ({"a": jnp.ones(2)}, {"keep": 0}, "`keep` must be at least 1, got 0"),
+        ({"a": jnp.ones(2)}, {"keep": 0}, "`keep` must be a whole number of at least 1, got 0"),
     ],
 )
 def test_what_cannot_be_saved_is_refused_and_nothing_is_written(tmp_path, tree, options, message):
@@ -222,3 +222,8 @@ def test_arrays_come_back_as_weakly_typed_and_uncommitted_as_in_the_target(tmp_p
     for name, leaf in found.items():
         assert getattr(leaf, "weak_type", False) == (name == "weak"), name
         assert leaf.committed == tree[name].committed, name
+
+
+def test_the_number_to_keep_is_a_whole_number(tmp_path, unchecked):
+    with pytest.raises(ValueError, match=r"`keep` must be a whole number of at least 1, got \{\}"):
+        checkpoints.save(tmp_path, 1, {"a": jnp.ones(2)}, keep={})

@@ -172,7 +172,7 @@ def test_a_closed_saver_refuses_to_save(tmp_path):
         pass
     with pytest.raises(ValueError, match="is closed"):
         saver.save(1, SMALL)
-    with pytest.raises(ValueError, match="`keep` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`keep` must be a whole number of at least 1, got 0"):
         checkpoints.Saver(tmp_path, keep=0)
 
 

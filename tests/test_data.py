@@ -196,3 +196,18 @@ def test_the_folder_of_originals_may_come_from_the_environment(tmp_path, monkeyp
 def test_a_name_in_the_wrong_case_gets_the_right_one_suggested():
     with pytest.raises(ValueError, match="Unknown dataset 'MNIST'; did you mean 'mnist'"):
         data.load("MNIST")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": None}, "`name` must be one of .*'?digits.*, got None"),
+        ({"seed": "3"}, "`seed` must be a whole number of at least 0, got '3'"),
+        ({"pad": []}, r"`pad` must be a whole number of at least 0, got \[\]"),
+        ({"validation": np.array([0.5, 0.5])}, "`validation` must be a count .*, got array"),
+        ({"validation": np.nan}, "`validation` must be a count .*, got nan"),
+    ],
+)
+def test_options_of_another_type_are_refused(options, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        data.load(**{"name": "digits", **options})

@@ -129,5 +129,35 @@ def test_sizes_below_one_are_refused(option):
 
 
 def test_an_enumeration_too_large_is_refused_before_it_begins():
-    with pytest.raises(ValueError, match=r"more than the 4194304 .* `sample_cube`"):
+    with pytest.raises(ValueError, match=r"than the 4194304 .* `sample_cube`"):
         synthetic.cube(dimension=6, points=6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"points": 2.5}, "`points` must be a whole number of at least 1, got 2.5"),
+        ({"points": 2**40}, "`points` must be a whole number of at most 4,194,304, got"),
+        ({"dimension": 2**40}, "`dimension` must be a whole number of at most 29, got"),
+        ({"law": ["distinct"]}, "`law` must be one of .*, got \\['distinct'\\]"),
+        ({"dimension": 20, "points": 2**20}, "than the 4194304 that can be enumerated"),
+    ],
+)
+def test_sizes_that_would_never_end_are_refused_at_once(options, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        synthetic.cube(**options)
+
+
+def test_draws_need_a_whole_number_and_a_key(unchecked):
+    with pytest.raises(ValueError, match="`count` must be a whole number of at least 1, got -1"):
+        synthetic.sample_cube(-1, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="`key` must be a key of JAX, got 0"):
+        synthetic.sample_cube(2, key=0)
+
+
+def test_small_integer_types_do_not_wrap(unchecked):
+    small = synthetic.sample_cube(
+        3, dimension=np.uint8(9), points=np.int8(4), key=jax.random.key(0)
+    )
+    plain = synthetic.sample_cube(3, dimension=9, points=4, key=jax.random.key(0))
+    np.testing.assert_array_equal(small[0], plain[0])

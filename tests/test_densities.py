@@ -56,3 +56,12 @@ def test_scalars_and_layers_without_weights_have_their_place(rule):
 def test_density_outside_its_range_is_refused(rule, density):
     with pytest.raises(ValueError, match=r"`density` must be in \[0, 1\], got"):
         rule(SHAPES, density=density)
+
+
+@pytest.mark.parametrize(
+    "shapes", [3, "ab", (4, 3), ((2.5,),), ((-1,),), (("a",),), ((np.nan, 2),)]
+)
+@pytest.mark.parametrize("rule", RULES)
+def test_what_is_no_sequence_of_shapes_is_refused(rule, shapes, unchecked):
+    with pytest.raises(ValueError, match="`shapes` must be a sequence of tuples of whole numbers"):
+        rule(shapes, density=0.5)

@@ -504,7 +504,7 @@ def test_rates_change_at_the_start_of_their_epochs():
     steps = np.array([0, 209, 210, 419, 420, 10_000])
     rates = [float(schedule(step)) for step in steps]
     np.testing.assert_allclose(rates, [1, 1, 0.1, 0.1, 0.01, 0.01], rtol=1e-6)
-    with pytest.raises(ValueError, match=r"a rate for epoch 0, got epochs \[3\]"):
+    with pytest.raises(ValueError, match=r"a rate for epoch 0, got \{3: 0.1"):
         finetune.epoch_rates({3: 0.1}, steps_per_epoch=7)
 
 
@@ -581,7 +581,7 @@ def test_rates_change_at_the_start_of_their_epochs():
         ),
         (
             lambda: finetune.cross_entropy(_apply, temperature=0.0),
-            "`temperature` must be positive, got 0.0",
+            "`temperature` must be a positive number, got 0.0",
         ),
         (
             lambda: finetune.evaluate(_apply, {}, (np.ones((2, 3)), np.ones(2, int)), batch_size=0),
@@ -631,3 +631,93 @@ def test_a_network_that_broke_down_is_right_on_no_example():
     found = finetune.evaluate(lambda p, x: x * jnp.nan, {}, (inputs, labels))
     assert float(found.accuracy) == 0.0
     assert np.isnan(found.loss)
+
+
+def _refused_calls():
+    params, batch, key = (
+        {"kernel": jnp.ones((2, 1)), "bias": jnp.ones(1)},
+        (jnp.eye(2), jnp.ones(2)),
+        jax.random.key(0),
+    )
+    plain = {"step_loss": _STEP_LOSS, "tx": _TX, "epochs": 1, "batch_size": None}
+    carry = finetune.start(params, None, tx=_TX, key=key)
+    keys = jax.random.split(key)
+
+    def advance(carry=carry, data=batch, **options):
+        return lambda: finetune.advance(carry, data, **{**plain, **options})
+
+    def resume(carry=carry, **options):
+        return lambda: finetune.resume(carry, batch, every=1, **{**plain, **options})
+
+    def descend(loss, **options):
+        train = finetune.gradient_descent(loss, steps=1, learning_rate=0.1, **options)
+        return train(params, None, batch)
+
+    masked = np.ma.masked_array(np.eye(2), np.eye(2) > 0)
+    return {
+        "a seed": (
+            lambda: finetune.start(params, None, tx=_TX, key=0),
+            "`key` must be a key of JAX",
+        ),
+        "a seed in the carry": (
+            advance(carry._replace(key=0)),
+            "`key` must be a key of JAX, got 0",
+        ),
+        "keys in the carry": (resume(carry._replace(key=keys)), "`key` must be a single key"),
+        "no carry": (advance(params), "`carry` must be a Carry, got"),
+        "no transformation": (
+            advance(tx=params),
+            "`tx` must be an optax transformation, got a dict",
+        ),
+        "no step_loss": (advance(step_loss=_LOSS), "`step_loss` must take .* got `loss"),
+        "no (loss, state)": (
+            advance(step_loss=lambda p, s, b, k: jnp.sum(p["kernel"])),
+            r"`step_loss` must return \(loss, state\)",
+        ),
+        "no scalar": (
+            advance(step_loss=lambda p, s, b, k: (p["kernel"], s)),
+            r"`loss` must return a scalar, got float32 of shape \(2, 1\)",
+        ),
+        "a monitor of another form": (
+            advance(monitor=lambda params: params["kernel"]),
+            "`monitor` must return {name: scalar}, got",
+        ),
+        "no function": (advance(read_masks=params), "`read_masks` must be a function, got"),
+        "no mesh": (advance(mesh="batch"), "`mesh` must be a jax.sharding.Mesh, got 'batch'"),
+        "no keeper": (resume(keeper="folder"), "`keeper` must have `save` and `restore`"),
+        "epochs past int32": (advance(epochs=2**40), "`epochs` must be a whole number of at most"),
+        "masked data": (advance(data=(masked, batch[1])), "`data` has a masked array at '0'"),
+        "an integer loss": (
+            lambda: descend(lambda params, batch: 3),
+            "`loss` must return a scalar",
+        ),
+        "one part": (lambda: _LOSS(params, (batch[0],)), r"`batch` must be a pair .*, got 1 parts"),
+        "a network for apply": (
+            lambda: finetune.cross_entropy(params),
+            "`apply` must be a function .* such as `net.apply`",
+        ),
+        "several temperatures": (
+            lambda: finetune.cross_entropy(_apply, temperature=jnp.ones(2)),
+            "`temperature` must be a positive number, got",
+        ),
+        "no rates": (
+            lambda: finetune.epoch_rates(0.1, steps_per_epoch=3),
+            "`rates` must be a dict .*, got 0.1",
+        ),
+        "a rate of nan": (
+            lambda: finetune.epoch_rates({0: np.nan}, steps_per_epoch=3),
+            "`rates` must hold numbers",
+        ),
+        "integer params": (
+            lambda: finetune.start({"w": jnp.arange(3)}, None, tx=_TX, key=key),
+            "`params` must be floating to be trained, got int32 at 'w'",
+        ),
+        "no record": (lambda: finetune.raise_if_not_finite({}), "`fitted` must be a record"),
+    }
+
+
+@pytest.mark.parametrize("name", _refused_calls())
+def test_arguments_of_another_kind_are_refused_by_name(name, unchecked):
+    call, message = _refused_calls()[name]
+    with pytest.raises(ValueError, match=message):
+        call()

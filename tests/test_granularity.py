@@ -237,9 +237,34 @@ def test_granule_masks_of_another_shape_are_named(rng):
     scores = scores_of(rng)
     grain = granularity.units(LAYERS)
     wrong = jax.tree.map(lambda leaf: jnp.ones(2, bool), grain.pool(scores))
+    kept = jax.tree.map(lambda leaf: leaf > 0, grain.pool(scores))
     with pytest.raises(ValueError, match=r"shape \(3,\) at 'conv/kernel', .* got shape \(2,\)"):
         grain.expand(wrong, scores)
     with pytest.raises(ValueError, match=r"at 'dense_2/kernel', one entry per filter, got none"):
-        granularity.filters(outputs=[]).expand(grain.pool(scores), scores)
+        granularity.filters(outputs=[]).expand(kept, scores)
     with pytest.raises(ValueError, match="`granule_masks` has shape"):
-        granularity.unstructured().expand(grain.pool(scores), scores)
+        granularity.unstructured().expand(kept, scores)
+
+
+@pytest.mark.parametrize("layers", [None, 3, "conv/kernel", [1, 2], (None, None)])
+def test_layers_that_are_no_sequence_of_paths_are_refused(layers, unchecked):
+    with pytest.raises(ValueError, match="`layers` must be a sequence of paths, got"):
+        granularity.units(layers)
+    with pytest.raises(ValueError, match="`outputs` must be a sequence of paths, got 3"):
+        granularity.filters(outputs=3)
+
+
+def test_a_chain_of_no_layers_is_refused(rng):
+    with pytest.raises(ValueError, match="`layers` must name at least one kernel"):
+        granularity.chain(scores_of(rng), ())
+
+
+def test_sizes_of_what_is_no_granularity_are_refused(rng, unchecked):
+    with pytest.raises(ValueError, match="`granularity` must be a Granularity, got 'filters'"):
+        granularity.sizes("filters", scores_of(rng))
+
+
+def test_granule_masks_that_are_scores_are_refused(rng):
+    grain = granularity.units(LAYERS)
+    with pytest.raises(ValueError, match="`granule_masks` must be bool, got float32 at"):
+        grain.expand(grain.pool(scores_of(rng)), scores_of(rng))

@@ -300,7 +300,7 @@ def test_saturation_is_over_distinct_datasets_that_occur():
     repeated = np.concatenate([every_label(2)] * 2)
     found = information.exact(lambda data, *, key: data > 0, repeated, key=KEY)
     assert found.saturated
-    assert "over 4 distinct of 8 datasets (of a sample: " in repr(found)
+    assert "over 4 distinct of 8 datasets, taken as all there are; " in repr(found)
     same = information.exact(lambda data, *, key: data > 0, np.ones((3, 2)), key=KEY)
     assert same.saturated is False  # H(D) is 0: there is nothing to copy
     assert "1 distinct of 3 datasets" in repr(same)
@@ -382,7 +382,7 @@ def test_every_level_of_a_trajectory_gets_its_own_numbers():
                                                             np.log2(1 + 6)])  # fmt: skip
     assert result.outcomes.shape == result.kept.shape == (16, 2)
     np.testing.assert_array_equal(result.saturated, [True, False])
-    assert repr(result).startswith("Exact(1 to 4 bits for 2 levels over 16 datasets ")
+    assert repr(result).startswith("Exact(1 to 4 bits for 2 levels over 16 datasets, ")
     assert "log2 sum_k C(n,k) = " in repr(result)
     assert "SATURATED in 1 of 2" in repr(result)
     assert result.dataset_entropy_bits == 4.0
@@ -581,7 +581,7 @@ def test_datasets_may_hold_keys_and_integers():
          "`weights` must have one entry per case, 4, got 2"),
         (keep_the_largest, np.ones((2, 2)), {"weights": [0.5, 0.6]}, "`weights` must sum to 1"),
         (keep_the_largest, np.ones((2, 2)), {"weights": [1.5, -0.5]}, "must not be negative"),
-        (keep_the_largest, np.ones((2, 2)), {"block": 0}, "`block` must be at least 1, got 0"),
+        (keep_the_largest, np.ones((2, 2)), {"block": 0}, "`block` must be a whole number"),
         (lambda data, *, key: {"w": data}, np.ones((2, 2), np.float32), {},
          "`algorithm` must return bool masks, got float32 at 'w'"),
         (lambda data, *, key: {"w": None}, np.ones((2, 2)), {}, "at least one weight, got none"),
@@ -598,3 +598,17 @@ def test_bad_input_is_refused(algorithm, datasets, options, message):
 def test_a_seed_in_place_of_a_key_is_refused():
     with pytest.raises(ValueError, match=r"`key` must be a key of JAX, got 0\. Make one"):
         information.exact(keep_the_largest, np.ones((2, 2)), key=0)
+
+
+@pytest.mark.parametrize("values", [[[1], [2, 3]], "ab", [1, "a"], np.ma.masked_array([1], [1])])
+@pytest.mark.parametrize("estimate", [information.plug_in, information.entropy])
+def test_what_is_no_vector_of_numbers_is_refused(estimate, values, unchecked):
+    with pytest.raises(ValueError, match=r"`(counts|probabilities)` must be"):
+        estimate(values)
+
+
+def test_a_key_of_the_old_kind_is_one_key(unchecked):
+    result = information.exact(
+        keep_the_largest, np.eye(2, dtype=np.float32), key=jax.random.PRNGKey(0)
+    )
+    assert result.keys == 1

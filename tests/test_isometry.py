@@ -265,3 +265,9 @@ def test_options_and_weights_out_of_range_are_refused():
         isometry.orthogonalize(good, {"a": {"kernel": jnp.ones((3, 2))}})
     with pytest.raises(ValueError, match=r"two or more dimensions, got \(2,\) at 'bias'"):
         isometry.orthogonalize({"bias": jnp.ones(2)}, where=trees.everything)
+
+
+@pytest.mark.parametrize("gain", [1j, "1", [1.0], None, True])
+def test_a_gain_that_is_no_number_is_refused(gain, unchecked):
+    with pytest.raises(ValueError, match="`gain` must be positive and finite, got"):
+        isometry.orthogonalize({"w": jnp.eye(2)}, gain=gain)

@@ -444,3 +444,37 @@ def test_a_density_beyond_what_is_alive_is_refused():
     alive = {"w": np.array([True, False, False, False])}
     with pytest.raises(ValueError, match=r"`density` 0\.5 of 4 weights must be .* to 1, .* got 2"):
         masks.top({"w": np.ones(4, np.float32)}, density=0.5, masks=alive)
+
+
+@pytest.mark.parametrize("key", [0, None, [3], jnp.zeros(2), jax.random.split(jax.random.key(0))])
+def test_a_seed_or_several_keys_in_place_of_a_key_are_refused(key, unchecked):
+    with pytest.raises(ValueError, match=r"`key` must be a (single key|key of JAX), got"):
+        masks.shuffle({"w": jnp.array([True, False])}, key=key)
+
+
+def test_keys_of_the_old_kind_shuffle_too(unchecked):
+    kept = masks.shuffle({"w": jnp.array([True, False])}, key=jax.random.PRNGKey(0))
+    assert masks.count(kept) == 1
+
+
+def test_the_size_of_what_is_no_mask_is_refused_and_the_density_of_nothing_is_0(unchecked):
+    with pytest.raises(ValueError, match="`masks` must be bool, got float at ''"):
+        masks.size(0.5)
+    assert masks.density({"w": None}) == 0
+    assert masks.by_layer({"w": np.ones((0, 2), bool)})["w"].density == 0
+
+
+def test_apply_keeps_every_dtype():
+    kept = {"w": jnp.array([True, False])}
+    for dtype in (bool, jnp.int8, jnp.bfloat16):
+        assert masks.apply({"w": jnp.ones(2, dtype), "b": None}, kept)["w"].dtype == dtype
+
+
+def test_a_rule_that_gives_no_masks_is_refused():
+    with pytest.raises(ValueError, match=r"`rule\(masks, others\)` must be bool, got float"):
+        masks.combine({"w": np.ones(2, bool)}, {"w": np.ones(2, bool)}, rule=lambda a, b: 0.5)
+
+
+def test_packing_nothing_is_refused():
+    with pytest.raises(ValueError, match="`tree` must have at least one leaf, got none"):
+        masks.pack({})

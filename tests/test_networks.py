@@ -394,7 +394,10 @@ def test_the_modules_work_inside_a_larger_linen_model(getkey):
         (lambda: networks.mlp((300.5, 3), inputs=3), r"`widths` must be .* got \(300\.5, 3\)"),
         (lambda: networks.mlp(("a",), inputs=3), r"`widths` must be .* got \('a',\)"),
         (lambda: networks.mlp((True, 3), inputs=3), r"`widths` must be .* got \(True, 3\)"),
-        (lambda: networks.mlp((3,), inputs=0), "`inputs` must be at least 1, got 0"),
+        (
+            lambda: networks.mlp((3,), inputs=0),
+            "`inputs` must be a whole number of at least 1, got 0",
+        ),
         (
             lambda: networks.mlp((3,), inputs=3, activation="gelu"),
             "`activation` must be one of 'linear', 'relu', 'tanh', got 'gelu'",
@@ -403,7 +406,10 @@ def test_the_modules_work_inside_a_larger_linen_model(getkey):
             lambda: networks.mlp((3,), inputs=3, initialization="kaiming"),
             "`initialization` must be one of 'he', 'lecun', 'torch', got 'kaiming'",
         ),
-        (lambda: networks.lenet5(classes=0), "`classes` must be at least 1, got 0"),
+        (
+            lambda: networks.lenet5(classes=0),
+            "`classes` must be a whole number of at least 1, got 0",
+        ),
         (lambda: networks.lenet5(activation="x"), "`activation` must be one of"),
         (lambda: networks.lenet5(initialization="x"), "`initialization` must be one of"),
         (
@@ -419,7 +425,7 @@ def test_the_modules_work_inside_a_larger_linen_model(getkey):
         (lambda: networks.vgg(16, input_shape=(32, 0, 3)), r"must be \(height, width, channels\)"),
         (lambda: networks.vit(heads=5), "`heads` must divide `dim` = 192, got 5"),
         (lambda: networks.vit(patch=5), "`patch` must divide .* got 5"),
-        (lambda: networks.vit(depth=0), "`depth` must be at least 1, got 0"),
+        (lambda: networks.vit(depth=0), "`depth` must be a whole number of at least 1, got 0"),
     ],
 )
 def test_wrong_options_are_refused_with_the_choices(make, message):
@@ -442,7 +448,54 @@ def test_a_module_built_by_hand_checks_its_names(getkey):
         networks.Dense(2, initialization="x").init(getkey(), jnp.zeros((1, 3)))
     with pytest.raises(ValueError, match="`implementation` must be one of"):
         networks.Conv(2, implementation="x").init(getkey(), jnp.zeros((1, 5, 5, 1)))
-    with pytest.raises(ValueError, match="`padding` must be 'SAME', 'VALID' or numbers, got 'x'"):
+    with pytest.raises(
+        ValueError, match=r"`padding` must be 'SAME', 'VALID' or numbers, .* got 'x'"
+    ):
         networks.Conv(2, padding="x").init(getkey(), jnp.zeros((1, 5, 5, 1)))
     with pytest.raises(ValueError, match="`groups` must divide the 3 input channels and the 2"):
         networks.Conv(2, groups=2).init(getkey(), jnp.zeros((1, 5, 5, 3)))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: networks.mlp(3, inputs=4),
+            "`widths` must be one or more positive integers, got 3",
+        ),
+        (lambda: networks.vgg(16, input_shape=3), "`input_shape` must be .*, got 3"),
+        (lambda: networks.vgg(16, width="1"), "`width` must be a positive number, got '1'"),
+        (lambda: networks.resnet(6 * 2**40 + 2), "`depth` must be 6 n \\+ 2"),
+        (lambda: networks.vit(depth=2**40), "`depth` must be a whole number of at most 10,000"),
+        (lambda: networks.mlp((3,), inputs=4).init(0), "`key` must be a key of JAX, got 0"),
+        (
+            lambda: networks.mlp((3,), inputs=4).apply({}, "x"),
+            "`inputs` must be an array of numbers",
+        ),
+    ],
+)
+def test_options_of_another_type_are_refused(make, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strides": (0, 1)}, "`strides` must be two whole numbers of at least 1, got"),
+        ({"strides": 2}, "`strides` must be two whole numbers"),
+        ({"padding": -1}, "`padding` must be 'SAME', 'VALID' or numbers"),
+        ({"padding": [(1, 0)]}, "`padding` must be"),
+        ({"groups": 2}, "`kernel` must have 1 input channels"),
+        ({"groups": 1.5}, "`groups` must be a whole number"),
+        ({"inputs": jnp.ones((5, 5, 2))}, "`inputs` must have four dimensions"),
+        ({"kernel": "kernel"}, "`kernel` must be an array of numbers"),
+        ({"kernel": jnp.ones((9, 9, 2, 4))}, "`kernel` must fit into the images"),
+        ({"kernel": jnp.ones((0, 3, 2, 4))}, "`kernel` must fit into the images"),
+    ],
+)
+@pytest.mark.parametrize("implementation", ["xla", "patches"])
+def test_convolutions_that_do_not_fit_are_refused(implementation, options, message, unchecked):
+    given = {"inputs": jnp.ones((2, 5, 5, 2)), "kernel": jnp.ones((3, 3, 2, 4)), **options}
+    with pytest.raises(ValueError, match=message):
+        networks.convolve(**given, implementation=implementation)

@@ -144,7 +144,7 @@ def test_one_compilation_serves_all_counts_and_networks(rng, getkey):
     ("options", "match"),
     [
         ({"density": 1.3}, r"`density` must be in \[0, 1\], got 1.3"),
-        ({"density": 0.1, "rounds": 0}, "`rounds` must be at least 1, got 0"),
+        ({"density": 0.1, "rounds": 0}, "`rounds` must be a whole number of at least 1, got 0"),
         ({"density": 0.1, "scope": "all"}, "`scope` must be one of 'global', 'layer', got 'all'"),
         ({"density": [0.1, 7]}, r"`density` must be in \[0, 1\], got 7"),
         ({"density": [0.1], "distribution": densities.erk}, "must be one number with a"),
@@ -320,3 +320,19 @@ def test_rounds_on_scores_that_are_not_finite_raise_outside_a_trace(rng, getkey)
     prune = pruning.pruner(criteria.magnitude(), density=0.1, rounds=3)
     with pytest.raises(ValueError, match="scores of round 1 of 3 have NaN"):
         prune(params, None, key=getkey())
+
+
+def test_series_and_levels_without_an_entry_are_refused(unchecked):
+    with pytest.raises(ValueError, match="`densities` must be in \\[0, 1\\], got nan"):
+        pruning.level_counts(10, np.nan)
+    with pytest.raises(ValueError, match="`counts` must have one entry per level, got \\[\\]"):
+        pruning.levels(pruning.pruner(criteria.magnitude()), [])
+
+
+def test_scores_of_another_tree_are_refused(getkey, unchecked):
+    def elsewhere(params, batch, *, masks=None, key):
+        return {"v": jnp.ones((2, 2))}
+
+    prune = pruning.pruner(elsewhere, density=0.5)
+    with pytest.raises(ValueError, match="`scores` has a leaf at 'v' that `params` lacks"):
+        prune({"w": jnp.ones((2, 2))}, None, key=getkey())

@@ -622,3 +622,13 @@ def test_a_run_that_was_refused_before_any_result_does_not_hold_its_folder(opene
     with pytest.raises(records.RunError, match="set it aside with --rerun"), opened():
         pass
     assert json.loads((run.directory / "config.json").read_text())["config"]["rate"] == 0.3
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path, unchecked):
+    with pytest.raises(ValueError, match=r"`name` must be made of letters, .* got nan"):
+        records.Store(tmp_path, {}).get(float("nan"))
+
+
+def test_an_array_in_the_context_is_refused_in_one_line(tmp_path):
+    with pytest.raises(ValueError, match=r"`context` must hold plain .* at 'a'\.$"):
+        records.Store(tmp_path, {"a": np.eye(3)})

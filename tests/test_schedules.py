@@ -47,7 +47,7 @@ def test_one_shot_waits_for_its_last_step():
     [
         ({"density": 1.3, "steps": 2}, r"`density` must be in \[0, 1\], got 1.3"),
         ({"density": "0.5", "steps": 2}, r"`density` must be in \[0, 1\], got '0.5'"),
-        ({"density": 0.5, "steps": 0}, "`steps` must be at least 1, got 0"),
+        ({"density": 0.5, "steps": 0}, "`steps` must be a whole number of at least 1, got 0"),
         ({"density": 0.5, "steps": 2, "initial": 0.3}, "at least `density`, got 0.3"),
     ],
 )

@@ -94,3 +94,21 @@ def test_the_command_of_a_page_runs_the_same_settings(name):
     assert words == [f"--config=experiments/{name}/config.py", "--config.seed=5"]
     parsed = launch.parse(["launch", *words]).config
     assert settings.read(module.Settings, parsed) == asked
+
+
+@pytest.mark.parametrize("length", [3, None, "9" * 5000 + "ep", "²ep"])
+def test_a_length_that_does_not_read_like_one_is_refused(length, unchecked):
+    with pytest.raises(ValueError, match="must read like '10ep' or '500it', got"):
+        settings.parse_length(length)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (["batch_size"], "`config` must be a ConfigDict or a dict, got"),
+        ({"learning_rate": 2**2000}, "`learning_rate` must be finite, got 1148130"),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_refused(config, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        settings.read(settings.Training, config)

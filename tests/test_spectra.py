@@ -284,7 +284,7 @@ def test_options_and_inputs_out_of_range_are_refused():
         spectra.jacobian(linear, params, inputs, mode="sideways")
     with pytest.raises(ValueError, match="`method` must be one of 'gram', 'svd', got 'lanczos'"):
         spectra.singular_values(linear, params, inputs, method="lanczos")
-    with pytest.raises(ValueError, match="`block` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`block` must be a whole number of at least 1, got 0"):
         spectra.jacobian(linear, params, inputs, block=0)
     with pytest.raises(
         ValueError, match="`inputs` must be floating to differentiate by, got uint8"
@@ -316,3 +316,23 @@ def test_a_summary_of_nothing_or_of_no_singular_values_is_refused():
     for bad in (np.nan, -1.0):
         with pytest.raises(ValueError, match="must be finite and not negative"):
             spectra.summarize(np.array([1.0, bad]))
+
+
+@pytest.mark.parametrize("values", ["abc", [1, "a"], [[1], [2, 3]], None, 3])
+def test_a_summary_of_what_is_no_vector_is_refused(values, unchecked):
+    with pytest.raises(ValueError, match="`values` must"):
+        spectra.summarize(values)
+
+
+def test_outputs_that_cannot_be_differentiated_are_refused(unchecked):
+    with pytest.raises(ValueError, match="`apply` must return floating outputs, got bool"):
+        spectra.jacobian(lambda params, inputs: inputs > 0, None, jnp.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"`apply` must be a function .*, got a dict"):
+        spectra.jacobian({}, None, jnp.ones((2, 3)))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_input_that_is_not_finite_is_refused_where_its_slope_is_0(bad):
+    inputs = jnp.array([[1.0, 2.0], [bad, 1.0]])
+    with pytest.raises(ValueError, match=r"Jacobian of example 1 .* \(1 of 2 examples do\)"):
+        spectra.jacobian(lambda params, x: jax.nn.relu(-jnp.abs(x)), None, inputs)

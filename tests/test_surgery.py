@@ -294,3 +294,10 @@ def test_what_cannot_be_removed_is_refused_by_name(rng):
     conv = {"a": {"kernel": jnp.ones((3, 3, 1, 2))}, "b": {"kernel": jnp.ones((8, 2))}}
     with pytest.raises(ValueError, match=r"dense kernels \[in, out\] only, got .* at 'a/kernel'"):
         surgery.remove(conv, trees.full_masks(conv), ("a/kernel", "b/kernel"))
+
+
+@pytest.mark.parametrize("measure", [surgery.live, surgery.connected, surgery.effective_density])
+def test_scores_in_place_of_masks_are_refused(measure):
+    scores = {"a": {"kernel": jnp.ones((2, 3))}, "b": {"kernel": jnp.ones((3, 2))}}
+    with pytest.raises(ValueError, match="`masks` must be bool, got float32 at 'a/kernel'"):
+        measure(scores, ("a/kernel", "b/kernel"))

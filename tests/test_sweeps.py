@@ -232,13 +232,13 @@ def test_progress_counts_cases_and_failures():
         ({}, None, "`cases` must have at least one array, got none"),
         ({"x": np.zeros((0, 2))}, None, r"at least one case, got shape \(0, 2\) at 'x'"),
         ({"k": jax.random.key(0)}, None, r"leading axis .*, got shape \(\) at 'k'.* split a key"),
-        ({"x": np.array(["a", "b"])}, None, "must hold numbers and keys, got <U1 at 'x'"),
+        ({"x": np.array(["a", "b"])}, None, "has an array of dtype <U1 at 'x'"),
         (
             {"a": np.zeros(3), "b": np.zeros(4)},
             None,
             "got 4 cases at 'b' and 3 at 'a'",
         ),
-        (CASES, 0, "`block` must be at least 1, got 0"),
+        (CASES, 0, "`block` must be a whole number of at least 1, got 0"),
     ],
 )
 def test_bad_cases_are_refused(cases, block, match):
@@ -425,9 +425,9 @@ def test_the_finite_values_are_those_of_the_other_cases():
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"chunk": 0, "block": 2}, "`chunk` must be at least 1, got 0"),
-        ({"chunk": -1}, "`chunk` must be at least 1, got -1"),
-        ({"block": True}, "`block` must be a whole number, got True"),
+        ({"chunk": 0, "block": 2}, "`chunk` must be a whole number of at least 1, got 0"),
+        ({"chunk": -1}, "`chunk` must be a whole number of at least 1, got -1"),
+        ({"block": True}, "`block` must be a whole number of at least 1, got True"),
         (
             {"mesh": jax.sharding.Mesh(np.array(jax.devices()), ("batch",))},
             r"`mesh` must have an axis 'runs', got axes \['batch'\]",
@@ -442,9 +442,9 @@ def test_bad_options_are_refused(options, match):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"batching": "map"}, r"`batching` must be one of \['lanes', 'vmap'\], got 'map'"),
-        ({"block": 2.5}, "`block` must be a whole number, got 2.5"),
-        ({"chunk": "4"}, "`chunk` must be a whole number, got '4'"),
+        ({"batching": "map"}, r"`batching` must be one of 'vmap', 'lanes', got 'map'"),
+        ({"block": 2.5}, "`block` must be a whole number of at least 1, got 2.5"),
+        ({"chunk": "4"}, "`chunk` must be a whole number of at least 1, got '4'"),
         ({"mesh": [1]}, "`mesh` must be a jax.sharding.Mesh, got list"),
         ({"store": "runs"}, "`store` must have `get` and `put`, as `records.Store` has, got str"),
     ],
@@ -523,3 +523,30 @@ def test_progress_reads_as_a_line_where_there_is_no_terminal(capsys, monkeypatch
         "squares: 4 of 7 cases",
         "squares: 7 of 7 cases",
     ]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: sweeps.run(3, CASES), "`function` must be a function"),
+        (lambda: sweeps.run(lambda: 3, CASES), "`function` must take \\(case\\), got"),
+        (lambda: sweeps.run(square, CASES, shared="x"), "`function` must take \\(case, shared\\)"),
+        (
+            lambda: sweeps.run(lambda case, shared: case, CASES, shared="x"),
+            "`shared` must be an array",
+        ),
+        (
+            lambda: sweeps.run(square, {"x": np.ma.masked_array([1.0, 2.0], [0, 1])}),
+            "a masked array",
+        ),
+        (lambda: sweeps.vmap_lanes(0), "`function` must be a function"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused_by_name(call, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_block_of_a_small_integer_type_does_not_wrap(unchecked):
+    swept = sweeps.run(square, {"x": np.arange(300.0, dtype=np.float32)}, block=np.uint8(200))
+    np.testing.assert_allclose(swept.values["value"], np.arange(300.0) ** 2)

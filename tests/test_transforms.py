@@ -306,7 +306,7 @@ def test_masks_that_do_not_match_are_refused_by_the_name_of_the_leaf(rng):
 
 @pytest.mark.usefixtures("unchecked")
 def test_masks_in_place_of_a_transformation_are_refused():
-    with pytest.raises(ValueError, match=r"`tx` must be an optax .*got a dict\. It comes first"):
+    with pytest.raises(ValueError, match=r"`tx` must be an optax .*got a dict\. Make one"):
         transforms.keep({"w": jnp.ones(2, bool)}, optax.sgd(0.1))
 
 

@@ -131,3 +131,20 @@ def test_largest_remainder_gives_to_the_earlier_of_equals():
 def test_largest_remainder_refuses_quotas_that_do_not_sum_to_the_total():
     with pytest.raises(ValueError, match=r"must sum to `total` = 9, got 2\.0"):
         trees.largest_remainder([1, 1], 9)
+
+
+@pytest.mark.parametrize("kind", [object, str])
+def test_arrays_of_objects_and_text_are_refused_by_name(kind):
+    with pytest.raises(ValueError, match=r"`params` has an array of dtype .* at 'w'. Convert it"):
+        trees.by_path({"w": np.array(["1", "2"], kind)}, "params")
+
+
+@pytest.mark.parametrize("value", ["text", [[1], [2, 3]], None, {}, jax.random.key(0), print])
+def test_what_is_no_array_of_numbers_is_refused(value):
+    with pytest.raises(ValueError, match="`inputs` must be an array of numbers, got"):
+        trees.numbers(value, "inputs")
+
+
+def test_masked_arrays_are_no_arrays_of_numbers():
+    with pytest.raises(ValueError, match="got a masked array, whose mask would be lost"):
+        trees.numbers(np.ma.masked_array([1, 2], [0, 1]), "inputs")

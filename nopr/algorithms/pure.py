@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Key
 
 from nopr import finetune, pruning
 from nopr import masks as masks_
-from nopr.finetune.fitted import are_finite
+from nopr.finetune.fitted import all_finite
 from nopr.typing import (
     Algorithm,
     Batch,
@@ -226,6 +226,7 @@ def keep_all(
 ) -> Masks:
     """The masks of level 0, which keep every weight that the pruner can prune."""
     like = jax.eval_shape(lambda: pruner(params, batch, count=count, key=key))
+    masks_.check_bool(like)
     return jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), like)
 
 
@@ -264,7 +265,7 @@ def _train(
     found: Any = train(params, masks, data, key=key)
     expected = jax.tree.structure(params)
     if jax.tree.structure(found) == expected:
-        return _Trained(found, masks, jnp.stack(are_finite(found)).all())
+        return _Trained(found, masks, all_finite(found))
     if isinstance(found, Trained) and jax.tree.structure(found.params) == expected:
         return _Trained(found.params, found.masks, found.finite)
     raise ValueError(

@@ -16,9 +16,18 @@ from nopr import masks as masks_
 from nopr.algorithms.pure import ScoringBatch, falling_counts, keep_all, whole
 from nopr.convolutions import Implementation
 from nopr.finetune import loop, resuming
-from nopr.finetune.batches import whole_number
 from nopr.finetune.fitted import Carry, Fitted, History
-from nopr.typing import Batch, Masks, Params, Progress, Pruner, Status, StepLoss
+from nopr.typing import (
+    Batch,
+    Masks,
+    Params,
+    Progress,
+    Pruner,
+    Status,
+    StepLoss,
+    check_key,
+    whole_number,
+)
 
 
 class Iterated(NamedTuple):
@@ -132,6 +141,7 @@ def resume_imp(
             f"`rewind_epoch` must be less than the {plan.epochs} epochs, got {rewind_epoch}. "
             "Rewind to an earlier epoch, or train longer."
         )
+    check_key(key)
     train_key, prune_key, _ = jax.random.split(key, 3)
     dense = keep_all(pruner, params, batch(data), count=kept_counts[0], key=prune_key)
     start = finetune.start(params, dense, tx=tx, state=state, key=train_key)

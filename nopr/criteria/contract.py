@@ -11,7 +11,7 @@ from jaxtyping import Array, Key
 
 from nopr import trees
 from nopr.criteria.shared import check
-from nopr.typing import Batch, Criterion, Params
+from nopr.typing import Batch, Criterion, Params, check_key
 
 
 def check_contract(
@@ -47,6 +47,7 @@ def check_contract(
       Apply the masks before anything else: `masks.apply(params, masks)`.
     """
     check(criterion)
+    check_key(key)
     alone = jax.jit(lambda params: criterion(params, batch, key=key))(params)
     trees.check_matches(alone, params, name="scores")
     for path, leaf in trees.by_path(alone, "scores").items():

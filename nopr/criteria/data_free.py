@@ -8,9 +8,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from nopr import precision, trees
+from nopr import budgets, precision, trees
+from nopr import masks as masks_
 from nopr.criteria.shared import from_weights, living
-from nopr.typing import Apply, Batch, Criterion, Masks, Params, Scores, Where
+from nopr.typing import (
+    Apply,
+    Batch,
+    Criterion,
+    Masks,
+    Params,
+    Scores,
+    Where,
+    check_apply,
+    check_key,
+    shown,
+)
 
 
 def random(*, where: Where = trees.is_prunable) -> Criterion:
@@ -24,6 +36,7 @@ def random(*, where: Where = trees.is_prunable) -> Criterion:
         params: Params, batch: Batch, *, masks: Masks | None = None, key: Key[Array, ""]
     ) -> Scores:
         del batch
+        check_key(key)
         leaves, treedef = jax.tree.flatten(living(params, masks, where))
         keys = jax.random.split(key, len(leaves))
         noise = [jax.random.uniform(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
@@ -63,11 +76,17 @@ def synflow(
 
     Source: Tanaka et al. 2020, arXiv:2006.05467.
     """
+    check_apply(apply)
+    must = "`input_shape` must be a tuple of whole numbers"
+    if budgets.whole(input_shape, must=must).ndim != 1:
+        raise ValueError(f"{must}, got {shown(input_shape)}.")
 
     def score(
         params: Params, batch: Batch, *, masks: Masks | None = None, key: Any = None
     ) -> Scores:
         del batch, key
+        if masks is not None:
+            masks_.check_bool(masks)
         return precision.in_double(flow_scores, params, masks)
 
     def flow_scores(params: Params, masks: Masks | None) -> Scores:
@@ -77,7 +96,7 @@ def synflow(
 
         def flow(weights: Params) -> Array:
             replaced = trees.overlay(lambda _, new: new, positive, weights)
-            return jnp.sum(apply(replaced, ones))
+            return jnp.sum(trees.numbers(apply(replaced, ones), "apply(params, inputs)"))
 
         total, gradient = jax.value_and_grad(flow)(weights)
         scale = jnp.where(total == 0, jnp.ones_like(total), total)

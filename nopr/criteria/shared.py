@@ -20,6 +20,7 @@ from nopr.typing import (
     Scores,
     Where,
     check_form,
+    check_loss_value,
     function_name,
     takes,
 )
@@ -128,13 +129,7 @@ def gradient(loss: Loss, params: Params, batch: Batch, stacked: bool) -> Callabl
     """
 
     def value(weights: Params, batch: Batch) -> Array:
-        found = loss(trees.overlay(lambda _, new: new, params, weights), batch)
-        if jnp.shape(found) != ():
-            raise ValueError(
-                f"`loss` must return a scalar, got shape {jnp.shape(found)}. Make a loss from a "
-                "network's `apply`: `finetune.cross_entropy(apply)`."
-            )
-        return found
+        return check_loss_value(loss(trees.overlay(lambda _, new: new, params, weights), batch))
 
     def one(weights: Params, batch: Batch) -> Params:
         return jax.grad(value)(weights, batch)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32, UInt8
 
 from nopr import trees
+from nopr.typing import is_real, shown, whole_number
 
 Pixels: TypeAlias = UInt8[np.ndarray, "n height width channels"]
 Labels: TypeAlias = Int32[np.ndarray, " n"]
@@ -84,11 +85,13 @@ def held_count(examples: int, validation: int | float) -> int:
     Raises:
       ValueError: If `validation` is negative or leaves nothing to train on.
     """
-    count = validation if isinstance(validation, int) else round(validation * examples)
-    if not 0 <= count < examples or validation < 0:
+    good = is_real(validation) and validation >= 0
+    whole = isinstance(validation, int | np.integer)
+    count = int(validation if whole else round(validation * examples)) if good else -1
+    if not 0 <= count < examples:
         raise ValueError(
             f"`validation` must be a count in [0, {examples}) or a fraction in [0, 1) that leaves "
-            f"something to train on, got {validation!r}."
+            f"something to train on, got {shown(validation)}."
         )
     return count
 
@@ -105,8 +108,7 @@ def holdout(labels: Labels, count: int, *, seed: int) -> Bool[np.ndarray, " n"]:
     Raises:
       ValueError: If `seed` is negative.
     """
-    if seed < 0:
-        raise ValueError(f"`seed` must be a whole number from 0 up, got {seed}.")
+    seed = whole_number("seed", seed, least=0)
     sizes = np.bincount(labels)
     quotas = [Fraction(size * count, len(labels)) for size in sizes.tolist()]
     wanted = trees.largest_remainder(quotas, count)
@@ -143,8 +145,7 @@ def pad_sides(
     Raises:
       ValueError: If `pad` is negative.
     """
-    if pad < 0:
-        raise ValueError(f"`pad` must be a number of pixels from 0 up, got {pad}.")
+    pad = whole_number("pad", pad, least=0)
     return np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from nopr.data import archives, digits
 from nopr.data.arrays import Images, Raw, finish
 from nopr.data.catalogue import ARCHIVES
+from nopr.typing import shown
 
 NAMES: tuple[str, ...] = tuple(sorted(("digits", *ARCHIVES)))
 """The image sets that `load` reads without TensorFlow."""
@@ -73,6 +74,8 @@ def load(
 
 
 def _raw(name: str, data_dir: Path, manual_dir: Path | None) -> Raw:
+    if not isinstance(name, str):
+        raise ValueError(f"`name` must be one of {', '.join(NAMES)}, got {shown(name)}.")
     if name == "digits":
         _check_installed(name, "sklearn", "scikit-learn")
         return digits.read()

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Float64, Int, Key
 
+from nopr.typing import check_key, shown, whole_number
+
 LAWS = ("distinct", "label_per_draw", "label_per_point")
 """How points and labels are drawn; see `cube`."""
 
@@ -24,6 +26,7 @@ Symbols: TypeAlias = Int[np.ndarray, "n points"]
 """Labeled points as numbers, twice the corner plus the label; ascending in each row."""
 
 _MOST = 2**22
+_MOST_DIMENSIONS = 29  # symbols are int32
 
 
 class Enumeration(NamedTuple):
@@ -67,13 +70,12 @@ def cube(*, dimension: int = 3, points: int = 6, law: str = "distinct") -> Enume
 
     Source: "No Free Prune", arXiv:2402.01089, Appendix C.2, where the law is left open.
     """
-    _check(dimension, points, law)
+    dimension, points = _checked(dimension, points, law)
     corners = 2**dimension
-    total = _total(corners, points, law)
-    if total > _MOST:
+    if _total(corners, points, law) > _MOST:
         raise ValueError(
-            f"The law {law!r} has {total} datasets of {points} points in {dimension} dimensions, "
-            f"more than the {_MOST} that can be enumerated. Draw some with `sample_cube`."
+            f"The law {law!r} has more datasets of {points} points in {dimension} dimensions than "
+            f"the {_MOST} that can be enumerated. Draw some with `sample_cube`."
         )
     symbols = _distinct(corners, points) if law == "distinct" else _multisets(corners, points)
     if law == "label_per_point":
@@ -101,8 +103,9 @@ def sample_cube(
     Raises:
       ValueError: If there is no such dataset.
     """
-    _check(dimension, points, law)
-
+    dimension, points = _checked(dimension, points, law)
+    count = whole_number("count", count)
+    check_key(key)
     corners = 2**dimension
 
     def draw(key: Key[Array, ""]) -> Int[Array, " points"]:
@@ -118,21 +121,23 @@ def sample_cube(
     return _decode(jax.vmap(draw)(jax.random.split(key, count)), dimension, jnp)
 
 
-def _check(dimension: int, points: int, law: str) -> None:
+def _checked(dimension: int, points: int, law: str) -> tuple[int, int]:
     if law not in LAWS:
-        raise ValueError(f"`law` must be one of {', '.join(LAWS)}, got {law!r}.")
-    for name, value in (("dimension", dimension), ("points", points)):
-        if value < 1:
-            raise ValueError(f"`{name}` must be a whole number from 1 up, got {value}.")
+        raise ValueError(f"`law` must be one of {', '.join(LAWS)}, got {shown(law)}.")
+    dimension = whole_number("dimension", dimension, most=_MOST_DIMENSIONS)
+    points = whole_number("points", points, most=_MOST)
     if law == "distinct" and points > 2**dimension:
         raise ValueError(
             f"`points` must be at most 2^{dimension} = {2**dimension} for the law 'distinct', got "
             f"{points}. Choose a law with repetition, or more dimensions."
         )
+    return dimension, points
 
 
-def _total(corners: int, points: int, law: str) -> int:
-    """The number of datasets that the enumeration visits."""
+def _total(corners: int, points: int, law: str) -> float:
+    """The number of datasets that the enumeration visits; infinite if it is far too large."""
+    if min(points, corners) > math.log2(_MOST):  # each point at least doubles it
+        return math.inf
     if law == "distinct":
         return math.comb(corners, points) * 2**points
     return math.comb(2 * corners + points - 1, points)

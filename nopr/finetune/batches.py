@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ import optax
 from jaxtyping import Array, Int
 
 from nopr import trees
-from nopr.typing import Batch
+from nopr.typing import Batch, is_real, shown, whole_number
 
 
 def steps_per_epoch(examples: int, *, batch_size: int | None, remainder: bool = True) -> int:
@@ -48,26 +47,14 @@ def epoch_rates(rates: Mapping[int, float], *, steps_per_epoch: int) -> optax.Sc
         number.
     """
     steps_per_epoch = whole_number("steps_per_epoch", steps_per_epoch)
-    if 0 not in rates:
-        raise ValueError(f"`rates` must have a rate for epoch 0, got epochs {sorted(rates)}.")
+    if not isinstance(rates, Mapping) or 0 not in rates:
+        raise ValueError(f"`rates` must be a dict with a rate for epoch 0, got {shown(rates)}.")
     epochs = sorted(whole_number("rates", epoch, least=0) for epoch in rates)
+    for epoch in epochs:
+        if not is_real(rates[epoch]):
+            raise ValueError(f"`rates` must hold numbers, got {shown(rates[epoch])} at {epoch}.")
     constants = [optax.constant_schedule(rates[epoch]) for epoch in epochs]
     return optax.join_schedules(constants, [epoch * steps_per_epoch for epoch in epochs[1:]])
-
-
-def whole_number(name: str, value: Any, *, least: int = 1) -> int:
-    """The value of an option that is a count, as a Python int.
-
-    Raises:
-      ValueError: If it is not a whole number of at least `least`.
-    """
-    try:
-        whole = least - 1 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        whole = least - 1
-    if whole < least:
-        raise ValueError(f"`{name}` must be a whole number of at least {least}, got {value!r}.")
-    return whole
 
 
 def examples_in(data: Batch) -> int:
@@ -94,4 +81,4 @@ def take(data: Batch, rows: Int[Array, " batch"]) -> Batch:
 
 
 def _named(data: Batch) -> list[tuple[str, Any]]:
-    return list(zip(trees.paths(data), jax.tree.leaves(data), strict=True))
+    return list(trees.by_path(data, "data").items())

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from nopr.typing import Masks, Params
+from nopr.typing import Masks, Params, shown
 
 REMEDY = "Lower the learning rate or check the data."
 
@@ -105,6 +105,8 @@ def raise_if_not_finite(fitted: Any, *, runs: str = "runs", remedy: str = REMEDY
       FloatingPointError: If it did; the message has the epoch of a single run, or the indices of
         the runs that failed.
     """
+    if not hasattr(fitted, "finite"):
+        raise ValueError(f"`fitted` must be a record with `finite`, got {shown(fitted)}.")
     finite = np.asarray(fitted.finite)
     if finite.all():
         return
@@ -123,6 +125,12 @@ def are_finite(tree: PyTree) -> list[Bool[Array, ""]]:
     """Whether each floating or complex array is finite throughout."""
     leaves = (jnp.asarray(leaf) for leaf in jax.tree.leaves(tree))
     return [jnp.isfinite(leaf).all() for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+
+
+def all_finite(tree: PyTree) -> Bool[Array, ""]:
+    """Whether every number of a tree is finite."""
+    flags = are_finite(tree)
+    return jnp.stack(flags).all() if flags else jnp.array(True)
 
 
 def stayed_finite(before: Params, after: Params) -> Bool[Array, ""]:

@@ -13,12 +13,23 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from nopr import masks as masks_
-from nopr import transforms
+from nopr import transforms, trees
+from nopr.budgets import MOST
 from nopr.convolutions import Implementation, computed, resolve
 from nopr.finetune import parallel
-from nopr.finetune.batches import examples_in, take, whole_number
+from nopr.finetune.batches import examples_in, take
 from nopr.finetune.fitted import Carry, Fitted, History, stayed_finite
-from nopr.typing import Batch, Masks, Params, StepLoss
+from nopr.typing import (
+    Batch,
+    Masks,
+    Params,
+    StepLoss,
+    check_form,
+    check_key,
+    check_loss_value,
+    shown,
+    whole_number,
+)
 
 Monitor = Callable[..., Mapping[str, Array]]
 """`monitor(params) -> {name: scalar}`, or `monitor(params, state)` if training has a state."""
@@ -53,7 +64,15 @@ def start(
     Raises:
       ValueError: If `masks` do not match `params`, or are given together with `read_masks`.
     """
+    check_key(key)
     params = masked(params, masks)
+    for path, leaf in trees.by_path(params, "params").items():
+        kind = getattr(leaf, "dtype", type(leaf))
+        if not jnp.issubdtype(kind, jnp.inexact):
+            raise ValueError(
+                f"`params` must be floating to be trained, got {kind} at {path!r}. Keep what is "
+                "not trained in `state`, or close over it."
+            )
     opt_state = transforms.keep(tx, masks).init(params)
     if read_masks is not None:
         if masks is not None:
@@ -118,6 +137,7 @@ def advance(
       ValueError: If an option is out of range, the leaves of `data` differ in length, `mesh` has no
         `batch` axis, or processes of the mesh give different arguments.
     """
+    check_carry(carry)
     plan = make_plan(
         data,
         step_loss=step_loss,
@@ -132,6 +152,22 @@ def advance(
         convolutions=convolutions,
     )
     return run(carry, data, plan)
+
+
+def check_carry(carry: Carry) -> None:
+    """Checks what training continues from.
+
+    Raises:
+      ValueError: If it is no carry, its key is no key, or its masks do not match its params.
+    """
+    if not isinstance(carry, Carry):
+        raise ValueError(
+            f"`carry` must be a Carry, got {shown(carry)}. Make one with `finetune.start`, or take "
+            "the `carry` of a record."
+        )
+    check_key(carry.key)
+    if carry.masks is not None:
+        masks_.check_bool(carry.masks)
 
 
 class Plan(NamedTuple):
@@ -167,10 +203,16 @@ def make_plan(
     best_by: str | None = None,
 ) -> Plan:
     """Checks the options against the data and collects them."""
+    form, remedy = "(params, state, batch, key)", "Make one of a loss: `finetune.stateless(loss)`."
+    check_form(step_loss, form, name="step_loss", remedy=remedy)
+    transforms.check(tx)
+    for name, function in (("monitor", monitor), ("read_masks", read_masks)):
+        if function is not None and not callable(function):
+            raise ValueError(f"`{name}` must be a function, got {shown(function)}.")
     examples = examples_in(data)
-    epochs = whole_number("epochs", epochs)
+    epochs = whole_number("epochs", epochs, most=MOST)
     if batch_size is not None:
-        batch_size = whole_number("batch_size", batch_size)
+        batch_size = whole_number("batch_size", batch_size, most=MOST)
         if batch_size > examples and not remainder:
             raise ValueError(
                 f"`batch_size` must be at most the {examples} examples without `remainder`, "
@@ -278,8 +320,10 @@ def _run_epoch(carry: Carry, data: Batch, plan: Plan) -> tuple[Carry, _Epoch]:
         order = jax.random.permutation(order_key, plan.examples)
         carry, loss, finite = _run_batches(carry, data, order, noise_key, plan)
     watched = (carry.params, carry.state) if plan.stateful else (carry.params,)
-    metrics = dict(plan.monitor(*watched)) if plan.monitor else {}
-    return carry._replace(epoch=carry.epoch + 1), _Epoch(loss, metrics, finite)
+    metrics = plan.monitor(*watched) if plan.monitor else {}
+    if not isinstance(metrics, Mapping):
+        raise ValueError(f"`monitor` must return {{name: scalar}}, got {shown(metrics)}.")
+    return carry._replace(epoch=carry.epoch + 1), _Epoch(loss, dict(metrics), finite)
 
 
 def _run_batches(
@@ -303,12 +347,25 @@ def _run_batches(
     return carry, mean, jnp.isfinite(losses).all()
 
 
+def _checked(step_loss: StepLoss) -> StepLoss:
+    """A `step_loss` whose results are checked."""
+
+    def checked(*args: Any) -> tuple[Array, PyTree]:
+        found = step_loss(*args)
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise ValueError(f"`step_loss` must return (loss, state), got {shown(found)}.")
+        return check_loss_value(found[0]), found[1]
+
+    return checked
+
+
 def _step(
     carry: Carry, batch: Batch, noise_key: Key[Array, ""], index: Int[Array, ""], plan: Plan
 ) -> tuple[Carry, Array]:
     key = jax.random.fold_in(noise_key, index)
-    step_loss = computed(plan.step_loss, plan.convolutions)
-    descent = jax.value_and_grad(step_loss, has_aux=True)
+    descent = jax.value_and_grad(
+        computed(_checked(plan.step_loss), plan.convolutions), has_aux=True
+    )
 
     def program(batch: Batch) -> Any:
         return descent(carry.params, carry.state, batch, key)

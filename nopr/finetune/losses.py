@@ -12,10 +12,21 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from nopr import trees
 from nopr.convolutions import Implementation, computed, resolve
 from nopr.finetune import parallel
-from nopr.finetune.batches import examples_in, take, whole_number
-from nopr.typing import Apply, Batch, Loss, Params, StepLoss
+from nopr.finetune.batches import examples_in, take
+from nopr.typing import (
+    Apply,
+    Batch,
+    Loss,
+    Params,
+    StepLoss,
+    check_apply,
+    is_real,
+    shown,
+    whole_number,
+)
 
 
 class Evaluation(NamedTuple):
@@ -47,12 +58,15 @@ def cross_entropy(apply: Apply, *, temperature: float = 1.0) -> Loss:
         or not among the classes. Traced labels cannot be refused: one outside the classes makes the
         loss and its gradient NaN.
     """
-    if not temperature > 0:
-        raise ValueError(f"`temperature` must be positive, got {temperature}.")
+    check_apply(apply)
+    if not is_real(temperature) or temperature <= 0:
+        raise ValueError(f"`temperature` must be a positive number, got {shown(temperature)}.")
 
     def loss(params: Params, batch: Batch) -> Float[Array, ""]:
-        inputs, labels = batch
-        return jnp.mean(_cross_entropies(apply(params, inputs) / temperature, labels))
+        inputs, labels = _pair(batch, "batch")
+        return jnp.mean(
+            _cross_entropies(_outputs(apply, params, inputs) / float(temperature), labels)
+        )
 
     return loss
 
@@ -69,10 +83,12 @@ def squared_error(apply: Apply) -> Loss:
     Raises:
       ValueError: From the loss, if predictions and targets differ in size.
     """
+    check_apply(apply)
 
     def loss(params: Params, batch: Batch) -> Float[Array, ""]:
-        inputs, targets = batch
-        outputs = jnp.asarray(apply(params, inputs))
+        inputs, targets = _pair(batch, "batch")
+        outputs = _outputs(apply, params, inputs)
+        targets = jnp.asarray(trees.numbers(targets, "batch"))
         if jnp.size(targets) != outputs.size or len(targets) != len(outputs):
             raise ValueError(
                 f"The targets must have the shape of the outputs, {outputs.shape}, "
@@ -124,7 +140,10 @@ def evaluate(
         example, the labels are not integers, `mesh` has no `batch` axis, or its processes give
         different arguments.
     """
+    check_apply(apply)
     batch_size = whole_number("batch_size", batch_size)
+    _pair(data, "data")
+    trees.by_path(params, "params")
     count = examples_in(data)
     mesh = parallel.over(mesh)
     chosen = resolve(convolutions, mesh=mesh)
@@ -153,7 +172,7 @@ def _evaluate(
     def sums(first: Int[Array, ""]) -> tuple[Array, Array]:
         rows = first + jnp.arange(batch_size)
         inputs, labels = parallel.split(take(data, rows), mesh)
-        logits = apply(params, inputs)
+        logits = _outputs(apply, params, inputs)
         losses = _cross_entropies(logits, labels)
         # The argmax of NaN is 0: a network that diverged would be right on the first class.
         right = (jnp.argmax(logits, axis=-1) == labels) & jnp.isfinite(losses)
@@ -164,14 +183,28 @@ def _evaluate(
     return parallel.whole((jnp.sum(right) / examples, jnp.sum(loss) / examples), mesh)
 
 
+def _outputs(apply: Apply, params: Params, inputs: Any) -> Array:
+    return jnp.asarray(trees.numbers(apply(params, inputs), "apply(params, inputs)"))
+
+
+def _pair(batch: Any, name: str) -> tuple[Any, Any]:
+    """The inputs and the labels or targets of a batch."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        found = f"{len(batch)} parts" if isinstance(batch, tuple | list) else type(batch).__name__
+        raise ValueError(f"`{name}` must be a pair (inputs, labels), got {found}.")
+    return batch[0], batch[1]
+
+
 def _cross_entropies(logits: Any, labels: Any) -> Float[Array, " batch"]:
-    given = labels
-    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+    given = trees.numbers(labels, "batch")
+    labels = jnp.asarray(given)
     if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != logits.shape[:-1]:
         raise ValueError(
             f"The labels must be integers of shape {logits.shape[:-1]}, "
             f"got {labels.dtype} of shape {labels.shape}."
         )
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ValueError(f"`apply` must return floating logits, got {logits.dtype}.")
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     last = logits.shape[-1] - 1
     known = (labels >= 0) & (labels <= min(last, jnp.iinfo(labels.dtype).max))

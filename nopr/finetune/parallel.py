@@ -20,6 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from nopr import jaxprs
+from nopr.typing import shown
 
 AXIS = "batch"
 """The axis of a mesh over which the examples of a batch are split."""
@@ -38,6 +39,8 @@ def over(mesh: Mesh | None) -> Mesh | None:
     """
     if mesh is None:
         return None
+    if not isinstance(mesh, Mesh):
+        raise ValueError(f"`mesh` must be a jax.sharding.Mesh, got {shown(mesh)}.")
     if AXIS not in mesh.axis_names:
         raise ValueError(f"`mesh` must have an axis {AXIS!r}, got axes {list(mesh.axis_names)}.")
     return Mesh(mesh.devices, mesh.axis_names)

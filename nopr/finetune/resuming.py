@@ -15,9 +15,8 @@ from jaxtyping import PyTree
 from nopr import transforms
 from nopr.convolutions import Implementation
 from nopr.finetune import loop
-from nopr.finetune.batches import whole_number
 from nopr.finetune.fitted import REMEDY, Carry, Fitted, History, raise_if_not_finite
-from nopr.typing import Batch, Progress, Status, StepLoss
+from nopr.typing import Batch, Progress, Status, StepLoss, shown, whole_number
 
 
 @runtime_checkable
@@ -99,6 +98,7 @@ def resume(
       >>> int(fitted.epoch), fitted.history.loss.shape
       (6, (6,))
     """
+    loop.check_carry(carry)
     plan = loop.make_plan(
         data,
         step_loss=step_loss,
@@ -165,6 +165,11 @@ def restored(keeper: Keeper, target: PyTree) -> tuple[int, PyTree] | None:
     Raises:
       ValueError: If the saved state belongs to another run.
     """
+    if not isinstance(keeper, Keeper):
+        raise ValueError(
+            f"`keeper` must have `save` and `restore`, as `checkpoints.Saver` has, got "
+            f"{shown(keeper)}."
+        )
     try:
         return keeper.restore(target)
     except ValueError as error:

@@ -12,13 +12,23 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Key, PyTree
 
-from nopr import transforms
+from nopr import transforms, trees
+from nopr.budgets import MOST
 from nopr.convolutions import Implementation, computed, resolve
 from nopr.finetune import loop, parallel
-from nopr.finetune.batches import whole_number
 from nopr.finetune.fitted import Carry, Fitted, History, stayed_finite
 from nopr.finetune.losses import stateless
-from nopr.typing import Batch, Loss, Masks, Params, StepLoss, check_form, check_key
+from nopr.typing import (
+    Batch,
+    Loss,
+    Masks,
+    Params,
+    StepLoss,
+    check_form,
+    check_key,
+    check_loss_value,
+    whole_number,
+)
 
 
 def trainer(
@@ -138,12 +148,14 @@ def gradient_descent(
         `mesh` has no `batch` axis; from the procedure, if processes of the mesh give different
         arguments.
     """
-    steps = whole_number("steps", steps, least=0)
+    steps = whole_number("steps", steps, least=0, most=MOST)
     if (learning_rate is None) == (tx is None):
         raise ValueError(
             "Exactly one of `learning_rate` and `tx` must be given, "
             f"got {'neither' if tx is None else 'both'}."
         )
+    form, remedy = "(params, batch)", "Make one: `finetune.cross_entropy(apply)`."
+    check_form(loss, form, name="loss", remedy=remedy)
     mesh = parallel.over(mesh)
     chosen = resolve(convolutions, mesh=mesh)
     rule = optax.sgd(cast(float, learning_rate)) if tx is None else tx
@@ -152,6 +164,7 @@ def gradient_descent(
         params: Params, masks: Masks | None, data: Batch, *, key: Key[Array, ""] | None = None
     ) -> Fitted:
         key = jax.random.key(0) if key is None else key
+        trees.by_path(data, "data")
         params, masks, data, key = parallel.place((params, masks, data, key), mesh)
         with parallel.context(mesh):
             carry = loop.start(params, masks, tx=rule, key=key)
@@ -173,7 +186,9 @@ def _descend(
     mesh: Mesh | None,
     convolutions: Implementation,
 ) -> Fitted:
-    descent = jax.value_and_grad(computed(loss, convolutions))
+    descent = jax.value_and_grad(
+        computed(lambda *args: check_loss_value(loss(*args)), convolutions)
+    )
     data = parallel.split(data, mesh, lambda data: descent(first.params, data))
     tx = transforms.keep(tx, first.masks)
 

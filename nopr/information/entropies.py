@@ -17,6 +17,8 @@ import numpy as np
 from jaxtyping import Float, Float64
 from scipy.special import digamma
 
+from nopr import trees
+
 Values: TypeAlias = Sequence[Any] | np.ndarray | jax.Array
 """A vector of numbers: a list, or a NumPy or JAX array with one axis."""
 
@@ -175,7 +177,7 @@ def _observed(counts: Values) -> Float64[np.ndarray, " seen"]:
 
 def _vector(values: Values, name: str) -> Float64[np.ndarray, " n"]:
     """Finite numbers along one axis, in float64."""
-    found = np.asarray(values)
+    found = np.asarray(trees.numbers(values, name))
     if found.dtype.kind not in "iuf":
         raise ValueError(f"`{name}` must be numbers, got dtype {found.dtype}.")
     if found.ndim != 1 or not found.size:

@@ -18,7 +18,7 @@ from nopr import sweeps, trees
 from nopr.information import laws
 from nopr.information.entropies import Values
 from nopr.information.results import Exact, summarize
-from nopr.typing import Algorithm, Masks, check_form, check_key
+from nopr.typing import Algorithm, Masks, check_form, check_key, is_key, whole_number
 
 _BLOCK = 2048  # more at once is slower on a CPU: tiny networks no longer fit in its cache
 _BLOCK_ELEMENTS = 2**27  # numbers that one block may hold, by default
@@ -101,11 +101,13 @@ def exact(
     cases = sweeps.case_count(datasets, name="datasets")
     weights = laws.case_weights(weights, cases)
     datasets = jax.tree.map(lambda leaf: leaf if laws.is_key(leaf) else np.asarray(leaf), datasets)
-    keys = _keys(key)
+    keys, levels = _keys(key), bool(levels)
     one, checked = _programs(_hashable(algorithm), levels)
     shapes = one.eval_shape(jax.tree.map(lambda leaf: leaf[0], datasets), keys[0])
     _check_masks(shapes, levels)
-    block = _default_block(datasets, shapes, cases) if block is None else _checked_block(block)
+    block = (
+        _default_block(datasets, shapes, cases) if block is None else whole_number("block", block)
+    )
     first, dataset = laws.dataset_groups(datasets, cases)
     found = []
     for number, each in enumerate(keys):
@@ -126,7 +128,9 @@ def exact(
 
 def _keys(key: Key[Array, "*keys"]) -> list[Key[Array, ""]]:
     """The keys one by one."""
-    check_key(key)
+    if not is_key(key):
+        check_key(key)
+        return [key]
     if key.ndim > 1 or not key.size:
         raise ValueError(
             f"`key` must be one key, or a vector of at least one, got shape {key.shape}. Flatten "
@@ -218,12 +222,6 @@ def _default_block(datasets: PyTree, masks: Masks, cases: int) -> int:
     elements += _COPIES * sum(leaf.size for leaf in jax.tree.leaves(masks))
     most = max(1, min(_BLOCK, _BLOCK_ELEMENTS // elements))
     return -(-cases // -(-cases // most))
-
-
-def _checked_block(block: int) -> int:
-    if block < 1:
-        raise ValueError(f"`block` must be at least 1, got {block}.")
-    return block
 
 
 def _hashable(algorithm: Callable[..., Masks]) -> Callable[..., Masks]:

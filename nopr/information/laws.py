@@ -12,7 +12,7 @@ from scipy.special import betaln
 from nopr import masks as masks_
 from nopr import sweeps, trees
 from nopr.information.entropies import Values, distribution
-from nopr.typing import Masks
+from nopr.typing import Masks, shown, whole_number
 
 
 class Law(NamedTuple):
@@ -97,16 +97,15 @@ def choice_bits(size: int, kept: Any) -> float:
     Raises:
       ValueError: If a number is not a whole number in [0, size], or there is none.
     """
-    if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 0:
-        raise ValueError(f"`size` must be a whole number of at least 0, got {size!r}.")
-    occurring = np.unique(np.asarray(kept))
+    size = whole_number("size", size, least=0)
+    occurring = np.unique(np.asarray(trees.numbers(kept, "kept")))
     if not occurring.size or occurring.dtype.kind not in "iu":
-        raise ValueError(f"`kept` must be whole numbers, at least one, got {kept!r}.")
+        raise ValueError(f"`kept` must be whole numbers, at least one, got {shown(kept)}.")
     if occurring[0] < 0 or occurring[-1] > size:
-        raise ValueError(f"`kept` must be in [0, {size}], got {kept!r}.")
+        raise ValueError(f"`kept` must be in [0, {size}], got {shown(kept)}.")
     # C(n, k) = 1 / ((n + 1) B(n - k + 1, k + 1)); betaln does not cancel as three lgammas do.
     k = occurring.astype(np.float64)
-    logs = -(betaln(size - k + 1, k + 1) + np.log1p(size)) / np.log(2)
+    logs = -(betaln(size - k + 1, k + 1) + np.log1p(float(size))) / np.log(2)
     return float(np.logaddexp2.reduce(logs)) + 0.0
 
 

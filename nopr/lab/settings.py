@@ -36,7 +36,7 @@ from ml_collections import ConfigDict, config_dict
 T = TypeVar("T")
 _MOST = 2**31 - 1
 _TINIEST, _LARGEST = 2.0**-126, 2.0**128 * (1 - 2.0**-24)  # of float32
-_LENGTH = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ep|it)\s*")
+_LENGTH = re.compile(r"\s*([0-9]{1,99}(?:\.[0-9]{1,99})?)\s*(ep|it)\s*")
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ def parse_length(length: str) -> tuple[Fraction, str]:
     Raises:
       ValueError: If `length` does not read so.
     """
-    match = _LENGTH.fullmatch(length)
+    match = _LENGTH.fullmatch(length) if isinstance(length, str) else None
     if match is None or (match[2] == "it" and "." in match[1]):
-        raise ValueError(f"A length must read like '10ep' or '500it', got {length!r}.")
+        raise ValueError(f"A length must read like '10ep' or '500it', got {length!r:.80}.")
     return Fraction(match[1]), match[2]
 
 
@@ -86,7 +86,7 @@ def _check_length(name: str, value: str) -> None:
     try:
         number, _ = parse_length(value)
     except ValueError:
-        raise ValueError(f"`{name}` must read like '10ep' or '500it', got {value!r}.") from None
+        raise ValueError(f"`{name}` must read like '10ep' or '500it', got {value!r:.80}.") from None
     if number > _MOST:
         raise ValueError(f"`{name}` must be at most {_MOST:,} steps, got {value!r}.")
 
@@ -176,6 +176,8 @@ def read(kind: type[T], config: ConfigDict | Mapping[str, Any]) -> T:
       ValueError: For the first field that is misspelled, of the wrong type or out of range, with
         its full name and value.
     """
+    if not isinstance(config, ConfigDict | Mapping):
+        raise ValueError(f"`config` must be a ConfigDict or a dict, got {config!r}.")
     values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
     values.pop("experiment", None)
     return _read(kind, values, "")
@@ -185,7 +187,7 @@ def _read(kind: Any, values: Mapping[str, Any], prefix: str) -> Any:
     hints = get_type_hints(kind, include_extras=True)
     for name in values:
         if name not in hints:
-            near = difflib.get_close_matches(name, hints, 1)
+            near = difflib.get_close_matches(str(name), hints, 1)
             hint = f"Did you mean `{prefix}{near[0]}`?" if near else f"Known: {', '.join(hints)}."
             raise ValueError(f"There is no setting `{prefix}{name}`. {hint}")
     return kind(**{n: _value(hints[n], value, f"{prefix}{n}") for n, value in values.items()})
@@ -222,5 +224,5 @@ def _value(kind: Any, value: Any, name: str) -> Any:
     if not fits or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"`{name}` must be of type {kind.__name__}, got {value!r}.")
     if kind is float and value and not _TINIEST <= abs(value) <= _LARGEST:
-        raise ValueError(f"`{name}` must be finite in single precision, got {value}.")
+        raise ValueError(f"`{name}` must be finite in single precision, got {value!r:.80}.")
     return value

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 
+from nopr import trees
+
 MISSING = "n/a"
 
 
@@ -72,8 +74,11 @@ def mean_interval(values: Any, axis: int = 0) -> Interval:
     Raises:
       ValueError: If there is no value, or one is NaN or infinite.
     """
-    array = np.asarray(values, np.float64)
-    if array.ndim == 0 or array.shape[axis] == 0:
+    found = trees.numbers(values, "values")
+    if np.iscomplexobj(found):
+        raise ValueError(f"`values` must be real numbers, got {found.dtype}.")
+    array = np.asarray(found, np.float64)
+    if not -array.ndim <= axis < array.ndim or array.shape[axis] == 0:
         raise ValueError(f"`values` must have a seed along axis {axis}, got shape {array.shape}.")
     if not np.isfinite(array).all():
         raise ValueError(f"`values` must be finite, got {array[~np.isfinite(array)][0]}.")

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
+from nopr.typing import is_real, shown, whole_number
 
-def check_choice(name: str, value: Any, choices: Any) -> None:
-    """Checks that `value` is one of the strings of the Literal type `choices`."""
-    known = get_args(choices)
-    if value not in known:
-        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, known))}, got {value!r}.")
+MOST_LAYERS = 10_000
+"""The most layers that a network can have here; each is traced by itself."""
 
 
 def check_at_least_one(**values: Any) -> None:
     """Checks that every value, passed by its name, is an integer of at least 1."""
     for name, value in values.items():
-        if not is_positive_integer(value):
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        whole_number(name, value)
 
 
 def is_positive_integer(value: Any) -> bool:
@@ -29,10 +26,11 @@ def is_positive_integer(value: Any) -> bool:
 
 def check_images(input_shape: Any, width: float = 1.0) -> None:
     """Checks the shape of an image, and the width multiplier of a network for it."""
-    shape = tuple(input_shape)
+    shape = input_shape if isinstance(input_shape, tuple | list) else ()
     if len(shape) != 3 or not all(map(is_positive_integer, shape)):
         raise ValueError(
-            f"`input_shape` must be (height, width, channels), positive integers, got {shape}."
+            "`input_shape` must be (height, width, channels), positive integers, got "
+            f"{shown(input_shape)}."
         )
-    if not 0 < width < float("inf"):
-        raise ValueError(f"`width` must be a positive number, got {width}.")
+    if not is_real(width) or width <= 0:
+        raise ValueError(f"`width` must be a positive number, got {shown(width)}.")

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Key, Num
 
-from nopr.networks.choices import check_choice
 from nopr.networks.convolutions import Padding, convolve
+from nopr.typing import check_choice
 
 Activation: TypeAlias = Literal["linear", "relu", "tanh"]
 """The activation after every hidden layer."""

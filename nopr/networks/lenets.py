@@ -6,9 +6,10 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Num
 
 from nopr import convolutions
-from nopr.networks.choices import check_at_least_one, check_choice
+from nopr.networks.choices import check_at_least_one
 from nopr.networks.layers import Activation, Conv, Dense, Initialization, activate, max_pool
 from nopr.networks.record import Network
+from nopr.typing import check_choice
 
 LENET5_INPUT_SHAPE = (32, 32, 1)
 """The image that `LeNet5` reads: height, width, channels."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from flax import linen as nn
 from jaxtyping import Array, Float, Num
 
-from nopr.networks.choices import check_at_least_one, check_choice, is_positive_integer
+from nopr.networks.choices import check_at_least_one, is_positive_integer
 from nopr.networks.layers import Activation, Dense, Initialization, activate
 from nopr.networks.record import Network
+from nopr.typing import check_choice, shown
 
 
 def mlp(
@@ -38,9 +39,9 @@ def mlp(
       ValueError: If a width is not a positive integer, `inputs` is less than 1, or a name is
         unknown; from `apply`, if the inputs do not have `inputs` features.
     """
-    widths = tuple(widths)
+    given, widths = widths, tuple(widths) if isinstance(widths, Iterable) else ()
     if not widths or not all(map(is_positive_integer, widths)):
-        raise ValueError(f"`widths` must be one or more positive integers, got {widths}.")
+        raise ValueError(f"`widths` must be one or more positive integers, got {shown(given)}.")
     check_at_least_one(inputs=inputs)
     check_choice("activation", activation, Activation)
     check_choice("initialization", initialization, Initialization)

@@ -13,8 +13,8 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Key, Num, PyTree
 
-from nopr import convolutions
-from nopr.typing import Apply, Batch, Loss, Params, StepLoss
+from nopr import convolutions, trees
+from nopr.typing import Apply, Batch, Loss, Params, StepLoss, check_key
 
 Inputs: TypeAlias = Num[Array | np.ndarray, "batch ..."]
 """Examples along the leading axis."""
@@ -71,6 +71,7 @@ class Network:
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Draws the params; vmap-able over keys."""
+        check_key(key)
         return self._variables(key)["params"]
 
     def init_state(self) -> State:
@@ -161,7 +162,7 @@ class Network:
         return self.module.lazy_init(key, example)
 
     def _shaped(self, inputs: Any) -> Array:
-        inputs = jnp.asarray(inputs)
+        inputs = jnp.asarray(trees.numbers(inputs, "inputs"))
         features = math.prod(self.input_shape)
         if inputs.ndim < 2 or math.prod(inputs.shape[1:]) != features:
             raise ValueError(

@@ -10,13 +10,14 @@ from jaxtyping import Array, Float, Num
 
 from nopr import convolutions
 from nopr.networks.choices import (
+    MOST_LAYERS,
     check_at_least_one,
-    check_choice,
     check_images,
     is_positive_integer,
 )
 from nopr.networks.layers import Conv, Dense, Initialization, batch_norm, scaled
 from nopr.networks.record import Network
+from nopr.typing import check_choice
 
 Shortcut: TypeAlias = Literal["A", "B"]
 """How a shortcut crosses a change of width; see `resnet`."""
@@ -70,7 +71,7 @@ def resnet(
 
     Source: He et al. 2016, arXiv:1512.03385, section 4.2.
     """
-    if not is_positive_integer(depth) or depth < 8 or depth % 6 != 2:
+    if not is_positive_integer(depth) or not 8 <= depth <= MOST_LAYERS or depth % 6 != 2:
         raise ValueError(
             f"`depth` must be 6 n + 2 with n at least 1, such as 20, 32, 56 or 110, got {depth}."
         )

@@ -9,9 +9,10 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Num
 
 from nopr import convolutions
-from nopr.networks.choices import check_at_least_one, check_images
+from nopr.networks.choices import MOST_LAYERS, check_at_least_one, check_images
 from nopr.networks.layers import Conv
 from nopr.networks.record import Network
+from nopr.typing import whole_number
 
 
 def vit(
@@ -61,10 +62,11 @@ def vit(
     Source: Dosovitskiy et al. 2021, arXiv:2010.11929; the mean in place of a class token as in
     Beyer et al. 2022, arXiv:2205.01580.
     """
-    hidden = 4 * dim if hidden is None else hidden
+    hidden = 4 * whole_number("dim", dim) if hidden is None else hidden
     check_at_least_one(
         patch=patch, dim=dim, depth=depth, heads=heads, hidden=hidden, classes=classes
     )
+    whole_number("depth", depth, most=MOST_LAYERS)
     check_images(input_shape)
     if dim % heads:
         raise ValueError(f"`heads` must divide `dim` = {dim}, got {heads}.")

@@ -7,9 +7,10 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Num
 
 from nopr import convolutions
-from nopr.networks.choices import check_at_least_one, check_choice, check_images
+from nopr.networks.choices import check_at_least_one, check_images, is_positive_integer
 from nopr.networks.layers import Conv, Dense, Initialization, batch_norm, max_pool, scaled
 from nopr.networks.record import Network
+from nopr.typing import check_choice, shown
 
 _REPEATS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 _CHANNELS = (64, 128, 256, 512, 512)
@@ -53,8 +54,9 @@ def vgg(
     Source: Simonyan and Zisserman 2015, arXiv:1409.1556; the CIFAR form as in Liu et al. 2019,
     arXiv:1810.05270.
     """
-    if depth not in _REPEATS:
-        raise ValueError(f"`depth` must be one of {', '.join(map(str, _REPEATS))}, got {depth}.")
+    if not is_positive_integer(depth) or depth not in _REPEATS:
+        known = ", ".join(map(str, _REPEATS))
+        raise ValueError(f"`depth` must be one of {known}, got {shown(depth)}.")
     check_at_least_one(classes=classes)
     check_images(input_shape, width)
     if input_shape[0] % 32 or input_shape[1] % 32:

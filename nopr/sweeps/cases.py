@@ -37,10 +37,8 @@ def case_count(cases: PyTree, *, name: str = "cases") -> int:
     leaves = jax.tree.leaves(cases)
     if not leaves:
         raise ValueError(f"`{name}` must have at least one array, got none.")
-    for path, leaf in zip(trees.paths(cases), leaves, strict=True):
-        shape, dtype = np.shape(leaf), getattr(leaf, "dtype", np.asarray(0).dtype)
-        if not is_key(leaf) and dtype.kind in "USOMm":
-            raise ValueError(f"`{name}` must hold numbers and keys, got {dtype} at {path!r}.")
+    for path, leaf in trees.by_path(cases, name).items():
+        shape = np.shape(leaf)
         if not shape or not shape[0]:
             raise ValueError(
                 f"`{name}` must have a leading axis of at least one case, got shape {shape} at "

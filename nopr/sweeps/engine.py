@@ -16,13 +16,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from nopr import jaxprs, processes
+from nopr import jaxprs, processes, trees
 from nopr.sweeps import memory, plans, programs, stored
 from nopr.sweeps.cases import Hosted, case_count, hosted
 from nopr.sweeps.plans import Plan
 from nopr.sweeps.programs import Batching, Program
 from nopr.sweeps.stored import Store
-from nopr.typing import Progress, Status
+from nopr.typing import Progress, Status, check_choice, check_form, is_key
 
 
 class Swept(NamedTuple):
@@ -138,23 +138,25 @@ def run(
       >>> swept.values["mean"].shape, swept.failures
       ((1000,), [])
     """
-    if batching not in programs.BATCHINGS:
-        raise ValueError(
-            f"`batching` must be one of {sorted(programs.BATCHINGS)}, got {batching!r}."
-        )
+    check_choice("batching", batching, Batching)
     if store is not None and not isinstance(store, Store):
         raise ValueError(
             "`store` must have `get` and `put`, as `records.Store` has, "
             f"got {type(store).__name__}."
         )
-    plans.check_sizes(block=block, chunk=chunk, memory_bytes=memory_bytes)
+    sizes = plans.checked_sizes(block=block, chunk=chunk, memory_bytes=memory_bytes)
+    form = "(case)" if shared is None else "(case, shared)"
+    check_form(function, form, name="function", remedy="It is called with each case.")
+    for leaf in jax.tree.leaves(shared):
+        if not is_key(leaf):
+            trees.numbers(leaf, "shared")
     n, say = case_count(cases), say or partial(print, file=sys.stderr, flush=True)
     sweep = _settle(
         function,
         hosted(cases),
         shared,
         say=say,
-        sizes=(block, chunk, memory_bytes),
+        sizes=sizes,
         mesh=programs.runs_mesh(mesh),
         batching=batching,
         store=store,
@@ -173,7 +175,7 @@ def _settle(
     cases: Hosted,
     shared: PyTree,
     *,
-    sizes: tuple[int | None, int | None, int | None],
+    sizes: tuple[int | None, ...],
     mesh: Mesh,
     batching: Batching,
     store: Store | None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
+from nopr.typing import whole_number
 
 _MOST_CHUNKS = 100  # a kill loses about 1% of the work, and files cost little in comparison
 _LEAST_KEPT = 8  # rounds that a sweep with a store has, unless blocks would be very small
@@ -45,19 +45,13 @@ def plan(cases: int, *, block: int, chunk: int | None) -> Plan:
     return Plan(block, block * min(per_chunk, blocks))
 
 
-def check_sizes(**sizes: Any) -> None:
-    """Checks that each option is a whole number of at least 1, or None.
+def checked_sizes(**sizes: Any) -> tuple[int | None, ...]:
+    """The options, each checked to be a whole number of at least 1, or None.
 
     Raises:
       ValueError: If an option is anything else; the message names it.
     """
-    for name, size in sizes.items():
-        if size is None:
-            continue
-        if isinstance(size, bool) or not isinstance(size, int | np.integer):
-            raise ValueError(f"`{name}` must be a whole number, got {size!r}.")
-        if size < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {size}.")
+    return tuple(None if size is None else whole_number(name, size) for name, size in sizes.items())
 
 
 def largest_block(cases: int, *, devices: int, stored: bool) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -18,7 +18,6 @@ from nopr.sweeps.cases import Hosted, is_key, rebuilt, shape_of_one
 
 RUNS = "runs"
 Batching: TypeAlias = Literal["vmap", "lanes"]
-BATCHINGS = get_args(Batching)
 
 
 def trace(function: Callable[..., PyTree], cases: Hosted, shared: PyTree) -> jaxprs.Traced:

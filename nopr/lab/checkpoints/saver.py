@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +14,7 @@ from jaxtyping import PyTree
 
 from nopr.lab import records, terminal
 from nopr.lab.checkpoints import leaves
+from nopr.typing import whole_number
 
 Say = Callable[[str], Any]
 """A function that reports one line to the user."""
@@ -97,8 +97,7 @@ class Saver:
         Raises:
           ValueError: If `keep` is less than 1.
         """
-        if keep < 1:
-            raise ValueError(f"`keep` must be at least 1, got {keep}.")
+        whole_number("keep", keep)
         self._store = _store(directory, say or terminal.say)
         self._keep = keep
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
@@ -124,7 +123,7 @@ class Saver:
                 f"The saver of {str(self._store.directory)!r} is closed. Make another."
             )
         self.wait()
-        step = _checked(step)
+        step = whole_number("step", step, least=0)
         values = leaves.on_host(tree)
         if jax.process_index() == 0:
             stale, self._passed_over = self._passed_over - {step}, frozenset()
@@ -206,14 +205,3 @@ class Saver:
 
 def _store(directory: str | Path, say: Say) -> records.Store:
     return records.Store(Path(directory).absolute(), context={}, say=say)
-
-
-def _checked(step: Any) -> int:
-    """The step as a Python int, from any integer type."""
-    try:
-        found = -1 if isinstance(step, bool) else operator.index(step)
-    except TypeError:
-        found = -1
-    if found < 0:
-        raise ValueError(f"`step` must be a whole number from 0 up, got {step!r}.")
-    return found

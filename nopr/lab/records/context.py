@@ -132,7 +132,7 @@ def _culprit(config: Any) -> str:
         try:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError):
-            return f", got {value!r} at {key!r}"
+            return f", got {' '.join(repr(value).split())} at {key!r}"
     return ""
 
 

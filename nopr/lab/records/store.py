@@ -94,7 +94,7 @@ class Store:
                 path.unlink(missing_ok=True)
 
     def _paths(self, name: str) -> tuple[Path, Path]:
-        if not _NAME.fullmatch(name):
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ValueError(f"`name` must be made of letters, digits and _.-/, got {name!r}.")
         return self.directory / f"{name}.npz", self.directory / f"{name}.json"
 

@@ -22,6 +22,7 @@ from nopr import jaxprs
 from nopr.sweeps.cases import case_count
 from nopr.sweeps.lanes import rules, sums
 from nopr.sweeps.lanes.interpreter import interpret
+from nopr.typing import shown
 
 VERSION = 1
 """The version of the rules, for digests of stored results; versions may round differently."""
@@ -69,6 +70,8 @@ def vmap(function: Callable[..., PyTree], in_axes: Any = 0) -> Callable[..., PyT
       >>> many(jnp.zeros((1000, 3)), jnp.ones((2, 3))).shape
       (1000, 3)
     """
+    if not callable(function):
+        raise ValueError(f"`function` must be a function of a case, got {shown(function)}.")
     axes = in_axes if isinstance(in_axes, tuple) else (in_axes,)
     if not all(axis is None or (axis == 0 and not isinstance(axis, bool)) for axis in axes):
         raise ValueError(f"`in_axes` must be 0, None or a tuple of these, got {in_axes!r}.")
