@@ -94,9 +94,14 @@ def filters(*, outputs: Sequence[str] | None = None, where: Where | None = None)
         ]
         for path in whole:
             _check_known(path, known, argument="outputs", name="scores")
+        leaves = trees.by_path(scores, "scores")
+        for path, leaf in leaves.items():
+            if not hasattr(leaf, "shape"):
+                found = type(leaf).__name__
+                raise ValueError(f"`scores` must hold arrays, got a {found} at {path!r}.")
         return {
             path: leaf
-            for path, leaf in trees.by_path(scores, "scores").items()
+            for path, leaf in leaves.items()
             if path not in whole and (where is None or where(path, leaf))
         }
 

@@ -153,7 +153,10 @@ def summarize(values: Float[Array | np.ndarray, "*batch least"]) -> Summary:
     Raises:
       ValueError: If `values` is empty, or a concrete value is NaN, infinite or negative.
     """
-    values = jnp.asarray(trees.numbers(values, "values"), jnp.result_type(float))
+    values = trees.numbers(values, "values")
+    if jnp.issubdtype(values.dtype, jnp.complexfloating):
+        raise ValueError(f"`values` must be real, got {values.dtype}.")
+    values = jnp.asarray(values, jnp.result_type(float))
     if values.ndim == 0 or values.size == 0:
         raise ValueError(f"`values` must hold singular values, got shape {values.shape}.")
     if not isinstance(values, jax.core.Tracer) and not _valid(np.asarray(values)):

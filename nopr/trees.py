@@ -173,7 +173,7 @@ def select(params: Params, where: Where = is_prunable) -> Params:
 
 def full_masks(params: Params, where: Where = is_prunable) -> Masks:
     """Masks that keep every prunable weight of `params`."""
-    return jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), select(params, where))
+    return jax.tree.map(lambda leaf: jnp.ones(np.shape(leaf), bool), select(params, where))
 
 
 def map_prunable(f: Callable[..., Any], masks: PyTree, *rest: PyTree) -> PyTree:

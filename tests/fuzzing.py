@@ -445,8 +445,11 @@ def complaint(outcome: Outcome) -> str | None:
         return None if theirs or call.traced is not None else "it is not raised in the library"
     if any(file in (USER, __file__) or _THEIRS.search(file) for file in files[inside[0] :]):
         return None  # raised in a function, a module or a transformation that was given
-    if call.traced is not None and isinstance(error, jax.errors.JAXTypeError):
-        return None  # JAX says itself that this argument cannot be traced
+    functions = any(
+        a.hostile and a.text.startswith("lambda") for c in outcome.calls for a in c.arguments
+    )
+    if isinstance(error, jax.errors.JAXTypeError) and (functions or call.traced is not None):
+        return None  # JAX says itself what cannot be traced
     if isinstance(error, TypeError | ValueError) and _JAX.search(text):
         return None  # JAX's own words for a value that is no array, or none of its dtypes
     if not isinstance(error, _KINDS):
@@ -474,7 +477,7 @@ _WANTED = re.compile(
 _THEIRS = re.compile("/flax/|/optax/(?!losses)")
 _JAX = re.compile(
     "valid JAX (array )?type|as an abstract array|truth value of an array|implicit dtype promotion|"
-    "Cannot apply JAX transformations"
+    "Cannot apply JAX transformations|Cannot interpret 'key"
 )
 _PYTHON = re.compile(
     r"'(?:[\w.]+\.)?(\w+)' object is not callable$|os\.PathLike object, not '?(\w+)"

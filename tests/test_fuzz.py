@@ -32,6 +32,8 @@ PROMISES = {}
 # NaN that is given and is not read, or is meant.
 UNREAD = {
     "criteria.random()": "scores are noise",
+    "GradientTransformationExtraArgs.init": "zeros are made of shapes",
+    "trees.full_masks": "weights are chosen by their paths",
     "trees.map_prunable": "the function that is given decides",
     "trees.overlay": "the function that is given decides",
     "trees.select": "weights are chosen by their paths",
@@ -112,6 +114,8 @@ def _(got, call, *, scores, density=None, count=None, masks=None, scope="global"
 
 @promise("masks.apply")
 def _(got, call, *, params, masks):
+    if not all(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(params)):
+        return
     same_form(got, params)
     for path, leaf in fuzzing.trees.by_path(masks, "masks").items():
         before, after = (fuzzing.trees.by_path(tree, "params")[path] for tree in (params, got))
@@ -291,16 +295,10 @@ def _(got, call, *, values):
 @promise("isometry.orthogonalize")
 def _(got, call, *, params, masks=None, gain=1.0, **_given):
     same_form(got, params)
-    if isinstance(params["layer_0"]["kernel"], list):
+    if not _is_floating(params):
         return
     kernel = np.asarray(np.real(got["layer_0"]["kernel"]), np.float64)
-    if (
-        _is_floating(params)
-        and kernel.shape == (4, 3)
-        and masks is None
-        and not callable(gain)
-        and float(gain) < 1e9
-    ):
+    if kernel.shape == (4, 3) and masks is None and not callable(gain) and float(gain) < 1e9:
         exact = "bfloat16" not in str(got["layer_0"]["kernel"].dtype)
         if exact and fuzzing.is_finite(params):
             expected = float(gain) ** 2 * np.eye(3)
@@ -309,6 +307,8 @@ def _(got, call, *, params, masks=None, gain=1.0, **_given):
 
 @promise("information.choice_bits")
 def _(got, call, *, size, kept):
+    if size > 1000:  # the binomials would not end
+        return
     exact = sum(math.comb(int(size), int(k)) for k in np.unique(np.asarray(kept)))
     np.testing.assert_allclose(got, math.log2(exact), rtol=1e-6, atol=1e-9)
 
@@ -384,7 +384,8 @@ def _(got, call, *, directory, step, tree, keep=2):
 def _(got, call, *, directory, context, name, values, say=None):
     found = fuzzing.records.Store(directory, context).get(name)
     assert found is not None, "what was put is not found"
-    assert len(jax.tree.leaves(found)) == len(jax.tree.leaves(values)), "some of it is lost"
+    numbers = [sum(map(np.size, jax.tree.leaves(tree))) for tree in (found, values)]
+    assert numbers[0] == numbers[1], "some of it is lost"
 
 
 # --- The test ----------------------------------------------------------------------------------
@@ -425,11 +426,14 @@ def _unread(owner, given):
         return set(given)
     uses_batch = any(name in owner for name in ("snip", "grasp", "gradients", "entropy", "error"))
     by_data = uses_batch or not owner.startswith(("criteria", "pruning"))
-    return {"key", "k", "rule", "layers"} if by_data else {"key", "batch"}
+    return (
+        {"key", "k", "rule", "layers"} if by_data else {"key", "batch", "schedule", "distribution"}
+    )
 
 
 def _is_floating(params):
-    return jnp.issubdtype(jnp.asarray(params["layer_0"]["kernel"]).dtype, jnp.floating)
+    kernel = params["layer_0"]["kernel"]
+    return hasattr(kernel, "dtype") and jnp.issubdtype(kernel.dtype, jnp.floating)
 
 
 def _lacks(check, given):

@@ -268,3 +268,8 @@ def test_granule_masks_that_are_scores_are_refused(rng):
     grain = granularity.units(LAYERS)
     with pytest.raises(ValueError, match="`granule_masks` must be bool, got float32 at"):
         grain.expand(grain.pool(scores_of(rng)), scores_of(rng))
+
+
+def test_filters_of_what_is_no_array_are_refused(unchecked):
+    with pytest.raises(ValueError, match="`scores` must hold arrays, got a float at 'w/0'"):
+        granularity.filters(outputs=[]).pool({"w": [0.5]})

@@ -485,6 +485,7 @@ def test_options_of_another_type_are_refused(make, message, unchecked):
         ({"strides": (0, 1)}, "`strides` must be two whole numbers of at least 1, got"),
         ({"strides": 2}, "`strides` must be two whole numbers"),
         ({"padding": -1}, "`padding` must be 'SAME', 'VALID' or numbers"),
+        ({"padding": 2**40}, "`padding` must be 'SAME', 'VALID' or numbers"),
         ({"padding": [(1, 0)]}, "`padding` must be"),
         ({"groups": 2}, "`kernel` must have 1 input channels"),
         ({"groups": 1.5}, "`groups` must be a whole number"),

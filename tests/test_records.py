@@ -632,3 +632,13 @@ def test_a_name_that_is_no_text_is_refused(tmp_path, unchecked):
 def test_an_array_in_the_context_is_refused_in_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"`context` must hold plain .* at 'a'\.$"):
         records.Store(tmp_path, {"a": np.eye(3)})
+
+
+def test_numbers_among_text_are_refused_and_do_not_become_text(tmp_path):
+    store = records.Store(tmp_path, {})
+    store.put("good", {"a": ["x", "yy"]})
+    assert store.get("good")["a"].tolist() == ["x", "yy"]
+    with pytest.raises(
+        ValueError, match=r"must be arrays, numbers and strings, got list .* at 'a'"
+    ):
+        store.put("bad", {"a": [1, "b"]})

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from nopr import masks as masks_
-from nopr import trees
+from nopr import sweeps, trees
 from nopr.typing import (
     Batch,
     Criterion,
@@ -136,6 +136,8 @@ def gradient(loss: Loss, params: Params, batch: Batch, stacked: bool) -> Callabl
 
     if not stacked:
         return lambda weights: one(weights, batch)
+
+    sweeps.case_count(batch, name="batch")
 
     def summed(weights: Params) -> Params:
         def add(total: Params, batch: Batch) -> tuple[Params, None]:

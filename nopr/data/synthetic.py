@@ -104,7 +104,7 @@ def sample_cube(
       ValueError: If there is no such dataset.
     """
     dimension, points = _checked(dimension, points, law)
-    count = whole_number("count", count)
+    count = whole_number("count", count, most=_MOST)
     check_key(key)
     corners = 2**dimension
 

@@ -16,6 +16,8 @@ from nopr.typing import shown, whole_number
 Padding: TypeAlias = str | int | Sequence[tuple[int, int]]
 """`"VALID"`, `"SAME"`, a number of zeros per side, or (before, after) for height and width."""
 
+_MOST_PIXELS = 2**16  # XLA ends the process where a size overflows
+
 
 def convolve(
     inputs: Num[Array, "batch height width channels"],
@@ -91,11 +93,11 @@ def _pads(
 
 
 def _are_pairs(values: Sequence[Any], *, least: int) -> bool:
-    """Whether every value is a pair of whole numbers of at least `least`."""
+    """Whether every value is a pair of whole numbers from `least` to `_MOST_PIXELS`."""
 
     def good(number: Any) -> bool:
         whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
-        return whole and int(number) >= least
+        return whole and least <= int(number) <= _MOST_PIXELS
 
     return all(
         isinstance(pair, tuple | list) and len(pair) == 2 and all(map(good, pair))

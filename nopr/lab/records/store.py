@@ -153,6 +153,9 @@ def _arrays(values: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...
         array = np.asarray(values)
     except (TypeError, ValueError):
         array = np.asarray(None)
+    if array.dtype.kind in "SU" and isinstance(values, list | tuple):
+        plain = np.asarray(values, object)  # `array` has the numbers among text as text
+        array = array if all(isinstance(each, str | bytes) for each in plain.flat) else plain
     known = array.dtype.kind in "biufcSU" or _is_extended(array.dtype)
     if not known or not path or isinstance(values, np.ma.MaskedArray):
         raise ValueError(
