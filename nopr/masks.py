@@ -156,9 +156,8 @@ def count(masks: Masks) -> Int[Array, "..."]:
 
 
 def size(masks: Masks) -> int:
-    """The number of prunable weights, kept or not."""
-    check_bool(masks)
-    return sum(leaf.size for leaf in jax.tree.leaves(masks))
+    """The number of prunable weights, kept or not; also that of a tree of scores."""
+    return sum(jnp.size(leaf) for leaf in jax.tree.leaves(masks))
 
 
 def density(masks: Masks) -> Array:

@@ -106,7 +106,10 @@ def test_a_length_that_does_not_read_like_one_is_refused(length, unchecked):
     ("config", "message"),
     [
         (["batch_size"], "`config` must be a ConfigDict or a dict, got"),
-        ({"learning_rate": 2**2000}, "`learning_rate` must be finite, got 1148130"),
+        (
+            {"learning_rate": 2**2000},
+            "`learning_rate` must be finite in single precision, got 1148130",
+        ),
     ],
 )
 def test_a_config_that_cannot_be_read_is_refused(config, message, unchecked):
