@@ -66,6 +66,21 @@ def by_path(tree: PyTree, name: str) -> dict[str, Any]:
     return found
 
 
+def check_floating(params: Params) -> None:
+    """Checks that every leaf is an array or number that a loss can be differentiated by.
+
+    Raises:
+      ValueError: If a leaf is something else, such as integers; the message names it.
+    """
+    for path, leaf in by_path(params, "params").items():
+        kind = getattr(leaf, "dtype", type(leaf))
+        if not jnp.issubdtype(kind, jnp.inexact):
+            raise ValueError(
+                f"`params` must be floating to be differentiated by, got {kind} at {path!r}. Leave "
+                "such leaves out: close over them, or keep them in the `state` of training."
+            )
+
+
 def numbers(value: Any, name: str) -> Any:
     """A value as an array of numbers: of JAX if it is one, and otherwise of NumPy.
 
@@ -231,10 +246,10 @@ def check_matches(
                 f"`{name}` has a leaf at {where!r} that `{other}` lacks; "
                 f"`{other}` has {_listing(tuple(there))}."
             )
-        if jnp.shape(leaf) != jnp.shape(there[where]):
+        if np.shape(leaf) != np.shape(there[where]):
             raise ValueError(
-                f"`{name}` has shape {jnp.shape(leaf)} at {where!r}, where `{other}` has "
-                f"{jnp.shape(there[where])}."
+                f"`{name}` has shape {np.shape(leaf)} at {where!r}, where `{other}` has "
+                f"{np.shape(there[where])}."
             )
 
 

@@ -193,3 +193,15 @@ def test_criteria_work_on_an_nnx_state(rng):
     kept = masks.top(scores, density=0.5)
     assert int(masks.count(kept)) == 3
     assert isinstance(masks.apply(state, kept), nnx.State)
+
+
+def test_weights_that_are_integers_are_refused_by_name():
+    score = criteria.snip(lambda params, batch: 0.0, where=lambda path, leaf: True)
+    with pytest.raises(ValueError, match=r"`params` must be floating .* got int32 at 'w'"):
+        score({"w": jnp.arange(3)}, None)
+
+
+def test_a_stack_of_no_batches_is_refused():
+    score = criteria.snip(lambda params, batch: jnp.sum(params["w"]), stacked=True)
+    with pytest.raises(ValueError, match="`batch` must have at least one array"):
+        score({"w": jnp.ones((2, 2))}, ())

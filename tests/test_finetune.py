@@ -710,7 +710,7 @@ def _refused_calls():
         ),
         "integer params": (
             lambda: finetune.start({"w": jnp.arange(3)}, None, tx=_TX, key=key),
-            "`params` must be floating to be trained, got int32 at 'w'",
+            "`params` must be floating to be differentiated by, got int32 at 'w'",
         ),
         "no record": (lambda: finetune.raise_if_not_finite({}), "`fitted` must be a record"),
     }

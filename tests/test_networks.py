@@ -500,3 +500,8 @@ def test_convolutions_that_do_not_fit_are_refused(implementation, options, messa
     given = {"inputs": jnp.ones((2, 5, 5, 2)), "kernel": jnp.ones((3, 3, 2, 4)), **options}
     with pytest.raises(ValueError, match=message):
         networks.convolve(**given, implementation=implementation)
+
+
+def test_sizes_of_a_small_integer_type_do_not_wrap(unchecked):
+    net = networks.vit(dim=np.uint8(192), heads=np.int8(3), depth=1, input_shape=(8, 8, 1))
+    assert (net.module.dim, net.module.heads, net.module.hidden) == (192, 3, 768)

@@ -85,6 +85,7 @@ def synflow(
         params: Params, batch: Batch, *, masks: Masks | None = None, key: Any = None
     ) -> Scores:
         del batch, key
+        trees.by_path(params, "params")
         if masks is not None:
             masks_.check_bool(masks)
         return precision.in_double(flow_scores, params, masks)

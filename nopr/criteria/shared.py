@@ -132,6 +132,7 @@ def gradient(loss: Loss, params: Params, batch: Batch, stacked: bool) -> Callabl
         return check_loss_value(loss(trees.overlay(lambda _, new: new, params, weights), batch))
 
     def one(weights: Params, batch: Batch) -> Params:
+        trees.check_floating(weights)
         return jax.grad(value)(weights, batch)
 
     if not stacked:

@@ -66,13 +66,7 @@ def start(
     """
     check_key(key)
     params = masked(params, masks)
-    for path, leaf in trees.by_path(params, "params").items():
-        kind = getattr(leaf, "dtype", type(leaf))
-        if not jnp.issubdtype(kind, jnp.inexact):
-            raise ValueError(
-                f"`params` must be floating to be trained, got {kind} at {path!r}. Keep what is "
-                "not trained in `state`, or close over it."
-            )
+    trees.check_floating(params)
     opt_state = transforms.keep(tx, masks).init(params)
     if read_masks is not None:
         if masks is not None:

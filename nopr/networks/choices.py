@@ -12,10 +12,9 @@ MOST_LAYERS = 10_000
 """The most layers that a network can have here; each is traced by itself."""
 
 
-def check_at_least_one(**values: Any) -> None:
-    """Checks that every value, passed by its name, is an integer of at least 1."""
-    for name, value in values.items():
-        whole_number(name, value)
+def check_at_least_one(**values: Any) -> list[int]:
+    """The values as Python integers, each checked by its name to be at least 1."""
+    return [whole_number(name, value) for name, value in values.items()]
 
 
 def is_positive_integer(value: Any) -> bool:

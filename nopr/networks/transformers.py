@@ -63,7 +63,7 @@ def vit(
     Beyer et al. 2022, arXiv:2205.01580.
     """
     hidden = 4 * whole_number("dim", dim) if hidden is None else hidden
-    check_at_least_one(
+    patch, dim, depth, heads, hidden, classes = check_at_least_one(
         patch=patch, dim=dim, depth=depth, heads=heads, hidden=hidden, classes=classes
     )
     whole_number("depth", depth, most=MOST_LAYERS)
