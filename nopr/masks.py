@@ -156,8 +156,15 @@ def count(masks: Masks) -> Int[Array, "..."]:
 
 
 def size(masks: Masks) -> int:
-    """The number of prunable weights, kept or not; also that of a tree of scores."""
-    return sum(jnp.size(leaf) for leaf in jax.tree.leaves(masks))
+    """The number of prunable weights, kept or not; also that of a tree of scores.
+
+    Raises:
+      ValueError: If a leaf is not an array; names it.
+    """
+    for path, leaf in trees.by_path(masks, "masks").items():
+        if not hasattr(leaf, "size"):
+            raise ValueError(f"`masks` must hold arrays, got {type(leaf).__name__} at {path!r}.")
+    return sum(leaf.size for leaf in jax.tree.leaves(masks))
 
 
 def density(masks: Masks) -> Array:

@@ -458,8 +458,9 @@ def test_keys_of_the_old_kind_shuffle_too(unchecked):
 
 
 def test_the_size_of_what_is_no_mask_is_refused_and_the_density_of_nothing_is_0(unchecked):
-    with pytest.raises(ValueError, match="`masks` must be bool, got float at ''"):
+    with pytest.raises(ValueError, match="`masks` must hold arrays, got float at ''"):
         masks.size(0.5)
+    assert masks.size({"w": jnp.ones((2, 3)), "b": None}) == 6  # scores
     assert masks.density({"w": None}) == 0
     assert masks.by_layer({"w": np.ones((0, 2), bool)})["w"].density == 0
 
