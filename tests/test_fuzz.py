@@ -418,7 +418,7 @@ def defect(outcome):
 
 def _unread(owner, given):
     """The arguments in which a NaN changes nothing."""
-    if given.get("steps") == 0:  # no step is taken
+    if given.get("steps") == 0 or given.get("masks") is fuzzing.EMPTY:  # nothing is left to read
         return set(given)
     if owner == "algorithms.at_init()":  # its pruner takes magnitudes
         return {"key", "data"}
