@@ -56,4 +56,4 @@ notebooks: $(VENV)/.dev  ## brings each notebook in step with its script and exe
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 -p no:xdist colab $(ARGS)
 
 clean:  ## removes the virtual environment and caches; leaves runs alone
-	rm -rf $(VENV) .venv-plain build dist .pytest_cache .ruff_cache nopr.egg-info
+	rm -rf $(VENV) .venv-plain build dist .pytest_cache .jax_cache .ruff_cache nopr.egg-info

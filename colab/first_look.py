@@ -127,7 +127,7 @@ for name, criterion in choices.items():
 # of least mean |w|. The singular values of $\partial f(x) / \partial x$ collapse: what is left is a
 # poor place to start finetuning. OrthP replaces each kernel by a semi-orthogonal one, and every
 # singular value of a linear network becomes 1, up to rounding, provided its widths never increase.
-# (For ReLU, `gain=2**0.5` compensates for the half of the units that is off, and isometry is
+# (For ReLU, `gain=2**0.5` compensates for the half of the units that are off, and isometry is
 # approximate.)
 
 # %%

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
-from nopr.lab import finding
+from nopr.lab import finding, terminal
 
 
 def main(argv: Sequence[str]) -> int:
@@ -75,4 +75,5 @@ def commands(name: str, extra: Sequence[str] = ()) -> list[list[str]]:
 
 
 if __name__ == "__main__":
+    terminal.guard_streams()
     sys.exit(main(sys.argv))

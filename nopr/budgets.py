@@ -72,8 +72,12 @@ def from_density(density: Any, size: int) -> Any:
     """
     if not _traced(density):
         return round(check_density(density) * size)
-    if jnp.iscomplexobj(density):
-        raise ValueError(f"`density` must be in [0, 1], got a traced {density.dtype}.")
+    real = any(jnp.issubdtype(density.dtype, kind) for kind in (jnp.floating, jnp.integer))
+    if density.ndim or not real:
+        raise ValueError(
+            f"A traced `density` must be one real number, got {density.dtype} of shape "
+            f"{density.shape}."
+        )
     checkify.debug_check(jnp.all((density >= 0) & (density <= 1)), "`density` must be in [0, 1].")
 
     def product(density: Array) -> Array:  # float32 is not exact past 2**24
@@ -158,6 +162,11 @@ def kept(
         raise ValueError(f"`{name}` must be one number with scope='global', got {shown(budget)}.")
     each = layers(budget, paths, name=name)
     if each is None:
+        if _traced(budget) and sum(sizes) > MOST:
+            raise ValueError(
+                f"A traced `{name}` can be shared by at most {MOST} weights, got {sum(sizes)}. "
+                "Give one number per layer."
+            )
         total = _limited(budget, name, sum(sizes), sum(rooms))
         if scope == "global":
             return [total]

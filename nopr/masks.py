@@ -146,14 +146,24 @@ def combine(*masks: Masks, rule: Callable[[Array, Array], Array] = jnp.logical_a
 
 
 def count(masks: Masks) -> Int[Array, "..."]:
-    """The number of kept weights."""
+    """The number of kept weights.
+
+    Raises:
+      ValueError: If a mask is not bool, or the weights are too many to be counted in int32.
+    """
     check_bool(masks)
-    return sum((_kept(leaf) for leaf in jax.tree.leaves(masks)), jnp.int32(0))
+    return _kept(*jax.tree.leaves(masks))
 
 
 def size(masks: Masks) -> int:
-    """The number of prunable weights, kept or not."""
-    check_bool(masks)
+    """The number of prunable weights, kept or not; also that of a tree of scores.
+
+    Raises:
+      ValueError: If a leaf is not an array; names it.
+    """
+    for path, leaf in trees.by_path(masks, "masks").items():
+        if not hasattr(leaf, "size"):
+            raise ValueError(f"`masks` must hold arrays, got {type(leaf).__name__} at {path!r}.")
     return sum(leaf.size for leaf in jax.tree.leaves(masks))
 
 
@@ -277,8 +287,14 @@ def _kept_or_0(leaf: Any, kept: Any) -> Array:
     return jnp.where(kept, leaf, jnp.zeros((), leaf.dtype))
 
 
-def _kept(leaf: Any) -> Int[Array, ""]:
-    return jnp.sum(leaf, dtype=jnp.int32)
+def _kept(*leaves: Any) -> Int[Array, ""]:
+    size = sum(leaf.size for leaf in leaves)
+    if size > budgets.MOST:
+        raise ValueError(
+            f"At most {budgets.MOST} weights can be counted together, got {size}. Count layer by "
+            "layer: `masks.by_layer`."
+        )
+    return sum((jnp.sum(leaf, dtype=jnp.int32) for leaf in leaves), jnp.int32(0))
 
 
 def _all_bool(tree: Any) -> bool:

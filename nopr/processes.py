@@ -48,8 +48,8 @@ def connect(
     """
     import jax
 
-    if patience_seconds < 1:
-        raise ValueError(f"`patience_seconds` must be at least 1, got {patience_seconds}.")
+    if not 1 <= patience_seconds <= 10**6:
+        raise ValueError(f"`patience_seconds` must be from 1 to 1,000,000, got {patience_seconds}.")
     if count is not None and count < 1:
         raise ValueError(f"`count` must be at least 1, got {count}.")
     if index is not None and not 0 <= index < (count or index + 1):

@@ -76,33 +76,9 @@ def pruner(
     if granularity is not None:
         granularities.check(granularity)
     rounds = whole_number("rounds", rounds)
-    single = not isinstance(density, Mapping) and np.ndim(density) == 0
-    if distribution is not None and not single:
-        raise ValueError(
-            f"`density` must be one number with a `distribution`, got "
-            f"{shown(density)}. Omit one of them."
-        )
-    for value in [density] if single else _values(density):
-        if density is not None:
-            schedule(density=value, steps=rounds)  # checks the density now, not at the first call
+    _check_densities(density, distribution, schedule, rounds)
     check_choice("scope", scope, Scope)
     grain = granularities.unstructured() if granularity is None else granularity
-
-    def planned(pooled: Any) -> np.ndarray:
-        """Kept granules of each round, [rounds] or [rounds, layers]."""
-        if density is None:
-            raise ValueError("The pruner has no `density`. Give it one, or `count` in the call.")
-        shapes = trees.shapes(pooled)
-        sizes = [math.prod(shape) for shape in shapes]
-        each = budgets.layers(density, trees.paths(pooled), name="density")
-        if each is not None:
-            counts = [_scheduled(schedule, d, rounds, n) for d, n in zip(each, sizes, strict=True)]
-            return np.stack(counts, axis=1)
-        if distribution is None:
-            return _scheduled(schedule, density, rounds, sum(sizes))
-        at = schedule(density=density, steps=rounds)
-        steps = range(1, rounds + 1)
-        return _falling(np.array([distribution(shapes, density=at(step)) for step in steps]))
 
     def prune(
         params: Params,
@@ -117,7 +93,10 @@ def pruner(
         trees.check_matches(like, params, name="scores")
         pooled = jax.eval_shape(grain.pool, like)
         paths = trees.paths(pooled)
-        plan = planned(pooled) if count is None else _per_round(count, rounds, paths)
+        if count is None:
+            plan = _planned(pooled, density, distribution, schedule, rounds)
+        else:
+            plan = _per_round(count, rounds, paths)
 
         def prune_once(masks: Masks | None, xs: tuple[Any, Any]) -> tuple[Masks, Array]:
             count, key = xs
@@ -131,11 +110,8 @@ def pruner(
                 _check_sizes(plan, trees.shapes(pooled))
                 plan = jnp.asarray(plan, jnp.int32)
             full = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), like)
-            kept, finite = jax.lax.scan(
-                prune_once,
-                full if masks is None else masks,
-                (plan, jax.random.split(key, rounds)),
-            )
+            start, keys = full if masks is None else masks, jax.random.split(key, rounds)
+            kept, finite = jax.lax.scan(prune_once, start, (plan, keys))
             _check_rounds(finite)
         asked = density if count is None else _plain(plan[-1])
         masks_.warn_emptied(kept, before=masks, expected=budgets.zeros(asked, paths))
@@ -223,6 +199,48 @@ def level_counts(size: int, densities: Any) -> np.ndarray:
     if any(later > before for before, later in itertools.pairwise(values)):
         raise ValueError(f"`densities` must fall from level to level, got {shown(densities)}.")
     return np.array([budgets.from_density(value, size) for value in values], np.int64)
+
+
+def _check_densities(
+    density: Any,
+    distribution: Callable[..., Counts] | None,
+    schedule: Callable[..., schedules.Schedule],
+    rounds: int,
+) -> None:
+    """Checks the densities when the Pruner is made, not at its first call."""
+    if density is None:
+        return
+    single = not isinstance(density, Mapping) and np.ndim(density) == 0
+    if distribution is not None and not single:
+        raise ValueError(
+            f"`density` must be one number with a `distribution`, got {shown(density)}. "
+            "Omit one of them."
+        )
+    for value in [density] if single else _values(density):
+        schedule(density=value, steps=rounds)  # raises if it is out of range
+
+
+def _planned(
+    pooled: Any,
+    density: Any,
+    distribution: Callable[..., Counts] | None,
+    schedule: Callable[..., schedules.Schedule],
+    rounds: int,
+) -> np.ndarray:
+    """Kept granules of each round, [rounds] or [rounds, layers]."""
+    if density is None:
+        raise ValueError("The pruner has no `density`. Give it one, or `count` in the call.")
+    shapes = trees.shapes(pooled)
+    sizes = [math.prod(shape) for shape in shapes]
+    each = budgets.layers(density, trees.paths(pooled), name="density")
+    if each is not None:
+        counts = [_scheduled(schedule, d, rounds, n) for d, n in zip(each, sizes, strict=True)]
+        return np.stack(counts, axis=1)
+    if distribution is None:
+        return _scheduled(schedule, density, rounds, sum(sizes))
+    at = schedule(density=density, steps=rounds)
+    steps = range(1, rounds + 1)
+    return _falling(np.array([distribution(shapes, density=at(step)) for step in steps]))
 
 
 def _scheduled(

@@ -1,10 +1,20 @@
 """Strict flags, keys that show their seed, and where the real data is."""
 
+import gc
 import os
 from pathlib import Path
 
-# Compiling is most of a small test: optimization is off, so programs run a little slower.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Compiling is most of a small test: it is quick rather than thorough, and its results are kept for
+# the other processes and the next run. Programs started by tests inherit this.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false",
+)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+gc.set_threshold(100_000, 50, 100)  # programs are many small objects, and few are garbage
 
 import jax
 import jaxtyping
@@ -19,7 +29,7 @@ settings.register_profile("nopr", deadline=None)
 settings.load_profile("nopr")
 
 
-LONG = {  # files that start processes, run whole experiments, or use the disk at length
+LONG = {  # files that start processes, run whole experiments or compile large programs
     "test_algorithms_resumable",
     "test_bad_input",
     "test_benchmarks",
@@ -41,6 +51,7 @@ LONG = {  # files that start processes, run whole experiments, or use the disk a
     "test_launch",
     "test_mask_information",
     "test_networks",
+    "test_optimizer_loops",
     "test_notebooks",
     "test_peers",
     "test_plots",

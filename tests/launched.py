@@ -18,35 +18,28 @@ class Ended(NamedTuple):
     err: str
 
 
-def start(words, *, cache):
-    """Starts a launch; `cache` keeps compiled programs, as compiling is most of a tiny run."""
-    quick = {
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        "PYTHONPATH": str(ROOT),
-    }
+def start(words):
+    """Starts a launch."""
     return subprocess.Popen(
         [sys.executable, "-m", "experiments.launch", *words],
         cwd=ROOT,
-        env={**os.environ, **quick},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def run(words, *, cache):
+def run(words):
     """Launches and waits for the end."""
-    process = start(words, cache=cache)
+    process = start(words)
     out, err = process.communicate(timeout=500)
     return Ended(process.returncode, out, err)
 
 
-def kill_when(pattern, folder, words, *, cache, number=signal.SIGKILL):
+def kill_when(pattern, folder, words, *, number=signal.SIGKILL):
     """Launches, and stops it by a signal as soon as a file like `pattern` exists in `folder`."""
-    process = start(words, cache=cache)
+    process = start(words)
     try:
         limit = time.monotonic() + 500
         while process.poll() is None and time.monotonic() < limit:

@@ -184,10 +184,10 @@ def test_a_breakdown_names_level_and_epoch(fixed):
     def leap(count):
         return jnp.where(count >= 12, jnp.inf, 0.1)
 
-    message = r"^In level 0 of 2: The (loss|params) .* epoch 5. That segment is not kept\."
+    message = r"^In level 0 of 2: The (loss|params) .* epoch 5. That segment is not saved\."
     with pytest.raises(FloatingPointError, match=message):
         _run(fixed, tx=optax.sgd(leap))
-    message = r"^In the start: The (loss|params) .* epoch 1. That segment is not kept\."
+    message = r"^In the start: The (loss|params) .* epoch 1. That segment is not saved\."
     with pytest.raises(FloatingPointError, match=message):
         _run(fixed, tx=optax.sgd(jnp.inf))
 

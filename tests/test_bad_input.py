@@ -33,6 +33,11 @@ ISOMETRY = {
     "a ratio above 1": ({"pruning.ratio": 1.3}, "`pruning.ratio` must be at least 0 and below 1"),
     "nothing left": ({"pruning.ratios": (0.5, 0.995)}, "leave a unit of 100, got 0.995"),
     "no checkpoint": ({"training.checkpoint_every": "0ep"}, "must be at least 1ep, got '0ep'"),
+    "no first rate": (
+        {"finetuning.large_rates": ((1, 0.1),)},
+        "`finetuning.large_rates` must have a rate for epoch 0, got ((1, 0.1),)",
+    ),
+    "a rate too late": ({"training.dense_rates": ((0, 0.1), (10**9, 0.1))}, "at most 10000, got"),
     "no finetuning": ({"finetuning.length": "0ep"}, "`finetuning.length` must be at least 1ep"),
 }
 INFORMATION = {

@@ -132,7 +132,8 @@ def test_a_half_written_checkpoint_is_ignored_and_cleared(tmp_path):
 
 def test_other_files_and_folders_are_not_steps(tmp_path):
     checkpoints.save(tmp_path, 3, {"w": jnp.ones(2)})
-    (tmp_path / "\u00b2").mkdir()
+    for name in ("\u00b2", "7.npz", "8.json"):
+        (tmp_path / name).mkdir()
     for name in ("0005.json", "\u00b2.json", "+7.json", "notes.json", "4.txt"):
         (tmp_path / name).touch()
     assert checkpoints.steps(tmp_path) == (3,)
@@ -173,6 +174,7 @@ def test_another_tree_than_was_saved_is_refused_with_the_leaf(tmp_path, target, 
     ("tree", "options", "message"),
     [
         ({"a": "text"}, {}, "got str at 'a'"),
+        ({"a": np.ma.masked_less(np.arange(3), 1)}, {}, "got MaskedArray at 'a'"),
         ({"a": None}, {}, "at least one array"),
         ({"a": jnp.ones(2)}, {"keep": 0}, "`keep` must be a whole number of at least 1, got 0"),
     ],

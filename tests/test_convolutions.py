@@ -55,6 +55,7 @@ def _double():
 PAIRS = st.tuples(st.integers(1, 2), st.integers(1, 2))
 
 
+@pytest.mark.long
 @settings(max_examples=6, deadline=None)
 @given(
     layout=st.sampled_from(LAYOUTS),

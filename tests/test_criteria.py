@@ -11,16 +11,16 @@ from flax import nnx
 
 from nopr import criteria, masks, trees
 
-SIDES = (5, 7, 4, 3)
+WIDTHS = (5, 7, 4, 3)
 
 
-def net(rng, sides=SIDES):
+def net(rng, widths=WIDTHS):
     return {
         f"layer_{i}": {
             "kernel": rng.normal(size=(a, b)) / np.sqrt(a),
             "bias": 0.3 * rng.normal(size=b),
         }
-        for i, (a, b) in enumerate(itertools.pairwise(sides))
+        for i, (a, b) in enumerate(itertools.pairwise(widths))
     }
 
 
@@ -144,6 +144,7 @@ def linear_apply(params, inputs):
     return values
 
 
+@pytest.mark.long
 def test_synflow_is_finite_in_single_precision_on_a_net_that_overflows_it(getkey):
     width, depth = 32, 60
     params = {

@@ -176,7 +176,7 @@ def test_higher_means_keep_and_invert_turns_it_around():
 @pytest.mark.parametrize("use", [pruning.pruner, criteria.invert])
 @pytest.mark.parametrize("constructor", ["magnitude", "snip", "synflow", "invert"])
 def test_a_constructor_that_was_not_called_is_refused_with_the_remedy(constructor, use):
-    with pytest.raises(ValueError, match=rf"has to be called: `{constructor}\(\.\.\.\)`"):
+    with pytest.raises(ValueError, match=rf"must be called: `{constructor}\(\.\.\.\)`"):
         use(getattr(criteria, constructor))
 
 
@@ -211,7 +211,7 @@ def mean_loss(params, batch):
         (lambda: pruning.pruner(criteria.random(), density=0.5)(NETWORKS["plain"].params, 0, key=0),
          "`key` must be a key of JAX, got 0"),
         (lambda: algorithms.at_init(criteria.magnitude(), init=mean_loss),
-         r"`pruner` must take .* got `criterion\(.*Make one of a criterion: `pruning.pruner"),
+         r"`pruner` must take .* got `criterion\(.*Make one from a criterion: `pruning.pruner"),
         (lambda: algorithms.after_training(PRUNER, init=NETWORKS["plain"].params, train=mean_loss),
          r"`init` must be a function \(key\), got a dict\. Give the function that draws"),
         (lambda: algorithms.imp(PRUNER, init=abs, train=mean_loss, counts=(3,)),

@@ -147,6 +147,7 @@ def test_negative_padding_and_seeds_are_refused():
         data.load("digits", seed=-2)
 
 
+@pytest.mark.long
 def test_the_digits_need_no_tensorflow_datasets():
     code = (
         "import sys; from nopr import data; data.load('digits');"

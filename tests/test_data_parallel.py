@@ -212,7 +212,7 @@ def test_two_processes_find_what_one_finds(run, one, two, eight):
 def test_processes_that_bring_different_keys_are_refused(two):
     for found in two:
         message = str(found["refusal"]["['message']"])
-        assert "those of process 1 are not those of process 0" in message
+        assert "those of process 1 differ from those of process 0" in message
 
 
 def test_a_mesh_of_one_device_changes_no_bit():

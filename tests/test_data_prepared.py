@@ -24,8 +24,8 @@ NOWHERE = "http://127.0.0.1:9/"  # the discard port: refused at once
 
 def idx(array):
     """The bytes of an idx file: two zeros, 8 for uint8, the number of dimensions, their sizes."""
-    sides = b"".join(side.to_bytes(4, "big") for side in array.shape)
-    return bytes([0, 0, 8, array.ndim]) + sides + array.tobytes()
+    shape = b"".join(length.to_bytes(4, "big") for length in array.shape)
+    return bytes([0, 0, 8, array.ndim]) + shape + array.tobytes()
 
 
 def write_tiny(folder, *, seed=0):
@@ -156,6 +156,14 @@ def test_one_flipped_bit_in_an_original_file_is_found(tiny, tmp_path, name):
     with pytest.raises(ValueError, match=rf"{name} is not .* must be {expected}, found {found}\."):
         load_raw(manual_dir=tmp_path)
     assert not (tmp_path / "prepared").exists()
+
+
+def test_a_manifest_that_cannot_be_read_is_damage(tiny, tmp_path):
+    load_raw(manual_dir=tmp_path)
+    (path,) = (tmp_path / "prepared").rglob("sha256.json")
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=rf"{path.parent} is damaged.* Delete that folder"):
+        load_raw()
 
 
 @pytest.mark.parametrize("pattern", ["*train.array_record*", "*test.array_record*", "dataset_*"])

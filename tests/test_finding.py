@@ -58,6 +58,8 @@ def clone(tmp_path, monkeypatch):
             "mine.py": f"{CONFIG}{RUN}{PAGE}",
             "helper.py": HELPER,
             "notes.py": "not Python",
+            "deep.py": f"x = {'+'.join('1' * 9999)}",
+            "computed.py": CONFIG.replace('("large",)', 'tuple("ab")'),
         },
     )
     monkeypatch.chdir(tmp_path)
@@ -70,6 +72,7 @@ def clone(tmp_path, monkeypatch):
 def test_the_list_holds_every_experiment_with_its_variants(clone, capsys):
     assert launch.main(["launch", "--list"]) == 0
     assert capsys.readouterr().out.splitlines() == [
+        "computed.py                  What it is about.",
         "mine.py                      What it is about.",
         "mine.py:large",
         "experiments/paper/config.py  What it is about.",
@@ -94,6 +97,15 @@ def test_an_unknown_reproduction_costs_one_line_with_the_choices(clone, capsys):
     assert capsys.readouterr().err.splitlines() == [
         "error: `--name` must be one of all, paper, paper:large, got 'papre'."
     ]
+
+
+def test_a_reproduction_needs_no_place_to_print():
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m experiments.reproduce --help >/dev/full 2>&-"],
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize("one", finding.find(ROOT), ids=lambda one: one.name)
@@ -155,7 +167,7 @@ def test_a_show_that_fails_loses_nothing(clone, capsys):
     page.write_text(PAGE.replace("results['x']", "1 // 0"))
     words = ["launch", "--config=experiments/paper/config.py", "--workdir=out"]
     assert launch.main(words) == 1
-    assert "when `show` is mended, --show needs no computing" in capsys.readouterr().err
+    assert "once `show` is fixed, --show needs no computing" in capsys.readouterr().err
     page.write_text(PAGE)
     assert launch.main([*words, "--show"]) == 0
     shown = capsys.readouterr()
@@ -172,7 +184,7 @@ def test_what_cannot_be_stored_is_shown_from_the_stages(clone, capsys):
     capsys.readouterr()
     assert launch.main([*words, "--show"]) == 0
     first, second = capsys.readouterr().err.splitlines()
-    assert first == "What `run` returned is not stored: it runs again on the stages that are."
+    assert first == "What `run` returned is not stored: it runs again on its stored stages."
     assert "a: done before" in second
 
 

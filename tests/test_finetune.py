@@ -470,6 +470,17 @@ def test_labels_that_are_not_classes_are_refused_or_make_value_and_gradient_nan(
     assert np.isnan(found.loss)
 
 
+@pytest.mark.parametrize("wrong", [2**32, 2**32 + 1])
+def test_labels_of_64_bits_do_not_become_classes(wrong, problem):
+    params, _, (inputs, _) = problem
+    labels = np.zeros(N, np.int64)
+    labels[4] = wrong
+    loss = finetune.cross_entropy(_apply)
+    with pytest.raises(ValueError, match=f"the classes of the logits, got {wrong}"):
+        loss(params, (inputs, labels))
+    assert np.isnan(jax.jit(lambda params: loss(params, (inputs, labels)))(params))
+
+
 def test_squared_error_takes_flat_targets_for_one_output():
     loss = finetune.squared_error(lambda params, inputs: params * inputs)
     inputs, targets = jnp.array([[1.0], [2.0]]), jnp.array([3.0, 1.0])
@@ -544,7 +555,7 @@ def test_rates_change_at_the_start_of_their_epochs():
         ),
         (
             lambda: finetune.trainer(_LOSS, _TX, epochs=1, batch_size=4, stateful=True),
-            r"`loss` must take \(params, state, batch, key\), .*goes without `stateful`",
+            r"`loss` must take \(params, state, batch, key\), .*needs `stateful=False`",
         ),
         (
             lambda: finetune.trainer(_LOSS, _TX, epochs=1, batch_size=4, state=0),

@@ -107,3 +107,10 @@ def test_the_criterion_of_the_guide_prunes_in_a_pruner_and_in_a_sweep():
     for code in blocks("your_own_criterion.md"):
         exec(code, names)
     assert names["found"].values.tolist() == [33] * 8
+
+
+def test_a_criterion_that_gives_nan_makes_no_case():
+    task = training.task(Quick().data, Quick().training, widths=(8,), seed=0, seeds=2)
+    broken = pruning.pruner(criteria.from_weights(lambda weight: weight * np.nan), density=0.3)
+    with pytest.raises(ValueError, match=r"No mask for the networks .*NaN or infinite"):
+        training.pruned(task, broken)

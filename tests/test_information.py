@@ -283,14 +283,14 @@ def test_saturation_is_reported_and_bits_are_no_more_than_the_sample_can_show():
     assert found.saturated is True
     assert (found.bits, found.dataset_entropy_bits, found.datasets) == (4.0, 4.0, 16)
     assert repr(found) == (
-        "Exact(4 bits over 16 datasets (of a sample: the bits of the sample); H(D) = 4, "
+        "Exact(4 bits over 16 datasets, taken as all there are; H(D) = 4, "
         "log2 C(n,k) = 6; 16 distinct masks; SATURATED: a mask of its own for every dataset, so "
         "bits = H(D); H(m|D) = 0 checked by a second pass)"
     )
     whole = information.exact(encode_three_bits, every_label(6), check=False, key=KEY)
     assert whole.saturated is False
     assert repr(whole) == (
-        "Exact(3 bits over 64 datasets (of a sample: the bits of the sample); H(D) = 6, "
+        "Exact(3 bits over 64 datasets, taken as all there are; H(D) = 6, "
         "log2 C(n,k) = 4.32193; 8 distinct masks; not saturated; H(m|D) = 0 not checked by a "
         "second pass)"
     )
@@ -300,7 +300,7 @@ def test_saturation_is_over_distinct_datasets_that_occur():
     repeated = np.concatenate([every_label(2)] * 2)
     found = information.exact(lambda data, *, key: data > 0, repeated, key=KEY)
     assert found.saturated
-    assert "over 4 distinct of 8 datasets (of a sample: " in repr(found)
+    assert "over 4 distinct of 8 datasets, taken as all there are; " in repr(found)
     same = information.exact(lambda data, *, key: data > 0, np.ones((3, 2)), key=KEY)
     assert same.saturated is False  # H(D) is 0: there is nothing to copy
     assert "1 distinct of 3 datasets" in repr(same)
@@ -382,7 +382,7 @@ def test_every_level_of_a_trajectory_gets_its_own_numbers():
                                                             np.log2(1 + 6)])  # fmt: skip
     assert result.outcomes.shape == result.kept.shape == (16, 2)
     np.testing.assert_array_equal(result.saturated, [True, False])
-    assert repr(result).startswith("Exact(1 to 4 bits for 2 levels over 16 datasets ")
+    assert repr(result).startswith("Exact(1 to 4 bits for 2 levels over 16 datasets, ")
     assert "log2 sum_k C(n,k) = " in repr(result)
     assert "SATURATED in 1 of 2" in repr(result)
     assert result.dataset_entropy_bits == 4.0
@@ -421,6 +421,7 @@ def magnitude_after_training(data, *, key):
     return masks.top(jax.tree.map(jnp.abs, gradient_descent(data, key)), count=8)
 
 
+@pytest.mark.long
 def test_masks_of_a_trained_net_are_those_of_training_on_each_dataset_alone(rng, x64):
     dtype = np.float64 if x64 else np.float32
     points = np.array(list(itertools.product((-1, 1), repeat=3)), dtype)

@@ -63,6 +63,7 @@ def test_whole_kernels_agree_with_the_slow_twin(shape, method):
 traced = {method: jax.jit(lambda k, m, method=method: repair(k, m, method)) for method in METHODS}
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:The masks leave")
 @pytest.mark.parametrize("method", METHODS)
 @settings(max_examples=20, deadline=None)
@@ -148,6 +149,7 @@ def linear(params, inputs):
 LAYERS = ("layer_0/kernel", "layer_1/kernel", "layer_2/kernel")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
 def test_a_pruned_linear_net_gets_every_singular_value_equal_to_the_product_of_gains(rng, method):
     params = linear_net(rng, (9, 8, 8, 3))
@@ -214,6 +216,7 @@ def test_where_chooses_the_kernels_and_an_nnx_state_goes_through():
     np.testing.assert_allclose(after[first] @ after[first].T, np.eye(3), atol=1e-6)
 
 
+@pytest.mark.long
 def test_growing_widths_are_reported_only_where_masks_removed_inputs(rng):
     params = linear_net(rng, (3, 8, 6, 4))
     isometry.orthogonalize(params, trees.full_masks(params))  # wider than its input by design

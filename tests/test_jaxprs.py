@@ -120,6 +120,7 @@ def digest(function, *args):
     return jaxprs.digest(jaxprs.trace(function, *(args or (X[0],))).program)
 
 
+@pytest.mark.long
 def test_a_digest_is_of_what_is_computed_whenever_it_was_traced():
     def draw(key):
         return precision.in_double(lambda x: x * 2, jax.random.normal(key))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from nopr import data
-from nopr.lab import launch, steps
+from nopr.lab import launch, records, steps
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,7 +45,7 @@ def run(config, run):
         x = run.stage(f"stage_{index}", compute)["x"]
         run.metric(index, "train", "mean", x.mean())
         total += x.sum()
-    run.show_table("total\\n" + str(total))
+    run.show_table("total\\n" + str(total) + "\\nErd\u0151s" * bool(config.words))
     return {"total": total, "rate": config.rate}
 """
 
@@ -57,7 +57,7 @@ def get_config(variant=""):
         raise ValueError(f"`variant` must be long, got {variant!r}.")
     return ConfigDict({
         "stages": 5 if variant else 3, "rate": 0.5, "quiet": False, "words": 0,
-        "data": {"name": "digits"},
+        "data": {"name": "digits"}, "pairs": ((0, 0.5),),
     })
 """
 
@@ -80,6 +80,8 @@ def place(tmp_path_factory):
         "empty.py": "",
         "raises.py": "1 / 0\n",
         "dict.py": "def get_config(): return {'a': 1}\n",
+        "exits.py": "import sys\nsys.exit(0)\n",
+        "numbered.py": PLAIN.replace('"n"', "1") + "def run(config, run): return {}\n",
         "other/notes.txt": "mine",
     }
     for name, text in files.items():
@@ -167,7 +169,8 @@ BAD = {
     "unknown key": ([GOOD, "--config.stagse=3"], "no config key 'stagse'. Did you mean 'stages'?"),
     "unknown inner key": ([GOOD, "--config.data.nme=a"], "Did you mean 'data.name'?"),
     "unknown negated key": ([GOOD, "--noconfig.quite"], "Did you mean 'quiet'?"),
-    "hopeless key": ([GOOD, "--config.zzz=3"], "Known: data.name, quiet, rate"),
+    "no key": ([GOOD, "--config.=3"], "There is no config key ''. Known: data.name"),
+    "hopeless key": ([GOOD, "--config.zzz=3"], "Known: data.name, pairs, quiet, rate"),
     "a section": ([GOOD, "--config.data={'nam': 1}"], "Did you mean 'data.name'?"),
     "below a value": ([GOOD, "--config.stages.x=3"], "no config key 'stages.x'"),
     "not an integer": ([GOOD, "--config.stages=0.5"], "--config.stages=0.5: invalid literal"),
@@ -179,6 +182,8 @@ BAD = {
     "a word": ([GOOD, "fast"], "'fast' is not a flag"),
     "no run": (["--config=runless.py"], "'runless.py' has no function `run`, and there is no 'run"),
     "a config that raises": (["--config=raises.py"], "'raises.py' is refused: ZeroDivisionError"),
+    "a config that exits": (["--config=exits.py"], "'exits.py' is refused: SystemExit: 0"),
+    "keys that are numbers": (["--config=numbered.py"], "config of 'numbered.py' must be strings"),
     "no config at all": (["--config=dict.py"], "must return a ConfigDict, got dict"),
     "refused by check": ([GOOD, "--config.stages=0"], "`stages` must be at least 1, got 0."),
     "rerun refused by check": ([GOOD, "--config.stages=0", "--workdir=other", "--rerun"], "got 0."),
@@ -196,7 +201,7 @@ BAD = {
     ),
     "no processes": (
         [GOOD, "--coordinator=localhost:1", "--processes=0", "--process=0"],
-        "--processes must be at least 1, got 0.",
+        "--processes must be from 1 to 65,536, got 0.",
     ),
     "no port": (
         [GOOD, "--coordinator=localhost", "--processes=2", "--process=0"],
@@ -204,7 +209,15 @@ BAD = {
     ),
     "no patience": (
         [GOOD, "--distributed", "--patience=0"],
-        "--patience must be at least 1 second, got 0.",
+        "--patience must be from 1 to 1,000,000, got 0.",
+    ),
+    "endless patience": (
+        [GOOD, "--distributed", "--patience=9999999999"],
+        "--patience must be from 1 to 1,000,000, got 9999999999.",
+    ),
+    "too many processes": (
+        [GOOD, "--coordinator=localhost:1", "--processes=9999999999", "--process=0"],
+        "--processes must be from 1 to 65,536, got 9999999999.",
     ),
     "a huge port": (
         [GOOD, "--coordinator=localhost:99999", "--processes=2", "--process=0"],
@@ -215,6 +228,10 @@ BAD = {
         "must be text in UTF-8, got '--workdir=bad\\udcff'",
     ),
     "too large": ([GOOD, f"--config.stages={2**63}"], "--config.stages must fit into 64 bits, got"),
+    "too large within": (
+        [GOOD, f"--config.pairs=(({2**63}, 1.0),)"],
+        "--config.pairs must fit into",
+    ),
     "an overflow": ([GOOD, "--config.rate=1e300"], "cannot convert float infinity to integer"),
     "missing data": ([GOOD, "--config.data.name=mnist"], "'mnist' was looked for in /nowhere."),
 }
@@ -272,6 +289,20 @@ def test_a_mistake_in_the_code_shows_where_it_is(here):
         launch.main(["launch", GOOD, "--config.rate=-1"])
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return 1 / 0", "division by zero (ZeroDivisionError in own.py, line 5; --traceback"),
+        ("pass", "`run` in 'own.py' must return its results, got None."),
+    ],
+)
+def test_an_error_in_ones_own_run_names_its_line(here, capsys, body, message):
+    (here / "own.py").write_text(f"{PLAIN}\ndef run(config, run):\n    {body}\n")
+    assert launch.main(["launch", "--config=own.py", "--workdir=runs/own"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
 def test_the_place_of_an_error_is_shown_when_asked(here):
     with pytest.raises(FileNotFoundError, match="looked for"):
         launch.main(["launch", GOOD, "--config.data.name=mnist", "--traceback"])
@@ -295,7 +326,7 @@ def test_no_home_directory_is_needed(here, capsys, monkeypatch):
     monkeypatch.setattr(pwd, "getpwuid", nobody)
     assert data.load("digits").classes == 10
     assert launch.main(["launch", GOOD, "--workdir=~/x"]) == 2
-    assert "home directory" in capsys.readouterr().err
+    assert "--workdir=~/x has no known home directory. Set HOME" in capsys.readouterr().err
     monkeypatch.setenv("HOME", str(here / "home"))
     assert launch.main(["launch", GOOD, "--workdir=~/x"]) == 0
     assert (here / "home/x/DONE").exists()
@@ -343,17 +374,19 @@ def test_a_finished_run_is_shown_and_not_run_again_unless_asked(here, capsys):
 def test_failing_to_print_does_not_prevent_a_run_from_finishing(place, streams):
     name = f"runs/streams{len(streams)}"
     command = f"{sys.executable} -m experiments.launch {GOOD} --workdir={name} --config.words=9999"
-    done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", f"{command} {streams}"],
-        cwd=place,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done
-    assert "Traceback" not in done.stderr
-    assert (place / name / "DONE").exists()
+    ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    for _ in ("run", "shown"):
+        done = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", f"{command} {streams}"],
+            cwd=place,
+            env={**os.environ, **ascii_only, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done
+        assert "Traceback" not in done.stderr
+        assert (place / name / "DONE").exists()
 
 
 def test_a_work_directory_of_another_config_is_refused(here, capsys):
@@ -367,14 +400,19 @@ def test_a_work_directory_of_another_config_is_refused(here, capsys):
     assert _contents(here / "runs/mine") == before
 
 
-def test_a_resumed_run_keeps_its_thread_pool(here, monkeypatch):
+@pytest.mark.parametrize("before", [7, True])
+def test_a_resumed_run_keeps_its_thread_pool(here, monkeypatch, before):
+    command = ["launch", "--config=plain.py", f"--workdir={here / 'runs/pool'}"]
+    assert launch.main(command) == 0
+    (here / "runs/pool/DONE").unlink()
+    facts = here / "runs/pool/environment.json"
+    facts.write_text(json.dumps({**json.loads(facts.read_text()), "threads": before}))
     monkeypatch.delenv("NPROC")
-    workdir = here / "runs/pool"
-    workdir.mkdir(parents=True)
-    (workdir / "environment.json").write_text(json.dumps({"threads": 7}))
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    launch._prepare_environment(workdir)
-    assert os.environ["NPROC"] == "7"
+    after = 7 if before == 7 else records.threads()
+    assert launch.main(command) == 0
+    assert os.environ["NPROC"] == str(after)
+    assert json.loads(facts.read_text())["threads"] == after
 
 
 # --- Two processes -----------------------------------------------------------------------------
@@ -452,11 +490,15 @@ def test_lengths_read_as_gradient_steps(length, expected):
 def test_lengths_read_as_whole_epochs():
     assert steps.epochs("10ep") == 10
     assert steps.epochs("21it", steps_per_epoch=7) == 3
-    with pytest.raises(ValueError, match=r"whole number of epochs .*'20it' at 7 steps an epoch"):
+    with pytest.raises(
+        ValueError, match=r"`length` must be a whole number of epochs, got '20it' at 7 steps per"
+    ):
         steps.epochs("20it", steps_per_epoch=7)
-    with pytest.raises(ValueError, match=r"whole number of epochs .*'0\.5ep'"):
-        steps.epochs("0.5ep")
-    with pytest.raises(ValueError, match=r"in epochs .*'20it'"):
+    with pytest.raises(
+        ValueError, match=r"`rewind` must be a whole number of epochs, got '0\.5ep'"
+    ):
+        steps.epochs("0.5ep", name="rewind")
+    with pytest.raises(ValueError, match="`length` must be in epochs, such as '10ep', got '20it'"):
         steps.epochs("20it")
 
 

@@ -134,6 +134,12 @@ def test_a_traced_count_of_any_integer_dtype_is_clipped_and_does_not_wrap(dtype,
     assert int(masks.count(layers_jit(scores, jnp.asarray(k, dtype)))) == expected
 
 
+@pytest.mark.parametrize("density", [True, 0.5j, np.array([0.5])], ids=str)
+def test_a_traced_density_is_one_real_number(density):
+    with pytest.raises(ValueError, match="`density` must be one"):
+        jax.jit(lambda d: masks.top({"w": jnp.arange(4.0)}, density=d))(density)
+
+
 def test_a_traced_float_is_not_a_count():
     with pytest.raises(ValueError, match=r"A traced `count` must be one integer, got float32"):
         top_jit({"w": jnp.arange(5.0)}, jnp.float32(2.7))
@@ -148,10 +154,31 @@ def test_a_traced_density_out_of_range_is_flagged_by_checkify(bad):
     assert int(masks.count(kept)) == (4 if bad > 1 else 0)
 
 
+def _shapes(dtype, *paths):
+    return {path: jax.ShapeDtypeStruct((2**15, 2**15), dtype) for path in paths}
+
+
 def test_leaves_past_int32_are_refused_by_name():
     big = {"w": jax.ShapeDtypeStruct((2**16, 2**15), jnp.float32)}
     with pytest.raises(ValueError, match="at most 2147483647 weights, got 2147483648 at 'w'"):
         jax.eval_shape(lambda scores: masks.top(scores, count=5), big)
+
+
+@pytest.mark.parametrize("budget", [{"count": 5}, {"density": 0.5}], ids=str)
+def test_layers_that_are_past_int32_together_share_a_concrete_budget_only(budget):
+    big, (name,) = _shapes(jnp.float32, "v", "w"), budget
+    kept = jax.eval_shape(lambda scores: masks.top(scores, scope="layer", **budget), big)
+    assert kept == _shapes(bool, "v", "w")
+    with pytest.raises(ValueError, match=f"A traced `{name}` can be shared by at most 2147483647"):
+        jax.eval_shape(lambda s, k: masks.top(s, scope="layer", **{name: k}), big, budget[name])
+
+
+@pytest.mark.parametrize("use", [masks.count, masks.density])
+def test_masks_past_int32_are_counted_by_layer_only(use):
+    big = _shapes(bool, "v", "w")
+    with pytest.raises(ValueError, match=r"At most 2147483647 .* got 2147483648\. Count layer by"):
+        jax.eval_shape(use, big)
+    assert jax.eval_shape(lambda kept: masks.by_layer(kept)["w"].kept, big).shape == ()
 
 
 def test_a_layer_without_weights_keeps_none():
@@ -431,8 +458,9 @@ def test_keys_of_the_old_kind_shuffle_too(unchecked):
 
 
 def test_the_size_of_what_is_no_mask_is_refused_and_the_density_of_nothing_is_0(unchecked):
-    with pytest.raises(ValueError, match="`masks` must be bool, got float at ''"):
+    with pytest.raises(ValueError, match="`masks` must hold arrays, got float at ''"):
         masks.size(0.5)
+    assert masks.size({"w": jnp.ones((2, 3)), "b": None}) == 6  # scores
     assert masks.density({"w": None}) == 0
     assert masks.by_layer({"w": np.ones((0, 2), bool)})["w"].density == 0
 

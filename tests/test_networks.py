@@ -437,7 +437,7 @@ def test_wrong_options_are_refused_with_the_choices(make, message):
 def test_inputs_of_the_wrong_size_are_refused(shape, getkey):
     network = networks.mlp((2,), inputs=4)
     params = network.init(getkey())
-    with pytest.raises(ValueError, match=r"with 4 features an example, got shape \("):
+    with pytest.raises(ValueError, match=r"with 4 features per example, got shape \("):
         network.apply(params, jnp.zeros(shape))
 
 

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -69,9 +70,49 @@ def test_a_port_in_use_is_reported_at_once(meet, port):
     assert f"Port {port} of 127.0.0.1 cannot be used (Address already in use). Give " in str(error)
 
 
-def test_an_address_that_is_not_known_is_reported_at_once(meet):
-    (error,) = meet((2, 1), host="nowhere.invalid")
-    assert "The address 'nowhere.invalid' in --coordinator is not known" in str(error)
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("host", ["nowhere.invalid", "a..b"])
+def test_an_address_that_is_not_known_is_reported_at_once(meet, host, index):
+    (error,) = meet((2, index), host=host)
+    assert f"The address {host!r} in --coordinator is not known (" in str(error)
+
+
+def test_a_program_that_answers_something_else_is_reported_at_once(meet, port):
+    def answer(server):
+        with server.accept()[0] as other:
+            other.sendall(b"\xfe HTTP/1.1")
+
+    with socket.create_server(("127.0.0.1", port)) as server:
+        thread = threading.Thread(target=answer, args=(server,))
+        thread.start()
+        (error,) = meet((2, 1))
+        thread.join()
+    assert f"What answers at port {port} of 127.0.0.1 does not wait for this process" in str(error)
+
+
+@pytest.mark.parametrize("junk", [b"[" * 1024, b"\xff", b"null", b'{"count": 1e999, "index": 1}'])
+def test_what_is_not_a_process_of_the_run_is_not_counted(port, junk, monkeypatch):
+    monkeypatch.setattr(processes, "connect", lambda **options: None)
+    limit = time.monotonic() + 10
+    mine = peers.Peers(f"127.0.0.1:{port}", 2, 0, 1)
+    first = threading.Thread(target=peers.connect, args=(mine,))
+    first.start()
+    answers = []
+    for sent in (junk, b'{"count": 2, "index": 1}'):
+        with _connected(port, limit) as connection:
+            connection.sendall(sent)
+            answers.append(connection.recv(1024))
+    first.join()
+    assert answers == [b"", b'{"fault": ""}']
+
+
+def _connected(port, limit):
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port), timeout=5)
+        except ConnectionRefusedError:
+            assert time.monotonic() < limit
+            time.sleep(0.02)
 
 
 @pytest.mark.parametrize("index", [0, 1])

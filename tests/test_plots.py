@@ -133,6 +133,13 @@ def test_accuracy_lines_show_exactly_the_rows():
         np.testing.assert_array_equal(bars[f"_{method}"], ends)
 
 
+def test_an_interval_that_exceeds_what_an_accuracy_can_be_is_cut():
+    rows = [{"method": "SNIP", "density": 0.1, "mean": 59.6, "half_width": 174.7, "n": 2}]
+    axes = plots.accuracy_against_density(rows).axes[0]
+    (bar,) = (c for c in axes.collections if c.get_label() == "_SNIP")
+    np.testing.assert_array_equal(bar.get_segments(), [[(0.1, 0), (0.1, 100)]])
+
+
 def test_the_dense_reference_is_a_level_line_with_its_interval():
     figure = plots.accuracy_against_density(accuracy_rows())
     np.testing.assert_array_equal(lines(figure)["dense"].get_ydata(), [97.6, 97.6])

@@ -10,13 +10,13 @@ from nopr import criteria, densities, granularity, masks, pruning, schedules, tr
 LAYERS = ("layer_0/kernel", "layer_1/kernel", "layer_2/kernel")
 
 
-def net(rng, sides=(6, 20, 10, 4)):
+def net(rng, widths=(6, 20, 10, 4)):
     return {
         f"layer_{i}": {
             "kernel": rng.normal(size=(a, b)).astype(np.float32),
             "bias": np.zeros(b, np.float32),
         }
-        for i, (a, b) in enumerate(itertools.pairwise(sides))
+        for i, (a, b) in enumerate(itertools.pairwise(widths))
     }
 
 
@@ -75,6 +75,7 @@ def test_rounds_only_ever_remove_and_end_where_the_schedule_ends(distribution, r
         assert all((b >= a).all() for b, a in zip(before, after, strict=True))
 
 
+@pytest.mark.long
 def test_each_round_scores_the_network_that_the_round_before_left(rng, getkey):
     """SynFlow, three rounds in the scan against three calls by hand."""
     params = net(rng)
@@ -240,6 +241,7 @@ def residual(params, inputs):
     return values @ params["last"]["kernel"]
 
 
+@pytest.mark.long
 def test_synflow_prunes_a_110_layer_residual_network_as_float64_does(rng, getkey):
     """R passes 1e38 here, so that float32 alone gives nothing but infinities."""
     width, blocks = 24, 54

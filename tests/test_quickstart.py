@@ -1,4 +1,4 @@
-"""The main job, tiny: whole, shown again, killed and resumed; and its parts."""
+"""The main job, tiny, and its parts."""
 
 import csv
 import fcntl
@@ -58,7 +58,7 @@ def whole(tmp_path_factory):
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "out").exists():
-            ended = launched.run([*WORDS, f"--workdir={folder}/run"], cache=folder / "cache")
+            ended = launched.run([*WORDS, f"--workdir={folder}/run"])
             assert ended.code == 0, ended.err
             (folder / "out").write_text(ended.out)
     return folder
@@ -163,26 +163,6 @@ def test_every_row_states_its_training_epochs(whole, rows):
     said = " ".join(quickstart_page.BUDGETS.split())
     assert said in " ".join((whole / "run/table.txt").read_text().split())
     assert said in (whole / "run/report.html").read_text()
-
-
-# --- Again, and after a kill -------------------------------------------------------------------
-
-
-def test_killed_while_finetuning_it_resumes_to_the_same_bytes(whole, tmp_path):
-    words = [*WORDS, f"--workdir={tmp_path}"]
-    launched.kill_when("stages/finetuning/chunk-*.json", tmp_path, words, cache=whole / "cache")
-    assert not (tmp_path / "summary.json").exists()
-
-    ended = launched.run(words, cache=whole / "cache")
-    assert ended.code == 0, ended.err
-    assert "dense: done before" in ended.err
-    assert "masks/random: done before" in ended.err
-    there, here = launched.contents(whole / "run"), launched.contents(tmp_path)
-    assert here.keys() == there.keys()
-    for name in ("summary.json", "results.csv", "table.txt", "metrics.jsonl"):
-        assert here[name] == there[name], name
-    for name in FIGURES:
-        assert here[f"figures/{name}.csv"] == there[f"figures/{name}.csv"], name
 
 
 # --- The rounds of IMP -------------------------------------------------------------------------
@@ -304,4 +284,4 @@ def test_a_config_that_cannot_be_run_is_refused(changes, message):
 def test_a_density_that_leaves_no_weight_is_refused_before_training():
     asked = configs.Settings(methods=("snip",), pruning=configs.Pruning(densities=(1e-7,)))
     with pytest.raises(ValueError, match=r"must leave one of 50,200 weights, got 1e-07"):
-        quickstart._setting(asked)
+        quickstart.run(settings.config(asked), None)

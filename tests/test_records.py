@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import resource
@@ -17,7 +18,7 @@ import pytest
 
 from nopr import sweeps
 from nopr.lab import records
-from nopr.lab.records import context, opening
+from nopr.lab.records import context
 from nopr.lab.records.files import explained
 
 CONFIG = {"data": {"name": "digits", "classes": (1, 2)}, "rate": 0.1}
@@ -217,9 +218,10 @@ def test_results_do_not_stand_for_one_another(opened, said):
 
 def test_keys_come_back_as_they_are_or_are_refused(tmp_path):
     store = records.Store(tmp_path, context={"shape": (2, 3), "count": {1: "a"}})
-    store.put("a", {"x": 1, "x.npy": 2, "y%dtype=int4": 3, "z/w": {"%2F": 4}})
+    values = {"x": 1, "x.npy": 2, "y%dtype=int4": 3, "z/w": {"%2F": 4, "%00": 5, "\0": 6}}
+    store.put("a", values)
     again = records.Store(tmp_path, context={"shape": (2, 3), "count": {1: "a"}}).get("a")
-    assert again == {"x": 1, "x.npy": 2, "y%dtype=int4": 3, "z/w": {"%2F": 4}}
+    assert again == values
     with pytest.raises(ValueError, match=r"names that differ as text, got \[1, '1'\] at 'a'"):
         store.put("b", {"a": {1: 2, "1": 3}})
 
@@ -235,10 +237,10 @@ def test_the_small_dtypes_of_jax_come_back(tmp_path, dtype):
     assert float(found["scalar"]) == 5
 
 
-@pytest.mark.parametrize("dtype", ["int4", "uint4"])
+@pytest.mark.parametrize("dtype", ["int4", "uint4", "float4_e2m1fn"])
 def test_cases_of_half_a_byte_are_refused_before_anything_is_computed(dtype):
     with pytest.raises(ValueError, match=f"whole bytes, got {dtype}. Convert it to int8"):
-        sweeps.run(jnp.abs, jnp.arange(4, dtype=dtype), block=2)
+        sweeps.run(jnp.abs, jnp.zeros(4, dtype), block=2)
 
 
 def test_a_store_keeps_chunks_apart_by_name(opened):
@@ -473,23 +475,37 @@ def test_a_read_only_directory_is_refused(said):
         os.chmod(folder, 0o755)
 
 
-def test_a_run_that_is_set_aside_while_another_opens_it_is_held_by_one(opened, monkeypatch):
+def _move_before_it_is_locked(monkeypatch, directory, target):
+    lock, moved = fcntl.flock, []
+
+    def lock_late(file, operation):
+        if not moved:
+            moved.append(os.rename(directory, target))
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lock_late)
+
+
+def test_a_run_that_is_set_aside_while_another_opens_it_is_held_by_one(
+    opened, tmp_path, monkeypatch
+):
     """The second holds a lock on a file that was renamed meanwhile."""
     with opened():
         pass
-    lock, moved = opening._lock, []
-
-    def lock_late(file, directory):
-        if not moved:
-            moved.append(1)
-            os.rename(directory, directory.with_name("aside"))
-        lock(file, directory)
-
-    monkeypatch.setattr(opening, "_lock", lock_late)
+    _move_before_it_is_locked(monkeypatch, tmp_path / "run", tmp_path / "aside")
     with opened() as run:
         assert (run.directory / "LOCK").read_text() == f"{os.getpid()}\n"
         with pytest.raises(records.RunError, match="in use"):
             opened().__enter__()
+
+
+def test_a_run_that_another_sets_aside_meanwhile_is_set_aside_once(opened, tmp_path, monkeypatch):
+    with opened() as run:
+        run.finish({"x": 1})
+    _move_before_it_is_locked(monkeypatch, tmp_path / "run", tmp_path / "run.previous-1")
+    assert records.set_aside(tmp_path / "run") is None
+    assert [path.name for path in tmp_path.glob("run.previous-*")] == ["run.previous-1"]
+    assert (tmp_path / "run.previous-1/DONE").exists()
 
 
 def test_checkpoints_of_other_settings_are_reported(opened, said):

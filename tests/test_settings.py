@@ -58,7 +58,9 @@ def test_what_is_open_takes_its_type_later():
         ({"seeds": True}, "`seeds` must be of type int, got True."),
         ({"seeds": 10**20}, "`seeds` must be at least 1, got 1"),
         ({"share": 1.0}, "`share` must be above 0 and below 1, got 1.0."),
-        ({"share": float("nan")}, "`share` must be finite, got nan."),
+        ({"share": float("nan")}, "`share` must be finite in single precision, got nan."),
+        ({"share": 1e-300}, "`share` must be finite in single precision, got 1e-300."),
+        ({"inner.rates": ((0, 1e300),)}, "`inner.rates` must be finite in single precision"),
         ({"densities": ()}, "`densities` must hold at least one entry, got none."),
         ({"densities": (0.5, "0.1")}, "`densities` must be of type float, got '0.1'."),
         ({"densities": 0.5}, "`densities` must be a tuple, got 0.5."),
@@ -104,7 +106,10 @@ def test_a_length_that_does_not_read_like_one_is_refused(length, unchecked):
     ("config", "message"),
     [
         (["batch_size"], "`config` must be a ConfigDict or a dict, got"),
-        ({"learning_rate": 2**2000}, "`learning_rate` must be finite, got 1148130"),
+        (
+            {"learning_rate": 2**2000},
+            "`learning_rate` must be finite in single precision, got 1148130",
+        ),
     ],
 )
 def test_a_config_that_cannot_be_read_is_refused(config, message, unchecked):

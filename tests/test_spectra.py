@@ -1,5 +1,7 @@
 """Exact spectra against closed forms: orthogonal, Gaussian, He and convolutional networks."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,6 +60,7 @@ def test_all_modes_give_the_jacobian_worked_out_by_hand(ins, outs, rng, x64):
         np.testing.assert_allclose(found, by_hand, atol=10 * tolerance(x64))
 
 
+@pytest.mark.long
 def test_the_jacobian_agrees_with_finite_differences_on_image_shaped_inputs_and_outputs(rng):
     with jax.enable_x64(True):
         params = tanh_params(rng, 6, 4, 4)
@@ -77,10 +80,20 @@ def test_the_jacobian_agrees_with_finite_differences_on_image_shaped_inputs_and_
             np.testing.assert_allclose(found[:, :, pixel], (ahead - behind) / (2 * step), atol=1e-8)
 
 
-def test_auto_mode_pushes_tangents_through_tall_and_pulls_through_wide_jacobians():
-    assert spectra._resolve("auto", 10, 3) == "forward"
-    assert spectra._resolve("auto", 3, 3) == "forward"
-    assert spectra._resolve("auto", 3, 10) == "reverse"
+@pytest.mark.parametrize(
+    ("ins", "outs", "expected"), [(3, 10, "forward"), (3, 3, "forward"), (10, 3, "reverse")]
+)
+def test_auto_mode_is_forward_for_tall_and_square_jacobians_and_reverse_for_wide_ones(
+    ins, outs, expected, rng
+):
+    params, inputs = tanh_params(rng, ins, 6, outs), jnp.zeros((4, ins))
+
+    def program(mode):
+        measure = functools.partial(spectra.singular_values, tanh_net, mode=mode, block=4)
+        return str(jax.make_jaxpr(measure)(params, inputs))
+
+    assert program("forward") != program("reverse")
+    assert program("auto") == program(expected)
 
 
 def test_semi_orthogonal_linear_nets_of_falling_widths_have_the_product_of_gains(rng, x64):
@@ -146,6 +159,7 @@ def test_he_initialised_relu_nets_keep_the_mean_squared_norm_at_any_depth():
     assert abs(norms.mean() - 1) < 4.5 * norms.std() / np.sqrt(draws)
 
 
+@pytest.mark.long
 def test_circular_convolutions_have_the_singular_values_of_each_frequency(rng, x64):
     side, ins, outs = 4, 2, 3
     kernel = rng.normal(size=(3, 3, ins, outs))
@@ -194,24 +208,18 @@ def test_blocks_change_nothing_and_values_descend(block, rng):
     np.testing.assert_allclose(values, np.linalg.svd(whole, compute_uv=False), rtol=1e-4)
 
 
-def test_the_default_block_keeps_the_compiled_program_within_its_bound(monkeypatch, rng):
+@pytest.mark.parametrize("apply", [tanh_net, jax.jit(tanh_net)], ids=["plain", "jitted"])
+def test_the_default_block_keeps_the_compiled_program_within_its_bound(apply, monkeypatch, rng):
     monkeypatch.setattr(spectra, "BLOCK_BYTES", 2**18)
-    params = tanh_params(rng, 100, 200, 10)
+    params = tanh_params(rng, 100, 1000, 10)
     inputs = jnp.asarray(rng.normal(size=(64, 100)), jnp.float32)
-    program = jax.jit(lambda p, x: spectra.singular_values(tanh_net, p, x)).lower(params, inputs)
-    whole = jax.jit(lambda p, x: spectra.singular_values(tanh_net, p, x, block=64))
-    memory = program.compile().memory_analysis()
-    if memory is None:
-        pytest.skip("this backend does not report its memory")
-    assert memory.temp_size_in_bytes < 2**18
-    assert whole.lower(params, inputs).compile().memory_analysis().temp_size_in_bytes > 2**18
 
+    def temporary_bytes(**options):
+        measure = jax.jit(functools.partial(spectra.singular_values, apply, **options))
+        return measure.lower(params, inputs).compile().memory_analysis().temp_size_in_bytes
 
-def test_activations_inside_a_jitted_apply_count_towards_the_block():
-    example = jax.ShapeDtypeStruct((4,), np.float32)
-    inner = jax.jit(lambda x: jnp.sum(jnp.sin(jnp.outer(jnp.arange(4000.0), x)), axis=0)[:2])
-    block = spectra._default_block(inner, example, passes=2, entries=8)
-    assert 1 <= block < spectra.BLOCK_BYTES // (4 * 3 * 2 * 16000)
+    assert temporary_bytes() < 2**18
+    assert temporary_bytes(block=64) > 2**18
 
 
 def test_the_gram_route_agrees_within_the_error_it_states(rng):

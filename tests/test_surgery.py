@@ -78,6 +78,7 @@ def test_live_weights_are_those_on_some_path(values):
         np.testing.assert_array_equal(mask, expected)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:The masks leave no path")
 def test_live_is_idempotent_and_vmaps_like_a_loop(rng):
     cases = [dense_masks(rng.random(sum(SIZES)) < 0.4) for _ in range(5)]
@@ -179,6 +180,7 @@ def to_numpy(tree):
     return jax.tree.map(np.asarray, tree)  # every removal compiles for its own shapes
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:The masks leave no path")
 @settings(max_examples=20, deadline=None)
 @given(bits, st.booleans(), st.booleans())

@@ -454,13 +454,15 @@ def test_options_of_another_type_are_refused(options, match, unchecked):
         sweeps.run(square, CASES, **options)
 
 
-def test_messages_too_long_to_send_between_processes_are_refused_with_a_remedy():
+@pytest.mark.parametrize("send", [processes.share, processes.gather])
+def test_messages_too_long_to_send_between_processes_are_refused(send, monkeypatch):
     class Long(bytes):
         def __len__(self):
             return 2**31
 
+    monkeypatch.setattr(processes, "count", lambda: 2)
     with pytest.raises(ValueError, match=r"less than 2 GiB, got 2,147,483,648 bytes.*`chunk`"):
-        processes._check_length(Long())
+        send(Long())
 
 
 def test_typed_keys_are_refused_as_results():

@@ -14,7 +14,7 @@ TESTS = Path(__file__).parent
 
 def environment(devices):
     path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     # The size of the thread pool changes last bits, and is at least the number of devices.
     return {**os.environ, "XLA_FLAGS": flags, "NPROC": "8", "PYTHONPATH": path}
 

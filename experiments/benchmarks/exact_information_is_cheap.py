@@ -55,10 +55,10 @@ def largest(params):
 def initialize(key):
     """PyTorch's default: weights and biases uniform within 1 / sqrt(fan-in)."""
     keys = jax.random.split(key, 4)
-    sides = {"a": ((3, 4), 3), "b": ((4,), 3), "c": ((4,), 4), "d": ((), 4)}
+    shapes = {"a": ((3, 4), 3), "b": ((4,), 3), "c": ((4,), 4), "d": ((), 4)}
     return {
         name: jax.random.uniform(k, shape, minval=-(fan_in**-0.5), maxval=fan_in**-0.5)
-        for k, (name, (shape, fan_in)) in zip(keys, sides.items(), strict=True)
+        for k, (name, (shape, fan_in)) in zip(keys, shapes.items(), strict=True)
     }
 
 

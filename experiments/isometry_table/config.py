@@ -1,4 +1,4 @@
-"""Filter pruning breaks dynamical isometry, and OrthP mends it: MLP-7 on MNIST.
+"""Filter pruning breaks dynamical isometry, and OrthP restores it: MLP-7 on MNIST.
 
 README.md has the paper, the command and the numbers to expect.
 """
@@ -14,7 +14,16 @@ from nopr.lab import settings
 VARIANTS = ("relu",)
 
 Ratio = Annotated[float, settings.Range(0, 1, below=True)]
-Rates = tuple[tuple[Annotated[int, settings.Range(0)], settings.Positive], ...]
+
+
+def _check_begin(name: str, rates: tuple[tuple[int, float], ...]) -> None:
+    if 0 not in dict(rates):
+        raise ValueError(f"`{name}` must have a rate for epoch 0, got {rates}.")
+
+
+Rates = Annotated[
+    tuple[tuple[Annotated[int, settings.Range(0, 10_000)], settings.Positive], ...], _check_begin
+]
 """Pairs of an epoch and the learning rate from it on."""
 
 
@@ -58,7 +67,7 @@ class Finetuning:
 
 @dataclass(frozen=True)
 class Measuring:
-    """What Jacobians are taken on."""
+    """The inputs of the Jacobians."""
 
     inputs: settings.Count = 1000  # training images; 10 batches of 100 in the paper
 

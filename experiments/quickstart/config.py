@@ -27,7 +27,7 @@ class Pruning:
     densities: settings.Densities = (0.2, 0.05, 0.02)  # kept / prunable; of units for whole units
     scoring_examples: settings.Count = 512  # training examples that SNIP and GraSP score on
     synflow_rounds: settings.Count = 100
-    # Share removed per round at most; rounds hit every density.
+    # Largest share removed per round; the rounds hit every density.
     imp_removal: Annotated[float, settings.Range(0.001, 1, below=True)] = 0.2
     grasp_temperature: settings.Positive = 200.0
 

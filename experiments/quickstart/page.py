@@ -186,7 +186,7 @@ def _why_no_repair(asked: Settings, outcome: Outcome, job: Job) -> str:
     left = "; ".join(f"{d:g} leaves {'-'.join(map(str, units))}" for d, units in narrow.items())
     return (
         f"{shown} Elsewhere ({left} hidden units) layers narrower than the {classes} outputs "
-        "leave singular values of 0, which no orthogonalization mends."
+        "leave singular values of 0, which no orthogonalization repairs."
     )
 
 

@@ -37,7 +37,7 @@ ScoringBatch = Callable[[Batch], Batch]
 
 
 def whole(data: Batch) -> Batch:
-    """Takes all of the data to score on."""
+    """Returns all of the data, to score on."""
     return data
 
 
@@ -137,7 +137,7 @@ def imp(
       init: `init(key) -> params`.
       train: `train(params, masks, data, *, key)`, from the rewind step to the end; returns a record
         such as `finetune.Fitted`, or the trained params alone.
-      counts: Kept weights after each level, falling; see `pruning.level_counts`.
+      counts: Kept weights after each level, never rising; see `pruning.level_counts`.
       rewind: Trains the dense network from its initialization to the rewind step. None rewinds
         to step 0.
       batch: `batch(data)`, the data that the pruner scores on; all of it by default.
@@ -233,7 +233,7 @@ def keep_all(
 _FORMS = {
     "pruner": (
         "(params, batch, *, masks, count, key)",
-        "Make one of a criterion: `pruning.pruner(criterion, density=...)`.",
+        "Make one from a criterion: `pruning.pruner(criterion, density=...)`.",
     ),
     "init": ("(key)", "Give the function that draws params, such as `net.init`, not params."),
     "train": ("(params, masks, data, *, key)", "Make one, such as `finetune.trainer(loss, ...)`."),
@@ -261,7 +261,7 @@ class _Trained(NamedTuple):
 def _train(
     train: Train, params: Params, masks: Masks | None, data: Batch, *, key: Key[Array, ""]
 ) -> _Trained:
-    """Trains, and returns the parts needed here of a record or of params alone."""
+    """Trains, and returns the parts needed here, from a record or from params alone."""
     found: Any = train(params, masks, data, key=key)
     expected = jax.tree.structure(params)
     if jax.tree.structure(found) == expected:

@@ -91,7 +91,7 @@ def resume_imp(
       pruner: A pruner of one round, such as `pruning.pruner(criteria.magnitude())`.
       params: The initial params; to resume, pass them and all other arguments unchanged.
       data: A pytree whose leaves share a leading example axis, such as `(inputs, labels)`.
-      counts: Kept weights after each level, falling; see `pruning.level_counts`.
+      counts: Kept weights after each level, never rising; see `pruning.level_counts`.
       step_loss: `step_loss(params, state, batch, key) -> (loss, state)`; see `finetune.advance`.
       tx: An optax transformation, wrapped here in `transforms.keep`.
       epochs: Epochs in the whole training of a level, including those before the rewind epoch.

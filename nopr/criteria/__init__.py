@@ -4,9 +4,9 @@ Higher scores are kept. A criterion takes the unmasked params, applies the masks
 differentiates at the masked weights. With `stacked=True` the batch has an extra leading axis of
 batches, and gradients are *summed* over it before any absolute value is taken.
 
-A family of criteria is a file here; a new one is mostly a docstring and a call of
-`from_weights` or `from_gradients`, and one line in the table of the contract that
-the tests hold every criterion to.
+Each family of criteria is a file. A new criterion is mostly a docstring and a call of
+`from_weights` or `from_gradients`, and a line in the table of the contract tests, which every
+criterion must pass.
 """
 
 from nopr.criteria.combinators import invert

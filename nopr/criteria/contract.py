@@ -1,4 +1,4 @@
-"""The contract of criteria, for those of your own."""
+"""The contract of criteria, as a check for those of your own."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from nopr.typing import Batch, Criterion, Params, check_key
 def check_contract(
     criterion: Criterion, params: Params, batch: Batch, *, key: Key[Array, ""]
 ) -> None:
-    """Checks by calls that a criterion promises what pruners and sweeps rely on.
+    """Checks, by calling it, that a criterion keeps the promises pruners and sweeps rely on.
 
-    Its scores are floating and finite, one for each weight of the leaves that it scores; those of
-    kept weights do not depend on what stands in the pruned ones, which is the promise that is easy
-    to break: apply the masks before anything else. They work under jit, are the same under vmap,
-    and the same without masks as with masks that keep every weight.
+    The scores are floating and finite, one for each weight of the leaves that it scores. They work
+    under jit, are the same under vmap, and the same without masks as with masks that keep every
+    weight. Scores of kept weights do not depend on the values of pruned ones; this promise is easy
+    to break, so apply the masks before anything else.
 
     Args:
       criterion: The criterion.
-      params: Params of a small network; every other weight of them is pruned.
+      params: Params of a small network; the check prunes every other weight of them.
       batch: A batch for it.
-      key: Passed to the criterion.
+      key: Key for the criterion.
 
     Raises:
-      ValueError: With the promise that is broken, and the leaf.
+      ValueError: If a promise is broken; the message names it and the leaf.
 
     Example:
       >>> import jax
@@ -69,7 +69,7 @@ def check_contract(
         return jax.vmap(lambda key: criterion(params, batch, masks=masks, key=key))(key[None])
 
     broken = "The scores are not the same under vmap with masks that keep every weight"
-    remedy = "Take all randomness from `key`, and read masks as what is kept."
+    remedy = "Take all randomness from `key`; True in the masks means kept."
     _check(alone, compiled(params, full), full, f"{broken}, {{}}. {remedy}", tolerance=1e-3)
     broken = "Pruned weights influence the scores of the others"
     remedy = "Apply the masks before anything else: `masks.apply(params, masks)`."
@@ -77,7 +77,7 @@ def check_contract(
 
 
 def _check(one: Any, two: Any, masks: Any, message: str, *, tolerance: float = 0.0) -> None:
-    """Checks that two trees of scores agree on the kept weights, to a share of the largest."""
+    """Checks that two trees of scores agree on kept weights, to a fraction of the largest."""
     leaves = zip(trees.paths(masks), *map(jax.tree.leaves, (one, two, masks)), strict=True)
     for path, *scores, kept in leaves:
         a, b = (np.reshape(leaf, kept.shape)[kept] for leaf in scores)

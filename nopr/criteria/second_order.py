@@ -18,7 +18,7 @@ def grasp(loss: Loss, *, where: Where = trees.is_prunable, stacked: bool = False
     Removing :math:`w` changes the squared gradient norm by about :math:`-2 w (Hg)`, so the largest
     :math:`w (Hg)` are kept. The gradient :math:`g` and the Hessian :math:`H` are those of the loss
     summed over the batches, with respect to the prunable leaves alone. The paper divides the logits
-    by 200; `loss` has to do that itself.
+    by 200, which `loss` must do itself.
 
     Args:
       loss: `loss(params, batch) -> scalar`, a mean over the batch.
@@ -35,7 +35,7 @@ def grasp(loss: Loss, *, where: Where = trees.is_prunable, stacked: bool = False
         del key
         weights = living(params, masks, where)
         slope = gradient(loss, params, batch, stacked)
-        # Pruned weights are constants: only the gradient of the remaining ones has to flow.
+        # Pruned weights are constants: only the gradient of the remaining ones must flow.
         direction = slope(weights)
         if masks is not None:
             direction = trees.overlay(lambda g, m: jnp.where(m, g, 0), direction, masks)

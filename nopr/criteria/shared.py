@@ -157,12 +157,12 @@ def check(criterion: Criterion) -> None:
     """
     form = "(params, batch, *, masks, key)"
     name = function_name(criterion)
-    remedy = f"A constructor has to be called: `{name}(...)`."
+    remedy = f"A constructor must be called: `{name}(...)`."
     if callable(criterion) and takes(criterion, "(params, batch)"):
         lacking = [f"`{n}`" for n in ("masks", "key") if not takes(criterion, f"(_, _, *, {n})")]
         remedy = f"It lacks {' and '.join(lacking)}: add `*, masks=None, key` to its arguments."
     elif not callable(criterion):
-        remedy = "Make one by a constructor of `criteria`, such as `criteria.magnitude()`."
+        remedy = "Make one with a constructor of `criteria`, such as `criteria.magnitude()`."
     check_form(criterion, form, name="criterion", remedy=remedy)
 
 
@@ -172,5 +172,5 @@ def check_loss(loss: Loss) -> None:
     Raises:
       ValueError: If its signature does not accept (params, batch).
     """
-    remedy = "Make one of a network's `apply`, such as `finetune.cross_entropy(apply)`."
+    remedy = "Make one from a network's `apply`, such as `finetune.cross_entropy(apply)`."
     check_form(loss, "(params, batch)", name="loss", remedy=remedy)

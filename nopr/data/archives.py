@@ -1,4 +1,4 @@
-"""Image sets as original files: where they are, and whether they are intact."""
+"""Image sets as original files: finding them, and checking that they are intact."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def check_reachable(name: str, url: str, *, files: Iterable[str]) -> None:
       files: The names of all its files, for the message.
 
     Raises:
-      ConnectionError: If it cannot; the message explains how to do without the network.
+      ConnectionError: If it cannot; the message explains how to work offline.
     """
     try:
         request = urllib.request.Request(url, method="HEAD")

@@ -61,8 +61,8 @@ def cifar_reader(folder: str, parts: Mapping[str, tuple[str, ...]], *, skip: int
 
 def _idx(path: Path) -> np.ndarray:
     content = gzip.decompress(path.read_bytes())
-    sides = np.frombuffer(content, ">u4", count=content[3], offset=4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * content[3]).reshape(sides)
+    shape = np.frombuffer(content, ">u4", count=content[3], offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * content[3]).reshape(shape)
 
 
 def mnist_like(name: str, url: str, table: str, *, mean: float, std: float) -> Archive:

@@ -179,7 +179,7 @@ def _write_manifest(folder: Path) -> None:
 def _check_manifest(folder: Path) -> None:
     try:
         intact = json.loads((folder / _MANIFEST).read_text()) == _digests(folder)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         intact = False
     if not intact:
         raise ValueError(

@@ -1,14 +1,14 @@
-"""Training under masks as one compiled program, and evaluation of every example.
+"""Training under masks as one compiled program, and evaluation on every example.
 
 A training procedure is a pure function `train(params, masks, data, *, key)`. The masks are traced,
 so one compilation serves every pruner and density, and `jax.vmap` runs many seeds or datasets at
-once with the data shared between them. All procedures return one record, `Fitted`. `advance` is the
-same loop for those who want to stop, look, save the carry and continue; `resume` does so for them,
-and ends with the same bits however often it is cut off. With a `mesh`, the examples of each batch
-are split over its `batch` axis.
+once with the data shared between them. All procedures return one record, `Fitted`. `advance` runs
+the same loop for some epochs, so that the caller can inspect the carry, save it, and continue from
+it later; `resume` does so by itself, and ends with the same bits however often it is interrupted.
+With a `mesh`, the examples of each batch are split over its `batch` axis.
 
-A compilation is shared between calls that pass the same functions: make a loss, a transformation or
-a trainer once and hand it around.
+Calls share a compilation only if they pass the same function objects: create a loss, transformation
+or trainer once and reuse it.
 """
 
 from nopr.finetune.batches import epoch_rates, steps_per_epoch

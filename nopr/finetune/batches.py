@@ -1,4 +1,4 @@
-"""Examples on the device: how many there are, a batch of them, and how many steps they make."""
+"""Batches: the number of examples, the examples of a batch, and the steps of an epoch."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def steps_per_epoch(examples: int, *, batch_size: int | None, remainder: bool = 
 
     Args:
       examples: Number of examples.
-      batch_size: Examples a step; None for all.
-      remainder: Whether the examples left over make a step.
+      batch_size: Examples per step; None for all.
+      remainder: Whether leftover examples form one more, smaller step.
 
     Raises:
-      ValueError: If a number is no whole number of at least 1.
+      ValueError: If `examples` or `batch_size` is not a whole number of at least 1.
     """
     examples = whole_number("examples", examples)
     if batch_size is None:
@@ -36,14 +36,15 @@ def epoch_rates(rates: Mapping[int, float], *, steps_per_epoch: int) -> optax.Sc
     """A learning rate that changes at the start of given epochs.
 
     Args:
-      rates: From epoch to the rate from then on, such as `{0: 0.01, 30: 0.001}`; must hold epoch 0.
-      steps_per_epoch: Steps an epoch.
+      rates: Learning rate from each epoch on, such as `{0: 0.01, 30: 0.001}`; epoch 0 is required.
+      steps_per_epoch: Steps per epoch.
 
     Returns:
       An optax schedule.
 
     Raises:
-      ValueError: If `rates` has none for epoch 0, or a number is no whole number.
+      ValueError: If `rates` has none for epoch 0, or an epoch or `steps_per_epoch` is not a whole
+        number.
     """
     steps_per_epoch = whole_number("steps_per_epoch", steps_per_epoch)
     if not isinstance(rates, Mapping) or 0 not in rates:
@@ -57,10 +58,10 @@ def epoch_rates(rates: Mapping[int, float], *, steps_per_epoch: int) -> optax.Sc
 
 
 def examples_in(data: Batch) -> int:
-    """The common length of the leaves of `data`.
+    """The number of examples in `data`: the common length of its leaves.
 
     Raises:
-      ValueError: If they differ, there is no leaf, or there is no example.
+      ValueError: If the lengths differ, or there are no leaves or no examples.
     """
     lengths = {path: jnp.shape(leaf)[:1] for path, leaf in _named(data)}
     if len(set(lengths.values())) != 1 or () in lengths.values():
@@ -75,7 +76,7 @@ def examples_in(data: Batch) -> int:
 
 
 def take(data: Batch, rows: Int[Array, " batch"]) -> Batch:
-    """The examples at `rows`; a row past the end gives the last one."""
+    """The examples at `rows`; a row past the end gives the last example."""
     return jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=0, mode="clip"), data)
 
 

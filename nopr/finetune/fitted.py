@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from nopr.typing import Masks, Params, shown
 
-REMEDY = "Lower the learning rate or look at the data."
+REMEDY = "Lower the learning rate or check the data."
 
 
 class Carry(NamedTuple):
@@ -20,7 +20,7 @@ class Carry(NamedTuple):
 
     Attributes:
       params: The params, exactly 0 where pruned.
-      masks: The masks of the params as they are now, or None for a dense network.
+      masks: The current masks, or None for a dense network.
       opt_state: The state of the optax transformation.
       state: What `step_loss` carries from step to step, such as batch statistics.
       epoch: Epochs done.
@@ -38,10 +38,10 @@ class Carry(NamedTuple):
 
 
 class History(NamedTuple):
-    """What happened, epoch by epoch; in full-batch descent a step is an epoch.
+    """Losses and metrics by epoch; in `gradient_descent`, each step is an epoch.
 
     Attributes:
-      loss: Mean training loss over the examples of each epoch, as met during it.
+      loss: Mean training loss over the examples of each epoch, before the update of each step.
       metrics: What `monitor` returned after each epoch, by name.
     """
 
@@ -53,24 +53,24 @@ class Fitted(NamedTuple):
     """A trained network; every training procedure returns this record.
 
     The first seven fields are those of `Carry`, and `carry` is that part of the record: `advance`
-    and `resume` continue from it, to the bit. Inside `jit` only what the caller returns is
-    computed.
+    and `resume` continue from it, to the bit. Under `jit`, fields that the caller does not return
+    cost nothing.
 
     Attributes:
       params: The params after the last step, exactly 0 where pruned.
-      masks: Their masks: those given, or where training changes them, the last ones.
+      masks: Their masks: those given or, if training changes them, the last ones.
       opt_state: The state of the optax transformation.
       state: The last state of `step_loss`.
-      epoch: Epochs done, those before this call included.
+      epoch: Epochs done, including those before this call.
       step: Steps done, likewise.
       key: The key of the whole run.
       history: Losses and metrics of the epochs of this call.
-      finite: Whether every loss was finite, and at the end every array of the params that was
-        finite at the beginning; see `raise_if_not_finite`.
-      best_params: The params after the best epoch; None where no metric chose one.
-      best_masks: The masks after it.
-      best_state: The state of `step_loss` after it, which those params belong with.
-      best_epoch: Its index in the history, from 0.
+      finite: Whether every loss was finite, and every array of the params that was finite at the
+        start still is; see `raise_if_not_finite`.
+      best_params: The params after the best epoch; None without `best_by`.
+      best_masks: The masks after the best epoch.
+      best_state: The state of `step_loss` after the best epoch, for use with `best_params`.
+      best_epoch: Index of the best epoch in the history, from 0.
     """
 
     params: Params
@@ -97,12 +97,13 @@ def raise_if_not_finite(fitted: Any, *, runs: str = "runs", remedy: str = REMEDY
     """Raises if training gave NaN or infinity; call it outside `jit`.
 
     Args:
-      fitted: A record of one run, or stacked over runs; anything with `finite` will do.
-      runs: The name of what is stacked, in the plural.
-      remedy: The last sentence of the message.
+      fitted: Record of one run or stacked over runs, or any object with `finite`.
+      runs: Plural noun for what is stacked, such as `"seeds"`.
+      remedy: Last sentence of the message.
 
     Raises:
-      FloatingPointError: Naming the epoch of a single run, or the indices of the runs that failed.
+      FloatingPointError: If it did; the message has the epoch of a single run, or the indices of
+        the runs that failed.
     """
     if not hasattr(fitted, "finite"):
         raise ValueError(f"`fitted` must be a record with `finite`, got {shown(fitted)}.")
@@ -121,7 +122,7 @@ def raise_if_not_finite(fitted: Any, *, runs: str = "runs", remedy: str = REMEDY
 
 
 def are_finite(tree: PyTree) -> list[Bool[Array, ""]]:
-    """Whether each array of numbers that may be NaN or infinite is finite throughout."""
+    """Whether each floating or complex array is finite throughout."""
     leaves = (jnp.asarray(leaf) for leaf in jax.tree.leaves(tree))
     return [jnp.isfinite(leaf).all() for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
 
@@ -133,7 +134,7 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
 
 
 def stayed_finite(before: Params, after: Params) -> Bool[Array, ""]:
-    """Whether every array that was finite still is; a constant of minus infinity may stay one."""
+    """Whether every array that was finite still is; constants such as minus infinity may stay."""
     flags = [now | ~was for was, now in zip(are_finite(before), are_finite(after), strict=True)]
     return jnp.stack(flags).all() if flags else jnp.array(True)
 

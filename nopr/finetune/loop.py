@@ -1,4 +1,4 @@
-"""The loop: steps in epochs in one compiled program, from one carry to the next."""
+"""The training loop: epochs of steps in one compiled program, from one carry to the next."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from nopr.typing import (
 )
 
 Monitor = Callable[..., Mapping[str, Array]]
-"""`monitor(params) -> {name: scalar}`, or `monitor(params, state)` where training has a state."""
+"""`monitor(params) -> {name: scalar}`, or `monitor(params, state)` if training has a state."""
 
 ReadMasks = Callable[[optax.OptState], Masks]
-"""`read_masks(opt_state) -> masks`, of a transformation whose state holds the masks."""
+"""`read_masks(opt_state) -> masks`, for a transformation whose state holds the masks."""
 
 
 def start(
@@ -51,18 +51,18 @@ def start(
 
     Args:
       params: The initial params.
-      masks: Masks of the params; None trains them all.
-      tx: An optax transformation; it is put under `transforms.keep`.
-      state: The first state of `step_loss`, if it has one.
+      masks: Masks of the params; None trains all weights.
+      tx: An optax transformation, wrapped here in `transforms.keep`.
+      state: The initial state of `step_loss`, if it has one.
       read_masks: `read_masks(opt_state) -> masks`, for a `tx` that changes the masks; see
         `advance`.
-      key: Decides the order of the batches and every draw of `step_loss`.
+      key: Typed key for the order of the batches and the draws of `step_loss`.
 
     Returns:
       The carry, for `advance`.
 
     Raises:
-      ValueError: If `masks` do not match `params`, or are given beside `read_masks`.
+      ValueError: If `masks` do not match `params`, or are given together with `read_masks`.
     """
     check_key(key)
     params = masked(params, masks)
@@ -99,15 +99,15 @@ def advance(
     Each epoch visits every example once, in an order drawn from `fold_in(carry.key, epoch)`, so two
     calls of one epoch end where one call of two does.
 
-    With a `mesh` the examples of each batch are split over its `batch` axis, and the run is that of
-    one device but for rounding: losses, gradients, batch statistics and noise are those of the
-    whole batch, also where the devices do not divide it (a size that they divide is the fastest).
-    Params, masks and the states of `tx` and `step_loss` are whole on every device, and so are the
-    data: a device needs memory for all of them, and for its share of a batch's activations. Data
-    that you have put on the mesh yourself stay as they lie; split over `batch` they take their
-    share of memory only, at no cost for `batch_size=None`, while smaller batches, drawn from all of
-    the data, then go through the interconnect. Further axes, such as `runs`, hold copies. Where the
-    mesh spans processes, all of them make the call, with the same arguments.
+    With a `mesh`, the examples of each batch are split over its `batch` axis, and the results are
+    those of one device up to rounding: losses, gradients, batch statistics and noise are those of
+    the whole batch, even if the devices do not divide it (a size that they divide is fastest).
+    Params, masks, the states of `tx` and `step_loss`, and the data are replicated on every device,
+    which needs memory for all of them and for its share of a batch's activations. Data that you
+    have placed on the mesh yourself keep their layout: split over `batch`, they take only their
+    share of memory, at no cost for `batch_size=None`; smaller batches are drawn from all of the
+    data, and then cross the interconnect. Further axes, such as `runs`, hold copies. If the mesh
+    spans processes, all of them must make the call, with the same arguments.
 
     Args:
       carry: From `start`, or the `carry` of an earlier record.
@@ -115,18 +115,17 @@ def advance(
       step_loss: `step_loss(params, state, batch, key) -> (loss, state)`; see `stateless`.
       tx: The transformation that was given to `start`.
       epochs: Number of epochs, at least 1.
-      batch_size: Examples a step; None takes all of them in their own order.
-      monitor: `monitor(params) -> {name: scalar}`, or `monitor(params, state)` where `carry.state`
+      batch_size: Examples per step; None takes all of them in their own order.
+      monitor: `monitor(params) -> {name: scalar}`, or `monitor(params, state)` if `carry.state`
         is not None; run after every epoch.
-      remainder: Whether the examples that are left when the batch size does not divide their number
-        make one more, smaller step.
-      mesh: Splits every batch over its `batch` axis; None stays on one device.
+      remainder: Whether leftover examples form one more, smaller step.
+      mesh: The mesh over whose `batch` axis every batch is split; None stays on one device.
       read_masks: `read_masks(opt_state) -> masks`, for a `tx` that changes the masks and keeps
-        pruned weights at 0 itself; the record's masks are then those it reads after the last step.
-      convolutions: How those of `step_loss` are computed; see `convolutions.resolve`.
+        pruned weights at 0 itself; the record then has the masks read after the last step.
+      convolutions: How convolutions of `step_loss` are computed; see `convolutions.resolve`.
 
     Returns:
-      The record of the epochs, whole on every device of the mesh.
+      The record of these epochs, replicated on every device of the mesh.
 
     Raises:
       ValueError: If an option is out of range, the leaves of `data` differ in length, `mesh` has no
@@ -166,7 +165,7 @@ def check_carry(carry: Carry) -> None:
 
 
 class Plan(NamedTuple):
-    """What is fixed when a run is compiled; its functions are told apart by identity."""
+    """The static part of a run; its functions are compared by identity."""
 
     step_loss: StepLoss
     tx: transforms.Transformation
@@ -197,7 +196,7 @@ def make_plan(
     convolutions: Implementation,
     best_by: str | None = None,
 ) -> Plan:
-    """Checks the options against the data."""
+    """Checks the options against the data and collects them."""
     form, remedy = "(params, state, batch, key)", "Make one of a loss: `finetune.stateless(loss)`."
     check_form(step_loss, form, name="step_loss", remedy=remedy)
     transforms.check(tx)
@@ -230,19 +229,19 @@ def make_plan(
 
 
 def run(carry: Carry, data: Batch, plan: Plan) -> Fitted:
-    """The epochs of a plan, from a carry to a record."""
+    """Runs the epochs of a plan, from a carry to a record."""
     carry, data = parallel.place((carry, data), plan.mesh)
     with parallel.context(plan.mesh):
         return _run(carry, data, plan=plan)
 
 
 def masked(params: Params, masks: Masks | None) -> Params:
-    """The params with exact zeros where pruned, whatever stood there before."""
+    """The params with exact zeros where pruned, whatever the values there were."""
     return params if masks is None else masks_.apply(params=params, masks=masks)
 
 
 class _Epoch(NamedTuple):
-    """What one epoch leaves behind: its mean loss, its metrics, whether every loss was finite."""
+    """The mean loss and metrics of one epoch, and whether every loss was finite."""
 
     loss: Array
     metrics: dict[str, Array]
@@ -306,7 +305,7 @@ def _metric(epoch: _Epoch, name: str | None) -> Float[Array, ""]:
 
 
 def _run_epoch(carry: Carry, data: Batch, plan: Plan) -> tuple[Carry, _Epoch]:
-    """One pass over the data, and what the monitor then reports."""
+    """One pass over the data, and the metrics after it."""
     order_key, noise_key = jax.random.split(jax.random.fold_in(carry.key, carry.epoch))
     if plan.batch_size is None:
         carry, losses = _step(carry, data, noise_key, jnp.zeros((), jnp.int32), plan)

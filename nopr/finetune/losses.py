@@ -1,4 +1,4 @@
-"""Losses, and the evaluation of a classifier on every example."""
+"""Losses, and the evaluation of classifiers on every example."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from nopr.typing import (
 
 
 class Evaluation(NamedTuple):
-    """How well a classifier does on some data.
+    """The performance of a classifier on some data.
 
     Attributes:
-      accuracy: Fraction of the examples whose largest output is at their label.
+      accuracy: Fraction of the examples whose largest output is that of their label.
       loss: Mean cross-entropy in nats.
       count: Number of examples.
     """
@@ -47,16 +47,16 @@ def cross_entropy(apply: Apply, *, temperature: float = 1.0) -> Loss:
     """The mean cross-entropy in nats of `apply(params, inputs) / temperature`.
 
     Args:
-      apply: Gives the logits, `[batch, classes]`.
-      temperature: Positive; the logits are divided by it.
+      apply: `apply(params, inputs)`, which gives the logits, `[batch, classes]`.
+      temperature: Positive divisor of the logits.
 
     Returns:
       `loss(params, (inputs, labels))`, with integer labels `[batch]`.
 
     Raises:
       ValueError: If `temperature` is not positive; from the loss, if the labels are not integers
-        or not among the classes. Traced labels cannot be refused: one that is not among the classes
-        makes the loss and its gradient NaN.
+        or not among the classes. Traced labels cannot be refused: one outside the classes makes the
+        loss and its gradient NaN.
     """
     check_apply(apply)
     if not is_real(temperature) or temperature <= 0:
@@ -75,7 +75,7 @@ def squared_error(apply: Apply) -> Loss:
     """The mean over the examples of the squared error, summed over the outputs.
 
     Args:
-      apply: Gives the predictions, `[batch, out]`.
+      apply: `apply(params, inputs)`, which gives the predictions, `[batch, out]`.
 
     Returns:
       `loss(params, (inputs, targets))`, with targets `[batch, out]`, or `[batch]` for one output.
@@ -123,17 +123,17 @@ def evaluate(
     """Accuracy and cross-entropy of a classifier over every example.
 
     Args:
-      apply: Gives the logits, `[batch, classes]`.
+      apply: `apply(params, inputs)`, which gives the logits, `[batch, classes]`.
       params: Its params.
       data: `(inputs, labels)`, the labels integers.
-      batch_size: Examples at a time; it bounds the memory and changes nothing but rounding.
-      mesh: Splits the examples over its `batch` axis, and takes as many more at a time as make
-        equal shares; None stays on one device. Data that lie on the mesh already stay as they lie.
-      convolutions: How those of `apply` are computed; see `convolutions.resolve`.
+      batch_size: Examples at a time, which bounds the memory; it changes only the rounding.
+      mesh: The mesh over whose `batch` axis the examples are split, with `batch_size` rounded up to
+        equal shares; None stays on one device. Data already on the mesh keep their layout.
+      convolutions: How convolutions of `apply` are computed; see `convolutions.resolve`.
 
     Returns:
-      The evaluation; NaN outputs, and labels that are not among the classes, are wrong and give a
-      NaN loss.
+      The evaluation; NaN outputs, and labels outside the classes, count as wrong and make the loss
+      NaN.
 
     Raises:
       ValueError: If `batch_size` is less than 1, the leaves of `data` differ in length or have no
@@ -174,9 +174,9 @@ def _evaluate(
         inputs, labels = parallel.split(take(data, rows), mesh)
         logits = _outputs(apply, params, inputs)
         losses = _cross_entropies(logits, labels)
-        # The argmax of NaN is 0: a network that broke down would be right on the first class.
+        # The argmax of NaN is 0: a network that diverged would be right on the first class.
         right = (jnp.argmax(logits, axis=-1) == labels) & jnp.isfinite(losses)
-        counted = rows < examples  # the last batch is filled up with the last example
+        counted = rows < examples  # the last batch is padded with the last example
         return jnp.sum(counted & right), jnp.sum(jnp.where(counted, losses, 0))
 
     right, loss = jax.lax.map(sums, jnp.arange(0, examples, batch_size))
@@ -196,7 +196,8 @@ def _pair(batch: Any, name: str) -> tuple[Any, Any]:
 
 
 def _cross_entropies(logits: Any, labels: Any) -> Float[Array, " batch"]:
-    labels = jnp.asarray(trees.numbers(labels, "batch"))
+    given = trees.numbers(labels, "batch")
+    labels = jnp.asarray(given)
     if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != logits.shape[:-1]:
         raise ValueError(
             f"The labels must be integers of shape {logits.shape[:-1]}, "
@@ -207,11 +208,13 @@ def _cross_entropies(logits: Any, labels: Any) -> Float[Array, " batch"]:
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     last = logits.shape[-1] - 1
     known = (labels >= 0) & (labels <= min(last, jnp.iinfo(labels.dtype).max))
+    if isinstance(given, np.ndarray):  # JAX narrows integers of 64 bits
+        known &= (given >= 0) & (given <= last)
     if not isinstance(known, jax.core.Tracer) and not known.all():
-        wrong = np.asarray(labels)[~np.asarray(known)].flat[0]
+        wrong = np.asarray(given)[~np.asarray(known)].flat[0]
         raise ValueError(
             f"The labels must be from 0 to {last}, the classes of the logits, got {wrong}. "
-            "Count the classes from 0, and give the network an output for each."
+            "Number the classes from 0, and give the network an output for each."
         )
-    # A product, unlike a choice, carries NaN into the gradient too.
+    # A product, unlike `where`, carries NaN into the gradient too.
     return losses * jnp.where(known, 1, jnp.nan).astype(losses.dtype)

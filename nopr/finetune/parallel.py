@@ -1,9 +1,9 @@
-"""Data parallelism: where arrays lie on a mesh, and the split of a batch over its `batch` axis.
+"""Data parallelism: the layout of arrays on a mesh, with batches split over its `batch` axis.
 
-The program over a mesh is the program of one device with notes on what each device holds: the
-examples of a batch are split, all else is whole everywhere. XLA's partitioner divides the work by
-these notes and keeps the meaning: means over the batch, its statistics and its noise are those of
-the whole batch, and where the devices do not divide it, the last ones hold fewer examples.
+The program over a mesh is that of one device with sharding constraints: the examples of a batch are
+split, everything else is replicated. XLA's partitioner divides the work accordingly and preserves
+the meaning: means over the batch, its statistics and its noise are those of the whole batch. If the
+devices do not divide the batch, the last ones hold fewer examples.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nopr import jaxprs
 from nopr.typing import shown
 
 AXIS = "batch"
-"""The axis of a mesh that the examples of a batch are split over."""
+"""The axis of a mesh over which the examples of a batch are split."""
 
 Program = Callable[[PyTree], Any]
 
@@ -32,7 +32,7 @@ def over(mesh: Mesh | None) -> Mesh | None:
     """Checks a mesh, and leaves the sharding along its axes to the compiler.
 
     Args:
-      mesh: With a `batch` axis; `jax.make_mesh` makes axes that are sharded by hand.
+      mesh: Mesh with a `batch` axis; its axes may be explicit, as those of `jax.make_mesh` are.
 
     Raises:
       ValueError: If it has no such axis.
@@ -47,7 +47,7 @@ def over(mesh: Mesh | None) -> Mesh | None:
 
 
 def context(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
-    """Where a program over `mesh` is traced: away from axes that `jax.set_mesh` made explicit.
+    """A context to trace a program over `mesh` in, without axes that `jax.set_mesh` made explicit.
 
     Raises:
       ValueError: If a surrounding `shard_map` does not leave the `batch` axis to the compiler.
@@ -68,9 +68,9 @@ def context(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
 
 
 def place(tree: PyTree, mesh: Mesh | None) -> PyTree:
-    """Puts each leaf whole on every device; one that lies on the mesh already stays as it lies.
+    """Replicates each leaf on every device; one already split over the mesh keeps its layout.
 
-    Nothing moves while a caller's `jit` or `vmap` traces: there `split` and `whole` say enough.
+    Under a caller's `jit` or `vmap` nothing moves: the constraints of `split` and `whole` suffice.
 
     Raises:
       ValueError: If the processes of the mesh call this with different leaves.
@@ -88,15 +88,15 @@ def place(tree: PyTree, mesh: Mesh | None) -> PyTree:
 def split(batch: PyTree, mesh: Mesh | None, program: Program | None = None) -> PyTree:
     """Splits the examples over the `batch` axis, inside a program.
 
-    Any number of them is split, in shares of which the last are smaller or empty. There is one
-    exception: a scatter whose indices are not int32, as in the gradient of a sort, ends the process
-    when XLA's partitioner meets it in an uneven split (`HandleScatter` pads the indices with an
-    int32). The uneven batch of a program that has one stays whole on every device.
+    Any number of examples can be split; the last shares may be smaller or empty. The exception is a
+    program with a scatter whose indices are not int32, as in the gradient of a sort: in an uneven
+    split, XLA's partitioner aborts the process (`HandleScatter` pads the indices with an int32).
+    The uneven batch of such a program is replicated on every device.
 
     Args:
       batch: The examples.
-      mesh: The mesh; None leaves the batch alone.
-      program: `program(batch)` is what will be done with them; None where the split is even.
+      mesh: The mesh; None leaves the batch as it is.
+      program: `program(batch)`, the computation on the batch; None if the split is even.
     """
     if mesh is None:
         return batch
@@ -107,19 +107,19 @@ def split(batch: PyTree, mesh: Mesh | None, program: Program | None = None) -> P
 
 
 def whole(tree: PyTree, mesh: Mesh | None) -> PyTree:
-    """Keeps a tree whole on every device, inside a program."""
+    """Replicates a tree on every device, inside a program."""
     return _constrain(tree, mesh, PartitionSpec())
 
 
 def rounded_up(count: int, mesh: Mesh | None) -> int:
-    """The least multiple of the size of the `batch` axis that is not below `count`."""
+    """`count`, rounded up to a multiple of the size of the `batch` axis."""
     return count if mesh is None else count + -count % mesh.shape[AXIS]
 
 
 def _constrain(tree: PyTree, mesh: Mesh | None, spec: PartitionSpec) -> PyTree:
     if mesh is None:
         return tree
-    inside = jax.sharding.get_abstract_mesh().manual_axes  # of a shard_map: its mesh is the one
+    inside = jax.sharding.get_abstract_mesh().manual_axes  # inside a shard_map, its mesh applies
     return jax.lax.with_sharding_constraint(tree, spec if inside else NamedSharding(mesh, spec))
 
 
@@ -132,7 +132,7 @@ def _scatters_by_other_than_int32(program: jaxprs.Program) -> bool:
 
 
 def _target(leaf: Any, mesh: Mesh) -> NamedSharding:
-    """The layout that `leaf` has on these devices, if it has one; else whole on each."""
+    """The layout of `leaf` if it is split over these devices; otherwise replicated."""
     lies = getattr(leaf, "sharding", None)
     if (
         isinstance(lies, NamedSharding)
@@ -170,7 +170,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _check_same(leaves: Sequence[Any], mesh: Mesh) -> None:
-    """Compares digests: a process that brought other arrays would train another network."""
+    """Compares digests: a process with other arrays would train another network."""
     if len(_processes(mesh)) < jax.process_count():
         return  # the digests are gathered from all processes, and the others are not here
     total = hashlib.sha256()
@@ -184,5 +184,5 @@ def _check_same(leaves: Sequence[Any], mesh: Mesh) -> None:
     if others.size:
         raise ValueError(
             "Every process of `mesh` must give the same params, masks, data and key, but those of "
-            f"process {others[0]} are not those of process 0. Make them from one seed."
+            f"process {others[0]} differ from those of process 0. Make them from one seed."
         )

@@ -1,4 +1,4 @@
-"""Training that is cut off and resumes: `advance` in segments, each kept when it is done."""
+"""Training that resumes after an interruption: `advance` in segments, each saved when done."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from nopr.typing import Batch, Progress, Status, StepLoss, shown, whole_number
 
 @runtime_checkable
 class Keeper(Protocol):
-    """Where the state of a run is kept; `checkpoints.Saver` is one."""
+    """Saves and restores the state of a run; `checkpoints.Saver` is one."""
 
     def save(self, step: int, tree: PyTree, /) -> Any:
-        """Keeps a tree as it is now."""
+        """Saves a tree as it is now."""
         ...
 
     def restore(self, target: PyTree, /) -> tuple[int, PyTree] | None:
-        """The newest step and tree that can be trusted, like `target`, or None."""
+        """The newest step with an intact tree, and that tree, like `target`; None if none."""
         ...
 
 
@@ -49,40 +49,40 @@ def resume(
     read_masks: loop.ReadMasks | None = None,
     convolutions: Implementation = "auto",
 ) -> Fitted:
-    """Trains for some epochs, resuming where an earlier call of the same was cut off.
+    """Trains for some epochs, resuming where an earlier call with the same arguments stopped.
 
-    It is `advance` in segments of `every` epochs; after each, the carry and the history so far go
-    to the keeper. The carry holds the position in the data, its epoch and its step, so a run
-    resumes at a whole epoch. It ends with the same bits however often it was cut off, for the
-    segments, and so the compiled programs, are the same.
+    It is `advance` in segments of `every` epochs; after each, the keeper saves the carry and the
+    history so far. The carry includes the position in the data, by epoch and step. The run ends
+    with the same bits however often it was interrupted, since the segments, and so the compiled
+    programs, are the same.
 
     Args:
       carry: From `start`, or from earlier training; the same in every call.
       data: A pytree whose leaves share a leading example axis, such as `(inputs, labels)`.
-      step_loss: As for `advance`, like every option that is not described here.
+      step_loss: `step_loss(params, state, batch, key) -> (loss, state)`; see `advance`.
       tx: The transformation that was given to `start`.
-      epochs: How many epochs follow `carry`, at least 1.
-      every: Epochs in a segment, at least 1; the last one may be shorter. A run that is cut off
+      epochs: Number of epochs after `carry`, at least 1.
+      every: Epochs per segment, at least 1; the last segment may be shorter. An interrupted run
         loses at most one segment, and the save that was under way.
-      batch_size: Examples a step; None takes all of them in their own order.
-      keeper: Keeps and gives back the state, under the number of epochs done, those before `carry`
-        included. None keeps nothing.
-      progress: Called with a `Status` in epochs where a run begins or resumes, and after every
-        segment.
-      monitor: `monitor(params) -> {name: scalar}`, or `monitor(params, state)` where `carry.state`
+      batch_size: Examples per step; None takes all of them in their own order.
+      keeper: Saves and restores the state, under the number of epochs done, including those before
+        `carry`. None saves nothing.
+      progress: Function of a `Status` in epochs, called when a run starts or resumes, and after
+        every segment.
+      monitor: `monitor(params) -> {name: scalar}`, or `monitor(params, state)` if `carry.state`
         is not None; run after every epoch.
-      remainder: Whether the examples left over make one more, smaller step.
-      mesh: Splits every batch over its `batch` axis; None stays on one device.
+      remainder: Whether leftover examples form one more, smaller step.
+      mesh: The mesh over whose `batch` axis every batch is split; None stays on one device.
       read_masks: `read_masks(opt_state) -> masks`, for a `tx` that changes the masks.
-      convolutions: How those of `step_loss` are computed; see `convolutions.resolve`.
+      convolutions: How convolutions of `step_loss` are computed; see `convolutions.resolve`.
 
     Returns:
       The record of all the epochs.
 
     Raises:
-      ValueError: If an option is out of range, or what the keeper has is not of this run.
-      FloatingPointError: If the loss or the params became NaN or infinite; names the epoch. The
-        segment is not kept, so that the newest checkpoint is a good one.
+      ValueError: If an option is out of range, or the keeper's state belongs to another run.
+      FloatingPointError: If the loss or the params became NaN or infinite; the message has the
+        epoch. The segment is not saved, so that the newest checkpoint is a good one.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, tempfile
@@ -126,7 +126,7 @@ def run_in_segments(
     keeper: Keeper | None,
     progress: Progress | None,
 ) -> Fitted:
-    """The epochs of a plan as `resume` runs them."""
+    """Runs the epochs of a plan as `resume` does."""
     first, epochs = int(carry.epoch), plan.epochs
     like, one = after_one(carry, data, plan)
     history = empty(one, epochs)
@@ -136,20 +136,20 @@ def run_in_segments(
     done = int(carry.epoch) - first
     if not 0 <= done <= epochs:
         raise ValueError(
-            f"What was kept is of epoch {first + done}, outside this run of epochs {first} to "
-            f"{first + epochs}. Keep each run in a folder of its own."
+            f"The saved state is of epoch {first + done}, outside this run of epochs {first} to "
+            f"{first + epochs}. Give each run a folder of its own."
         )
-    loaded, begun = done, time.monotonic()
+    loaded, started = done, time.monotonic()
 
     def report() -> None:
         if progress is not None:
-            spent = time.monotonic() - begun
+            spent = time.monotonic() - started
             progress(Status(done, epochs, loaded=loaded, seconds=spent))
 
     report()
     while done < epochs:
         part = loop.run(carry, data, plan._replace(epochs=min(every, epochs - done)))
-        raise_if_not_finite(part, remedy=f"That segment is not kept. {REMEDY}")
+        raise_if_not_finite(part, remedy=f"That segment is not saved. {REMEDY}")
         carry, history = part.carry, _filled(history, part.history, done)
         done = int(carry.epoch) - first
         if keeper is not None:
@@ -160,10 +160,10 @@ def run_in_segments(
 
 
 def restored(keeper: Keeper, target: PyTree) -> tuple[int, PyTree] | None:
-    """What was kept of this run.
+    """The saved step and state of this run, if any.
 
     Raises:
-      ValueError: If what was kept is of another run.
+      ValueError: If the saved state belongs to another run.
     """
     if not isinstance(keeper, Keeper):
         raise ValueError(
@@ -174,13 +174,13 @@ def restored(keeper: Keeper, target: PyTree) -> tuple[int, PyTree] | None:
         return keeper.restore(target)
     except ValueError as error:
         raise ValueError(
-            f"What was kept is of another run: {error} A run resumes with the same network, data, "
-            "transformation, monitor and number of epochs; keep each in a folder of its own."
+            f"The saved state belongs to another run: {error} A run resumes with the same network, "
+            "data, transformation, monitor and number of epochs; give each a folder of its own."
         ) from error
 
 
 def after_one(carry: Carry, data: Batch, plan: loop.Plan) -> tuple[Carry, History]:
-    """The shapes of what an epoch gives, the carry on the devices that it is bound to now."""
+    """The shapes of carry and history after an epoch; the carry stays committed to its devices."""
     after = jax.eval_shape(partial(loop.run, plan=plan._replace(epochs=1)), carry, data)
 
     def like(leaf: Any, there: Any) -> jax.ShapeDtypeStruct:
@@ -191,17 +191,17 @@ def after_one(carry: Carry, data: Batch, plan: loop.Plan) -> tuple[Carry, Histor
 
 
 def empty(one: History, *lengths: int) -> History:
-    """A history before its first epoch, of one size however much of it is done; on the host.
+    """A history before its first epoch, at its full length; on the host.
 
     Args:
       one: The history of one epoch, or its shapes.
-      lengths: The axes that come in place of its own; the last counts epochs.
+      lengths: Lengths of the axes that replace its own; the last one counts epochs.
     """
     return jax.tree.map(lambda leaf: np.zeros((*lengths, *leaf.shape[1:]), leaf.dtype), one)
 
 
 def _filled(history: History, part: History, done: int) -> History:
-    """A history with the epochs of a segment put in."""
+    """A history with the epochs of a segment inserted."""
 
     def put(column: Any, new: Any) -> Any:
         column = np.array(column)

@@ -52,21 +52,21 @@ def trainer(
 
     Args:
       loss: `loss(params, batch)`, or with `stateful` a `step_loss(params, state, batch, key)`.
-      tx: An optax transformation; it is put under `transforms.keep`.
+      tx: An optax transformation, wrapped here in `transforms.keep`.
       epochs: Number of epochs, at least 1.
-      batch_size: Examples a step; None takes all of them in their own order.
+      batch_size: Examples per step; None takes all of them in their own order.
       monitor: `monitor(params) -> {name: scalar}`, run after every epoch, on validation data; with
         `stateful` it is called as `monitor(params, state)`.
-      best_by: The name of the metric that chooses the best epoch: the highest, and the first among
-        equals; a NaN is never the best.
+      best_by: Name of the metric that determines the best epoch, the first with the highest value;
+        NaN is never the best.
       stateful: Whether `loss` is a `step_loss`, which carries a state.
-      state: The first state of the `step_loss`.
-      remainder: Whether the examples left over make one more, smaller step.
-      mesh: Splits every batch over its `batch` axis, as in `advance`; None stays on one device.
-        Under `vmap`, runs that you have split over another axis of the mesh stay so.
+      state: The initial state of the `step_loss`.
+      remainder: Whether leftover examples form one more, smaller step.
+      mesh: The mesh over whose `batch` axis every batch is split, as in `advance`; None stays on
+        one device. Under `vmap`, runs that you have split over another axis stay split.
       read_masks: `read_masks(opt_state) -> masks`, for a `tx` that changes the masks; see
         `advance`. The procedure is then called with `masks=None`.
-      convolutions: How those of `loss` are computed; see `convolutions.resolve`.
+      convolutions: How convolutions of `loss` are computed; see `convolutions.resolve`.
 
     Returns:
       The procedure.
@@ -83,7 +83,7 @@ def trainer(
         whole_number("batch_size", batch_size)
     resolve(convolutions, mesh=parallel.over(mesh))
     if stateful:
-        remedy = "A plain `loss(params, batch)` goes without `stateful`."
+        remedy = "A plain `loss(params, batch)` needs `stateful=False`."
         check_form(loss, "(params, state, batch, key)", name="loss", remedy=remedy)
     else:
         remedy = "A `step_loss(params, state, batch, key)` needs `stateful=True`."
@@ -133,10 +133,11 @@ def gradient_descent(
     Args:
       loss: `loss(params, batch)`.
       steps: Number of steps, at least 0; each is an epoch of the record.
-      learning_rate: Of plain gradient descent.
-      tx: An optax transformation instead.
-      mesh: Splits the examples over its `batch` axis, as in `advance`; None stays on one device.
-      convolutions: How those of `loss` are computed; see `convolutions.resolve`.
+      learning_rate: Learning rate of plain gradient descent.
+      tx: An optax transformation, in place of `learning_rate`.
+      mesh: The mesh over whose `batch` axis the examples are split, as in `advance`; None stays on
+        one device.
+      convolutions: How convolutions of `loss` are computed; see `convolutions.resolve`.
 
     Returns:
       `train(params, masks, data, *, key=None) -> Fitted`. It draws nothing from the key, which only
@@ -197,8 +198,8 @@ def _descend(
         updates, opt_state = tx.update(gradients, opt_state, params, value=value)
         return parallel.whole((optax.apply_updates(params, updates), opt_state), mesh), value
 
-    begin = first.params, first.opt_state
-    (params, opt_state), losses = jax.lax.scan(body, begin, length=steps)
+    start = first.params, first.opt_state
+    (params, opt_state), losses = jax.lax.scan(body, start, length=steps)
     done = jnp.full((), steps, jnp.int32)
     carry = first._replace(params=params, opt_state=opt_state, epoch=done, step=done)
     finite = jnp.isfinite(losses).all() & stayed_finite(first.params, params)

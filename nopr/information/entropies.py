@@ -20,7 +20,7 @@ from scipy.special import digamma
 from nopr import trees
 
 Values: TypeAlias = Sequence[Any] | np.ndarray | jax.Array
-"""A vector of numbers: a list, a NumPy array or a JAX array of one axis."""
+"""A vector of numbers: a list, or a NumPy or JAX array with one axis."""
 
 _SUM_TOLERANCE = 1e-6  # a float32 vector of any length sums to 1 well within it
 _NATS = math.log(2)  # nats in one bit
@@ -30,8 +30,8 @@ def entropy(probabilities: Values) -> float:
     r"""The entropy of a known law, :math:`H = -\sum_i p_i \log_2 p_i`, in bits.
 
     Args:
-      probabilities: The law, a vector; zeros add nothing. It is divided by its sum, which has to
-        be 1 to within rounding (1e-6).
+      probabilities: The law, a vector; zeros add nothing. It is divided by its sum, which must be 1
+        to within rounding (1e-6).
 
     Returns:
       Entropy in bits, exactly 0.0 when one outcome has all the mass.
@@ -48,7 +48,7 @@ def plug_in(counts: Values) -> float:
     It never exceeds :math:`\log_2 N`, and is biased down by about :math:`(K - 1) / (2N)` nats.
 
     Args:
-      counts: How often each outcome was seen, one axis.
+      counts: Number of times each outcome was seen, a vector.
 
     Returns:
       The estimate in bits.
@@ -64,7 +64,7 @@ def miller_madow(counts: Values) -> float:
     r"""The plug-in entropy with its first-order bias, :math:`(K - 1) / (2N)` nats, added; in bits.
 
     Args:
-      counts: How often each outcome was seen, one axis.
+      counts: Number of times each outcome was seen, a vector.
 
     Returns:
       The estimate in bits.
@@ -89,7 +89,7 @@ def grassberger(counts: Values) -> float:
     It can be slightly below 0 when nearly all the samples agree.
 
     Args:
-      counts: How often each outcome was seen, one axis.
+      counts: Number of times each outcome was seen, a vector.
 
     Returns:
       The estimate in bits.
@@ -119,7 +119,7 @@ def chao_shen(counts: Values) -> float:
     :math:`f_1 = N - 1`.
 
     Args:
-      counts: How often each outcome was seen, one axis.
+      counts: Number of times each outcome was seen, a vector.
 
     Returns:
       The estimate in bits.

@@ -20,7 +20,7 @@ from nopr.information.entropies import Values
 from nopr.information.results import Exact, summarize
 from nopr.typing import Algorithm, Masks, check_form, check_key, is_key, whole_number
 
-_BLOCK = 2048  # more datasets at once are slower on a CPU: tiny networks no longer fit its cache
+_BLOCK = 2048  # more at once is slower on a CPU: tiny networks no longer fit in its cache
 _BLOCK_ELEMENTS = 2**27  # numbers that one block may hold, by default
 _COPIES = 8  # of each weight while training: parameters, gradients, moments, scores
 
@@ -46,7 +46,7 @@ def exact(
     so it is I(m; D | init) when only the initialization is random.
 
     A second pass checks that H(m | D) is 0: traced anew and with the datasets in reverse order, it
-    has to reproduce every mask. Equal datasets also have to give equal masks.
+    must reproduce every mask. Equal datasets must also give equal masks.
 
     The result is exact for the law that `datasets` and `weights` define. If they are a sample of a
     larger law, the bits are those of the sample: at most log2 of its size, which they reach when
@@ -96,7 +96,7 @@ def exact(
 
     Source: Kumar, Luo and Sellke 2024, arXiv:2402.01089, appendix C.2, where it is sampled.
     """
-    remedy = "Make one of a pruner: `algorithms.at_init(pruner, init=...)`."
+    remedy = "Make one from a pruner: `algorithms.at_init(pruner, init=...)`."
     check_form(algorithm, "(data, *, key)", name="algorithm", remedy=remedy)
     cases = sweeps.case_count(datasets, name="datasets")
     weights = laws.case_weights(weights, cases)

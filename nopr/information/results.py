@@ -23,7 +23,7 @@ class Exact(NamedTuple):
 
     A batch of keys adds a leading axis of keys, and `levels` an axis of levels: the last one of
     the numbers, and the one after the cases in `outcomes`, `kept` and `masks`. `datasets`,
-    `dataset_entropy_bits`, `checked` and the sizes have neither, for they are the same for all.
+    `dataset_entropy_bits`, `checked` and the sizes have neither: they are the same for all.
 
     Attributes:
       bits: I(m; D | key) = H(m | key) - H(m | D, key).
@@ -68,7 +68,7 @@ class Exact(NamedTuple):
     def __repr__(self) -> str:
         """One line: bits, their law, ceilings, masks, saturation, the check; no arrays."""
         if not all(isinstance(value, int | float | np.ndarray | np.generic) for value in self[:8]):
-            return tuple.__repr__(self)  # what `jax.tree.map` or a trace made of it
+            return tuple.__repr__(self)  # made by `jax.tree.map` or a trace
         given = f"{self.cases} datasets"
         if self.datasets != self.cases:
             given = f"{self.datasets} distinct of {given}"
@@ -84,8 +84,7 @@ class Exact(NamedTuple):
             verdict = f"SATURATED{share}: a mask of its own for every dataset, so bits = H(D)"
         checked = "checked" if self.checked else "not checked"
         return (
-            f"Exact({_span(self.bits)} bits{laws} over {given} "
-            f"(of a sample: the bits of the sample); "
+            f"Exact({_span(self.bits)} bits{laws} over {given}, taken as all there are; "
             f"H(D) = {_span(self.dataset_entropy_bits)}, {choices} = "
             f"{_span(self.choice_ceiling_bits)}; {_span(self.distinct)} distinct masks; {verdict}; "
             f"H(m|D) = 0 {checked} by a second pass)"
@@ -107,13 +106,13 @@ def summarize(
     levels: bool,
     checked: bool,
 ) -> Exact:
-    """The result, from the masks of every case and the same packed, once for each key.
+    """Builds the result from the masks of every case under each key.
 
     Args:
-      masks: Of each key, the masks of every case.
-      words: Of each key, the same packed, with an axis of levels.
+      masks: For each key, the masks of every case.
+      words: For each key, the same masks packed, with an axis of levels.
       weights: Probability of each case.
-      dataset: Which distinct dataset each case is.
+      dataset: Index of each case's dataset among the distinct ones.
       keys: Whether the result has an axis of keys.
       levels: Whether the result, and `masks`, have an axis of levels.
       checked: Whether a second pass agreed.

@@ -5,16 +5,19 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from nopr.lab import finding, peers, records
 
-_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
+_MOST_PATIENCE = 10**6
+_MOST_PROCESSES = 2**16
 
 
 class UsageError(Exception):
@@ -68,7 +71,7 @@ def parse(argv: Sequence[str]) -> Command:
         _check_sizes(values.config)
         experiment = values.config.get("experiment") or finding.name_of(code.config)
         name = records.run_name(experiment, variant, values.config.to_dict())
-        workdir = Path(values.workdir).expanduser() if values.workdir else Path("runs") / name
+        workdir = _expanded(values.workdir) if values.workdir else Path("runs") / name
         records.threads()  # refuses an `NPROC` at which XLA would hang
     except Exception as error:
         raise UsageError(one_line(error)) from error
@@ -87,6 +90,15 @@ def parse(argv: Sequence[str]) -> Command:
     )
 
 
+def _expanded(workdir: str) -> Path:
+    try:
+        return Path(workdir).expanduser()
+    except RuntimeError as error:
+        raise UsageError(
+            f"--workdir={workdir} has no known home directory. Set HOME, or give the whole path."
+        ) from error
+
+
 def _peers(values: flags.FlagValues) -> peers.Peers | None:
     """The other processes according to the flags; None for a run of one process."""
     where = (values.coordinator, values.processes, values.process)
@@ -97,10 +109,10 @@ def _peers(values: flags.FlagValues) -> peers.Peers | None:
             "--coordinator, --processes and --process go together; on Slurm and TPU --distributed "
             "finds all three."
         )
-    if values.patience < 1:
-        raise UsageError(f"--patience must be at least 1 second, got {values.patience}.")
-    if values.processes is not None and values.processes < 1:
-        raise UsageError(f"--processes must be at least 1, got {values.processes}.")
+    for name, most in (("patience", _MOST_PATIENCE), ("processes", _MOST_PROCESSES)):
+        value = values[name].value
+        if value is not None and not 1 <= value <= most:
+            raise UsageError(f"--{name} must be from 1 to {most:,}, got {value}.")
     if None not in where and not 0 <= values.process < values.processes:
         raise UsageError(
             f"--process must be from 0 to {values.processes - 1}, got {values.process}."
@@ -143,15 +155,16 @@ def _load_config(path: str) -> tuple[ConfigDict, str, finding.Code]:
         if variant and not inspect.signature(get_config).parameters:
             raise UsageError(f"{name!r} has no variants, got {variant!r}.")
         config = get_config(variant) if variant else get_config()
-        if not isinstance(config, ConfigDict):
+        if not isinstance(config, ConfigDict) or isinstance(config, FrozenConfigDict):
             kind = type(config).__name__
             raise UsageError(f"`get_config` of {name!r} must return a ConfigDict, got {kind}.")
+        _check_texts(config.to_dict(preserve_field_references=True), name)
         code = finding.code_of(Path(name), module)
     except UsageError:
         raise
     except SyntaxError as error:
         raise UsageError(f"{name!r} is not Python: {one_line(error)}") from error
-    except Exception as error:
+    except (Exception, SystemExit, GeneratorExit) as error:
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise UsageError(f"{path!r} is refused: {kind}{one_line(error)}") from error
     if not isinstance(config.get("experiment", ""), str):
@@ -173,7 +186,7 @@ def listing(experiments: Sequence[finding.Experiment]) -> str:
 
 def _config_choices() -> str:
     names = ", ".join(str(one.config) for one in finding.find())
-    return f"There are: {names}." if names else f"There are no experiments in {Path.cwd()}."
+    return f"Known: {names}." if names else f"There are no experiments in {Path.cwd()}."
 
 
 def _check_keys(words: list[str], config: ConfigDict) -> None:
@@ -194,9 +207,26 @@ def _check_sizes(config: ConfigDict) -> None:
         value = config
         for part in key.split("."):
             value = value[part]
-        for each in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(each, int) and not -(2**63) <= each < 2**63:
+        for each in _numbers(value):
+            if not -(2**63) <= each < 2**63:
                 raise UsageError(f"--config.{key} must fit into 64 bits, got {each}.")
+
+
+def _numbers(value: Any) -> Iterator[int]:
+    """The integers in a value, and in the tuples and lists of it."""
+    if isinstance(value, int):
+        yield value
+    for each in value if isinstance(value, list | tuple) else ():
+        yield from _numbers(each)
+
+
+def _check_texts(values: Mapping[Any, Any], name: str) -> None:
+    """Refuses keys that no flag can name."""
+    for key, value in values.items():
+        if not isinstance(key, str):
+            raise UsageError(f"The keys of the config of {name!r} must be strings, got {key!r}.")
+        if isinstance(value, Mapping):
+            _check_texts(value, name)
 
 
 def _keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
@@ -210,5 +240,5 @@ def _keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
 def one_line(error: BaseException) -> str:
     """The message of an error, on one line."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    text = re.sub(r"\('([^']*)', '[^']*'\)$", r"\1", text)  # absl shows some arguments as a tuple.
+    text = re.sub(r"\('([^']*)', '[^']*'\)$", r"\1", text)  # absl shows some arguments as tuples
     return " ".join(text.split()) or type(error).__name__

@@ -7,6 +7,7 @@ and optionally `page.py` (`show`), or one file with all of these.
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import importlib.util
 import sys
@@ -108,7 +109,7 @@ def _file_of(name: str) -> Path | None:
 def _described(config: Path) -> Experiment | None:
     try:
         tree = ast.parse(config.read_bytes())
-    except (OSError, SyntaxError, ValueError):
+    except (OSError, SyntaxError, ValueError, RecursionError):
         return None
     if not any(
         isinstance(node, ast.FunctionDef) and node.name == "get_config" for node in tree.body
@@ -122,5 +123,6 @@ def _described(config: Path) -> Experiment | None:
 def _variants(tree: ast.Module) -> tuple[str, ...]:
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "VARIANTS":
-            return tuple(ast.literal_eval(node.value))
+            with contextlib.suppress(TypeError, ValueError):  # computed, or no series
+                return tuple(map(str, ast.literal_eval(node.value)))
     return ()

@@ -5,12 +5,12 @@ python -m nopr.lab.launch --config=FILE.py[:variant] [flags]
   --config=FILE.py[:variant]  the config: of a folder with a run.py, or a file that defines `run`
   --config.KEY=VALUE          changes one field of it
   --workdir=DIR               where to write; runs/NAME[-variant]-HASH by default
-  --rerun                     sets an earlier run aside and begins anew
-  --show                      makes the tables, figures and report of a finished run again from
-                              what its `run` returned, whatever has changed in the code since;
-                              where that is more than arrays and plain values in dicts, lists and
+  --rerun                     sets an earlier run aside and starts afresh
+  --show                      draws the tables, figures and report of a finished run again from
+                              what its `run` returned, whatever has changed in the code since; if
+                              that was more than arrays and plain values in dicts, lists and
                               tuples, it is not stored, and `run` runs again on the stored stages
-  --traceback                 shows where an error was raised
+  --traceback                 shows the traceback of an error
   --list                      lists the experiments here and in experiments/
 
 On several hosts, the same command on each, and
@@ -47,7 +47,7 @@ _FULL = (  # for writes by code that knows nothing of runs
     "Free some space and run the same command again."
 )
 _STOPPED = "Stopped; what is done is in {}. The same command resumes from there."
-_UNHEARD = "Stopped in the middle of a long call. The same command resumes from what is stored."
+_UNHEARD = "Stopped without waiting longer. The same command resumes from what is stored."
 _LOST = (
     "Another process of this run was lost; what is done is in {}. "
     "The same command on every host resumes from there."
@@ -93,9 +93,19 @@ def _failed(error: Exception, command: Command | None, *, show_place: bool) -> i
     elif command is not None and getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         line, status = _FULL.format(command.workdir), 1
     else:
-        line, status = one_line(error), 1
+        line, status = f"{one_line(error)}{_place(error, command)}", 1
     terminal.say(f"error: {line}")
     return status
+
+
+def _place(error: Exception, command: Command | None) -> str:
+    """The line of the experiment's own code that raised the error; nothing if nopr raised it."""
+    *_, (frame, number) = traceback.walk_tb(error.__traceback__)
+    path = Path(frame.f_code.co_filename)
+    if command is None or path.parent.resolve() != command.code.run.parent.resolve():
+        return ""
+    kind = type(error).__name__
+    return f" ({kind} in {path.name}, line {number}; --traceback shows more)"
 
 
 def _is_of_jax(error: Exception) -> bool:
@@ -121,7 +131,7 @@ def _launch(command: Command) -> None:
         stopping.listen()  # JAX has installed its own handler of SIGTERM
     first = processes.index() == 0
     idle = _is_done(command) and not (command.rerun or command.show)
-    # What is refused is refused before anything is written or set aside.
+    # Bad settings are refused before anything is written or set aside.
     module = None if idle else _checked(command)
     if command.rerun and first:
         previous = records.set_aside(command.workdir)
@@ -148,7 +158,7 @@ def _launch(command: Command) -> None:
 
 
 def _is_done(command: Command) -> bool:
-    """Whether this very config seems to be finished there, so that it need not be checked."""
+    """Whether this same config seems to be finished there, so that it need not be checked."""
     there = (records.read_json(command.workdir / "config.json") or {}).get("config")
     same = there is not None and records.digest(there) == records.digest(command.config.to_dict())
     return same and (command.workdir / "DONE").exists()
@@ -170,11 +180,13 @@ def _checked(command: Command) -> types.ModuleType:
 
 
 def _compute_and_show(command: Command, module: types.ModuleType, run: records.Run) -> None:
-    """Runs the experiment, and shows what came out in process 0 alone."""
+    """Runs the experiment, and shows its results in process 0 alone."""
     kept = run.kept() if command.show else None
     if kept is None and command.show:
-        run.say("What `run` returned is not stored: it runs again on the stages that are.")
+        run.say("What `run` returned is not stored: it runs again on its stored stages.")
     results = module.run(command.config, run) if kept is None else kept
+    if results is None:
+        raise ValueError(f"`run` in {str(command.code.run)!r} must return its results, got None.")
     if processes.index() > 0:
         return
     page = module if command.code.page is None else finding.load(command.code.page)
@@ -187,7 +199,7 @@ def _compute_and_show(command: Command, module: types.ModuleType, run: records.R
         run.finish(show(results if kept is None else kept, command.config, run))
     except Exception:
         if kept is not None:
-            run.say("The results are stored: when `show` is mended, --show needs no computing.")
+            run.say("The results are stored: once `show` is fixed, --show needs no computing.")
         raise
 
 
@@ -204,7 +216,7 @@ def _prepare_environment(workdir: Path) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     before = (records.read_json(workdir / "environment.json") or {}).get("threads")
-    known = isinstance(before, int) and 0 < before <= records.MOST_THREADS
+    known = type(before) is int and 0 < before <= records.MOST_THREADS
     os.environ.setdefault("NPROC", str(before if known else records.threads()))
 
 

@@ -151,7 +151,7 @@ def checked_text(checked: int, initializations: int) -> str:
 def over_seeds(
     name: str, function: Any, cases: Any, *, shared: Any = None, block: int | None = None
 ) -> Any:
-    """Sweeps `function` over seeds; a failed check raises an error that names the method.
+    """Sweeps `function` over seeds; a failed check raises an error with the method's name.
 
     In a compiled program `masks.top` cannot raise for scores that are not finite: uncaught, they
     would give a mask like any other.
@@ -165,8 +165,21 @@ def over_seeds(
     """
     check = checkify.checkify(function, errors=checkify.user_checks)
     error, found = sweeps.run(check, cases, shared=shared, block=block).values
+    raise_failed(error, repr(TITLES[name]))
+    return found
+
+
+def raise_failed(error: checkify.Error, networks: str) -> None:
+    """Raises the first failed check of a program that chose masks.
+
+    Args:
+      error: Error of a function made by `checkify.checkify`, which may be batched.
+      networks: What has no mask, for the message.
+
+    Raises:
+      ValueError: If a check failed.
+    """
     failed = error.get()
     if failed is not None:
         first = failed.splitlines()[0].removesuffix("(`check` failed)").strip().rstrip(".")
-        raise ValueError(f"No mask for {TITLES[name]!r}: {first}.")
-    return found
+        raise ValueError(f"No mask for {networks}: {first}.")

@@ -45,7 +45,7 @@ def write(
     Args:
       run: Run to write to.
       asked: Settings, as `settings.read` returns them.
-      title: Heading of the page, best a question.
+      title: Heading of the page, preferably a question.
       lead: One or two sentences on what was done.
       sections: Content of the page.
     """
@@ -89,11 +89,11 @@ def figure(
 
 
 def command(asked: Any, directory: Path | None = None) -> str:
-    """The command line that runs these settings: the file of their dataclass and what differs.
+    """The command line for these settings: the file of their dataclass, and what differs.
 
     Args:
       asked: The settings.
-      directory: Of the run, named where the launcher would not choose it by itself.
+      directory: Directory of the run, named if the launcher would not choose it by default.
     """
     path = Path(inspect.getfile(type(asked)))
     if path.is_relative_to(Path.cwd()):
@@ -136,7 +136,7 @@ def compare(
       run: Run to write to.
       asked: Settings, as `settings.read` returns them.
       results: Results of `training.sweep`, by (method, density).
-      title: Heading of the page, best a question.
+      title: Heading of the page, preferably a question.
       lead: One or two sentences on what was done.
       about: Data and network for captions, such as `"digits, 64-300-100-10 ReLU net"`.
       published: Published test accuracies in %, by (method, density).
@@ -145,8 +145,8 @@ def compare(
       The summary.
 
     Raises:
-      ValueError: If `published` has a method that `results` has not. Densities may be missing, as
-        where a flag has asked for others.
+      ValueError: If `published` has a method that `results` lacks. Densities may be missing, as
+        when a flag asks for others.
     """
     _check_published(run, results, published or {})
     columns = [
@@ -192,7 +192,7 @@ def compare(
 def _check_published(
     run: records.Run, results: Mapping[Any, Any], published: Mapping[Any, Any]
 ) -> None:
-    """Refuses numbers of a method that is not there; reports those of other densities."""
+    """Refuses numbers of unknown methods; reports those of other densities."""
     methods = list(dict.fromkeys(method for method, _ in results))
     for key in published:
         if key in results:
@@ -207,7 +207,7 @@ def _check_published(
 
 
 def statistic(n: int, many: str, *, unit: str = "seed") -> str:
-    """What a caption states of numbers over `n` seeds: `many`, or that one has no interval."""
+    """The caption of numbers over `n` seeds: `many`, or that a single seed has no interval."""
     return many if n > 1 else f"n = 1 {unit}, no interval"
 
 

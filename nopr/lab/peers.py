@@ -1,4 +1,4 @@
-"""The processes of one run: they meet before JAX starts, and none outlives another for long.
+"""The processes of one run: they connect before JAX starts, and none outlives another for long.
 
 When a process is lost, JAX ends the others from C++, with pages of logs and `abort`. Here the logs
 go to a file, and the abort becomes one line and an exit status.
@@ -27,7 +27,7 @@ LOST = 75  # the exit status when another process was lost
 _REMEDY = "Start the same command on every host, each with its own --process."
 
 _last_word = threading.Lock()
-_kept: list[Any] = []  # keeps alive what C calls
+_kept: list[Any] = []  # keeps what C calls alive
 
 
 class Peers(NamedTuple):
@@ -78,16 +78,17 @@ def end() -> None:
 
 
 def connect(peers: Peers) -> None:
-    """Meets the other processes, then starts JAX's distributed service.
+    """Connects to the other processes, then starts JAX's distributed service.
 
     Raises:
-      ValueError: If they cannot meet: the address is wrong or in use, an index is given twice, or
-        they disagree on their number.
+      ValueError: If they cannot connect: the address is wrong or in use, an index is given twice,
+        or they disagree on their number.
       AloneError: If some do not join within ten times the patience.
     """
     if peers.coordinator is not None:
         limit = time.monotonic() + 10 * peers.patience_seconds
         host, _, port = peers.coordinator.rpartition(":")
+        _check_known(host.strip("[]"))
         mine = {"count": peers.count, "index": peers.index}
         try:
             if peers.index == 0:
@@ -97,6 +98,17 @@ def connect(peers: Peers) -> None:
         except TimeoutError as error:
             raise AloneError from error
     processes.connect(**peers._asdict())
+
+
+def _check_known(host: str) -> None:
+    try:
+        socket.getaddrinfo(host, None)
+    except (socket.gaierror, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or "no name of a host"
+        raise ValueError(
+            f"The address {host!r} in --coordinator is not known ({why}). Give the name or IP "
+            "address of the host of process 0."
+        ) from error
 
 
 def _receive(host: str, port: int, mine: dict[str, Any], limit: float) -> None:
@@ -125,7 +137,7 @@ def _receive(host: str, port: int, mine: dict[str, Any], limit: float) -> None:
             try:
                 theirs = json.loads(other.recv(1024))
                 count, index = int(theirs["count"]), int(theirs["index"])
-            except (OSError, ValueError, KeyError, TypeError):
+            except (OSError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
                 other.close()  # not a process of a run
                 continue
             if count != mine["count"]:
@@ -135,7 +147,7 @@ def _receive(host: str, port: int, mine: dict[str, Any], limit: float) -> None:
             there[index if index not in there else -1] = other
         for other in there.values():
             with other:
-                other.sendall((fault or "ok").encode())
+                other.sendall(json.dumps({"fault": fault}).encode())
     if fault:
         raise ValueError(f"{fault} {_REMEDY}")
 
@@ -147,18 +159,20 @@ def _report(host: str, port: int, mine: dict[str, Any], limit: float) -> None:
             with socket.create_connection((host, port), timeout=5) as server:
                 server.sendall(json.dumps(mine).encode())
                 server.settimeout(max(0.01, limit - time.monotonic()))
-                answer = server.recv(1024).decode()
+                answer = server.recv(1024)
             break
-        except socket.gaierror as error:
-            raise ValueError(
-                f"The address {host!r} in --coordinator is not known ({error.strerror}). Give the "
-                "name or IP address of the host of process 0."
-            ) from error
         except OSError as error:
             if time.monotonic() > limit:
                 raise TimeoutError from error
             time.sleep(0.1)
     if not answer:
         raise processes.Lost("Process 0 ended before all processes had joined.")
-    if answer != "ok":
-        raise ValueError(f"{answer} {_REMEDY}")
+    try:
+        fault = json.loads(answer)["fault"]
+    except (LookupError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"What answers at port {port} of {host} does not wait for this process. Give the port "
+            "of process 0 in --coordinator, and the same --processes everywhere."
+        ) from error
+    if fault:
+        raise ValueError(f"{fault} {_REMEDY}")

@@ -42,7 +42,7 @@ class Table(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A PNG, how to read it, and what it shows, for readers who cannot see it."""
+    """A PNG, a caption, and a description for readers who cannot see it."""
 
     png: str | Path
     caption: str

@@ -25,7 +25,6 @@ import dataclasses
 import difflib
 import math
 import re
-import sys
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from ml_collections import ConfigDict, config_dict
 
 T = TypeVar("T")
 _MOST = 2**31 - 1
+_TINIEST, _LARGEST = 2.0**-126, 2.0**128 * (1 - 2.0**-24)  # of float32
 _LENGTH = re.compile(r"\s*([0-9]{1,99}(?:\.[0-9]{1,99})?)\s*(ep|it)\s*")
 
 
@@ -91,6 +91,11 @@ def _check_length(name: str, value: str) -> None:
         raise ValueError(f"`{name}` must be at most {_MOST:,} steps, got {value!r}.")
 
 
+def _check_not_zero(name: str, value: str) -> None:
+    if not parse_length(value)[0]:
+        raise ValueError(f"`{name}` must be at least 1ep, got {value!r}.")
+
+
 Count = Annotated[int, Range(1, _MOST)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 Width = Annotated[int, Range(1, 2**20)]
@@ -128,7 +133,7 @@ class Data:
     """A dataset, with examples held out to select an epoch on."""
 
     name: str = "digits"  # digits, mnist, fashion_mnist, or another dataset of `data.load`
-    validation: Positive = 1 / 6  # share held out of training; from 1 on, a count
+    validation: Positive = 1 / 6  # share held out of training; from 1 up, a count
     pad: Annotated[int, Range(0, 64)] = 0  # pixels on each side
 
 
@@ -136,7 +141,7 @@ class Data:
 class Training:
     """SGD with momentum; the learning rate falls to 0 along half a cosine."""
 
-    length: Length | None = None  # by default 30ep for digits and 3ep for larger sets
+    length: Annotated[Length, _check_not_zero] | None = None  # 30ep for digits, 3ep for larger sets
     batch_size: Count = 64  # examples
     learning_rate: Positive = 0.05  # initial
     momentum: Annotated[float, Range(0, 1, below=True)] = 0.9
@@ -218,6 +223,6 @@ def _value(kind: Any, value: Any, name: str) -> Any:
     fits = isinstance(value, int | float if kind is float else kind)
     if not fits or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"`{name}` must be of type {kind.__name__}, got {value!r}.")
-    if kind is float and not abs(value) <= sys.float_info.max:
-        raise ValueError(f"`{name}` must be finite, got {value!r:.80}.")
+    if kind is float and value and not _TINIEST <= abs(value) <= _LARGEST:
+        raise ValueError(f"`{name}` must be finite in single precision, got {value!r:.80}.")
     return value

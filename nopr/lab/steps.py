@@ -33,12 +33,13 @@ def iterations(length: str, *, steps_per_epoch: int) -> int:
     return round(number * steps_per_epoch) if unit == "ep" else int(number)
 
 
-def epochs(length: str, *, steps_per_epoch: int | None = None) -> int:
+def epochs(length: str, *, steps_per_epoch: int | None = None, name: str = "length") -> int:
     """The whole epochs that `length` stands for.
 
     Args:
       length: Length such as `"10ep"`; `"500it"` if `steps_per_epoch` is given and divides it.
       steps_per_epoch: Gradient steps in one epoch.
+      name: Name of the length in errors.
 
     Raises:
       ValueError: If `length` is not a whole number of epochs.
@@ -46,9 +47,9 @@ def epochs(length: str, *, steps_per_epoch: int | None = None) -> int:
     number, unit = parse_length(length)
     if unit == "it":
         if steps_per_epoch is None:
-            raise ValueError(f"A length in epochs is needed here, such as '10ep', got {length!r}.")
+            raise ValueError(f"`{name}` must be in epochs, such as '10ep', got {length!r}.")
         number /= steps_per_epoch
     if number.denominator != 1:
-        detail = f" at {steps_per_epoch} steps an epoch" if unit == "it" else ""
-        raise ValueError(f"A whole number of epochs is needed here, got {length!r}{detail}.")
+        detail = f" at {steps_per_epoch} steps per epoch" if unit == "it" else ""
+        raise ValueError(f"`{name}` must be a whole number of epochs, got {length!r}{detail}.")
     return int(number)

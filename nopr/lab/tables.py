@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.stats
+from scipy.special import stdtrit
 
 from nopr import trees
 
@@ -69,7 +69,7 @@ def mean_interval(values: Any, axis: int = 0) -> Interval:
       axis: Axis of the seeds.
 
     Returns:
-      Floats where `values` is a vector, else arrays without `axis`; no half width if n is 1.
+      Floats if `values` is a vector, else arrays without `axis`; no half width if n is 1.
 
     Raises:
       ValueError: If there is no value, or one is NaN or infinite.
@@ -86,7 +86,7 @@ def mean_interval(values: Any, axis: int = 0) -> Interval:
     mean = array.mean(axis)
     half_width = None
     if n > 1:
-        quantile = scipy.stats.t.ppf(0.975, n - 1)
+        quantile = stdtrit(n - 1, 0.975)
         half_width = _plain(quantile * array.std(axis, ddof=1) / math.sqrt(n))
     return Interval(_plain(mean), half_width, n)
 
@@ -123,11 +123,11 @@ def lay_out(
     """Turns rows into cells of text.
 
     Args:
-      rows: By column key: text, a number, an `Interval`, `Missing(why)`, or None or nothing at
-        all, which reads `n/a` without a reason.
-      columns: What to show, from left to right.
-      group_by: A key; rows that follow each other with the same entry there make a group. Where
-        each would be a group of its own, there is one group.
+      rows: Cells by column key: text, a number, an `Interval` or `Missing(why)`; None or no cell
+        at all reads `n/a`, without a reason.
+      columns: Columns from left to right.
+      group_by: Key; consecutive rows with the same entry form a group. If every row would be a
+        group of its own, there is one group.
 
     Returns:
       The table. Equal reasons share a footnote; a column is numeric if any cell is a number.

@@ -1,4 +1,4 @@
-"""Printing that never makes a program fail."""
+"""Printing that never fails."""
 
 from __future__ import annotations
 

@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import checkify
 
 from nopr import data, finetune, masks, networks, sweeps
-from nopr.lab import checkpoints, progress, records, settings, steps
+from nopr.lab import checkpoints, methods, progress, records, settings, steps
 from nopr.typing import Apply, Loss, Masks, Params, Pruner
 
 _MOST = 2**31 - 1
@@ -169,15 +170,15 @@ def epochs(
     name: str = "training.length",
     least: int = 1,
 ) -> int:
-    """The whole epochs in a length; None means 30 for digits and 3 for larger sets.
+    """The number of epochs in a length; None means 30 for digits and 3 for larger sets.
 
     Raises:
-      ValueError: If they are not a whole number, fewer than `least`, or too many to count their
-        steps.
+      ValueError: If it is not a whole number, is less than `least`, or has too many steps to
+        count.
     """
     length = length or ("30ep" if images.name == "digits" else "3ep")
     per_epoch = steps.per_epoch(len(images.train.labels), batch_size=batch_size)
-    count = steps.epochs(length, steps_per_epoch=per_epoch)
+    count = steps.epochs(length, steps_per_epoch=per_epoch, name=name)
     if count < least:
         raise ValueError(f"`{name}` must be at least {least}ep, got {length!r}.")
     if count * per_epoch > _MOST:
@@ -256,16 +257,21 @@ def tuning(task: Task, measure: Measure | None = None) -> Callable[[Any, Any], d
 
 
 def pruned(task: Task, prune: Pruner, *, params: Any = None, examples: int = 512) -> dict[str, Any]:
-    """A case for `sweep`: the networks of all seeds, each with masks of its own.
+    """A case for `sweep`: the network of every seed, with its own masks.
 
     Args:
       task: The network, its data and the seeds.
-      prune: Chooses the masks, with a key a seed.
-      params: Stacked over seeds, such as those of a sweep; `task.initial` by default.
-      examples: How many training examples it scores on.
+      prune: Pruner that chooses the masks, with one key per seed.
+      params: Params stacked over seeds, such as those of a sweep; `task.initial` by default.
+      examples: Number of training examples that it scores on.
+
+    Raises:
+      ValueError: If a score is NaN or infinite.
     """
     batch, params = task.examples(examples), task.initial if params is None else params
-    kept = jax.jit(jax.vmap(lambda p, key: prune(p, batch, key=key)))(params, task.keys)
+    choose = checkify.checkify(lambda p, key: prune(p, batch, key=key), errors=checkify.user_checks)
+    error, kept = jax.jit(jax.vmap(choose))(params, task.keys)
+    methods.raise_failed(error, "the networks that `prune` was given")
     return {"params": params, "masks": kept}
 
 
@@ -283,12 +289,12 @@ def sweep(
 
     Args:
       task: The network, its data and the seeds.
-      cases: By name (anything hashable), `params` and `masks` stacked over seeds; see `pruned`.
-      run: Where results are stored; None stores nothing.
-      tune: As `tuning` makes it, by default `tuning(task)`.
-      shared: What all cases read besides the parts of the data.
+      cases: `params` and `masks`, stacked over seeds, by name (anything hashable); see `pruned`.
+      run: Run that stores the results; None stores nothing.
+      tune: Function that `tuning` made; by default `tuning(task)`.
+      shared: Arrays that all cases read besides the parts of the data.
       block: Seeds in one vmapped call on a device; by default all.
-      name: Of the sweep, for the store and the progress; each sweep of a run has its own.
+      name: Name of the sweep, for the store and the progress; unique in the run.
 
     Returns:
       Results of `tune` by name, stacked over seeds.
@@ -357,8 +363,8 @@ def with_checkpoints(
     Raises:
       FloatingPointError: If training gave NaN or infinity.
     """
-    begin = jax.vmap(lambda params, key: finetune.start(params, None, tx=tx, key=key))
-    carry = begin(jax.tree.map(jnp.asarray, params), keys)
+    start = jax.vmap(lambda params, key: finetune.start(params, None, tx=tx, key=key))
+    carry = start(jax.tree.map(jnp.asarray, params), keys)
     names, step_loss = ("loss", *_CURVES), finetune.stateless(finetune.cross_entropy(network.apply))
     logs = {name: np.full((len(keys), epochs), -1.0) for name in names}
 

@@ -1,4 +1,4 @@
-"""Reference networks in Flax Linen, behind the few functions that the library knows.
+"""Reference networks in Flax Linen, behind the few functions that the library needs.
 
 | network | constructor | params | state |
 | --- | --- | --- | --- |

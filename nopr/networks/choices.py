@@ -24,7 +24,7 @@ def is_positive_integer(value: Any) -> bool:
 
 
 def check_images(input_shape: Any, width: float = 1.0) -> None:
-    """Checks the shape of an image, and the factor of the widths of a network that reads it."""
+    """Checks the shape of an image, and the width multiplier of a network for it."""
     shape = input_shape if isinstance(input_shape, tuple | list) else ()
     if len(shape) != 3 or not all(map(is_positive_integer, shape)):
         raise ValueError(

@@ -14,7 +14,7 @@ from nopr import convolutions, trees
 from nopr.typing import shown, whole_number
 
 Padding: TypeAlias = str | int | Sequence[tuple[int, int]]
-"""`"VALID"`, `"SAME"`, zeros on every side, or (before, after) for height and for width."""
+"""`"VALID"`, `"SAME"`, a number of zeros per side, or (before, after) for height and width."""
 
 _MOST_PIXELS = 2**16  # XLA ends the process where a size overflows
 

@@ -1,4 +1,4 @@
-"""The layers of the reference networks and the laws of their initial weights."""
+"""The layers of the reference networks and their initialization."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from nopr.networks.convolutions import Padding, convolve
 from nopr.typing import check_choice
 
 Activation: TypeAlias = Literal["linear", "relu", "tanh"]
-"""What follows every hidden layer."""
+"""The activation after every hidden layer."""
 
 Initialization: TypeAlias = Literal["he", "lecun", "torch"]
-"""The law of the initial weights; see `Dense`."""
+"""The distribution of the initial weights; see `Dense`."""
 
 
 class Dense(nn.Module):
@@ -25,9 +25,9 @@ class Dense(nn.Module):
 
     Attributes:
       features: Number of outputs.
-      initialization: With f the inputs of one unit, "torch" draws kernel and bias from
-        U(-1/sqrt(f), 1/sqrt(f)), PyTorch's default; "he" the kernel from N(0, 2/f) and "lecun" from
-        N(0, 1/f), with zero biases.
+      initialization: With f inputs per unit, "torch" draws kernel and bias from
+        U(-1/sqrt(f), 1/sqrt(f)), PyTorch's default; "he" draws the kernel from N(0, 2/f) and
+        "lecun" from N(0, 1/f), with zero biases.
       use_bias: Whether there is a bias.
     """
 
@@ -53,14 +53,14 @@ class Conv(nn.Module):
       initialization: As for `Dense`, with f = height x width x input channels / groups.
       use_bias: Whether there is a bias.
       implementation: "xla" calls XLA's convolution; "patches" gathers the patches and multiplies
-        them with the kernel, which on a CPU is several times faster inside a loop or a vmap over
+        them by the kernel, which on a CPU is several times faster inside a loop or a vmap over
         kernels, and takes 3.3 to 3.6 times the memory in training (ResNet-20, a batch of 128: 958
-        MiB of temporary memory instead of 288). "auto" takes "patches" where the default backend is
-        the CPU, "xla" elsewhere. They agree to rounding.
-      strides: Steps of the window along height and width.
-      padding: "VALID" for none, "SAME" for XLA's rule, the zeros on every side, or (before, after)
-        for height and for width.
-      groups: Number of groups that the channels are split into, each convolved on its own.
+        MiB of temporary memory instead of 288). "auto" chooses "patches" if the default backend is
+        the CPU, and "xla" otherwise. They agree to rounding.
+      strides: Strides along height and width.
+      padding: "VALID" for none, "SAME" for XLA's rule, a number of zeros per side, or (before,
+        after) for height and width.
+      groups: Number of groups of channels, each convolved on its own.
     """
 
     features: int
@@ -94,8 +94,8 @@ def batch_norm(values: Array, *, train: bool, name: str) -> Array:
     """Batch normalization, to be called inside a compact Linen module.
 
     In training it normalizes by the batch and moves the running statistics a tenth of the way;
-    otherwise it normalizes by the running statistics. They, the scale (1) and the bias (0) have
-    the default float type.
+    otherwise it normalizes by the running statistics. These, the scale (initially 1) and the bias
+    (initially 0) have the default float type.
     """
     norm = nn.BatchNorm(
         use_running_average=not train, momentum=0.9, param_dtype=jnp.result_type(float), name=name

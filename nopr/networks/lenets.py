@@ -29,13 +29,13 @@ def lenet5(
     max-pooling.
 
     Args:
-      activation: After every layer but the last: "linear", "relu" or "tanh".
-      initialization: "he", "lecun" or "torch"; see `Dense`.
+      activation: Activation after every layer but the last: "linear", "relu" or "tanh".
+      initialization: Distribution of initial weights: "he", "lecun" or "torch"; see `Dense`.
       classes: Number of outputs.
-      implementation: Of the convolutions, "auto", "patches" or "xla"; see `Conv`.
+      implementation: How convolutions are computed: "auto", "patches" or "xla"; see `Conv`.
 
     Returns:
-      The network; inputs are `[batch, 32, 32, 1]` or anything with 1,024 features an example.
+      The network; inputs are `[batch, 32, 32, 1]` or anything with 1,024 features per example.
 
     Raises:
       ValueError: If `classes` is less than 1 or a name is unknown; from `apply`, if the inputs do

@@ -25,19 +25,19 @@ def mlp(
     """A fully connected network; inputs of any shape are flattened.
 
     Args:
-      widths: Units of each layer, whole numbers; the last is the number of outputs:
-        (300, 100, 10).
+      widths: Number of units in each layer, such as (300, 100, 10); the last is the number of
+        outputs.
       inputs: Number of input features.
-      activation: After every layer but the last: "linear", "relu" or "tanh".
-      initialization: "he", "lecun" or "torch"; see `Dense`.
+      activation: Activation after every layer but the last: "linear", "relu" or "tanh".
+      initialization: Distribution of initial weights: "he", "lecun" or "torch"; see `Dense`.
       use_bias: Whether the layers have biases.
 
     Returns:
       The network; its params read `{"layer_0": {"kernel": [in, out], "bias": [out]}, ...}`.
 
     Raises:
-      ValueError: If a width is no positive integer, `inputs` is less than 1, or a name is unknown;
-        from `apply`, if the inputs do not have `inputs` features.
+      ValueError: If a width is not a positive integer, `inputs` is less than 1, or a name is
+        unknown; from `apply`, if the inputs do not have `inputs` features.
     """
     given, widths = widths, tuple(widths) if isinstance(widths, Iterable) else ()
     if not widths or not all(map(is_positive_integer, widths)):
@@ -61,8 +61,8 @@ def lenet_300_100(
     Args:
       inputs: Number of input features.
       classes: Number of outputs.
-      activation: After the hidden layers: "linear", "relu" or "tanh".
-      initialization: "he", "lecun" or "torch"; see `Dense`.
+      activation: Activation after the hidden layers: "linear", "relu" or "tanh".
+      initialization: Distribution of initial weights: "he", "lecun" or "torch"; see `Dense`.
 
     Raises:
       ValueError: As `mlp`.
@@ -75,7 +75,7 @@ def lenet_300_100(
 
 
 class MLP(nn.Module):
-    """Dense layers with an activation between; see `mlp` for the attributes."""
+    """Dense layers with an activation in between; see `mlp` for the attributes."""
 
     widths: tuple[int, ...]
     activation: str = "relu"

@@ -1,4 +1,4 @@
-"""What the library knows of a network: functions of params, and the paths of its kernels."""
+"""A network as the library sees it: functions of params, and the paths of its kernels."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ State: TypeAlias = PyTree
 
 @dataclass(frozen=True)
 class Network:
-    """A network as the library sees one: `init` and `apply`, and where its kernels are.
+    """A network as the library sees it: `init`, `apply`, and the paths of its kernels.
 
-    Params are a dict of dicts of arrays, and what batch normalization remembers is not among them:
-    it is the state. A network with state measures and predicts by `bind` and trains by `step_loss`:
+    Params are a dict of dicts of arrays. The running statistics of batch normalization are not
+    among them: they are the state. A network with state predicts, and is measured, through `bind`,
+    and trains through `step_loss`:
 
         net = networks.resnet(20)
         params, state = net.init(key), net.init_state()
@@ -59,7 +60,7 @@ class Network:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The paths of the kernels that make the outputs, which are never cut by filters."""
+        """The paths of the kernels that make the outputs, which `granularity.filters` must keep."""
         return self.kernels[-1:]
 
     @property
@@ -110,8 +111,8 @@ class Network:
     ) -> tuple[Float[Array, "batch out"], State]:
         """The outputs in training mode, and the state moved towards the statistics of the batch.
 
-        With the new state dropped, it is also what scores at initialization usually see: before
-        training, running statistics normalize nothing, and deep networks saturate.
+        With the new state dropped, this is also how scores at initialization are usually computed:
+        before training, the running statistics do not normalize, and deep networks saturate.
         """
         if not self.stateful:
             return self.apply(params, inputs), state
@@ -131,11 +132,11 @@ class Network:
 
         Args:
           loss: `loss(apply) -> (params, batch) -> scalar`, such as `finetune.cross_entropy`. It
-            calls `apply` directly, not under a transformation of its own; for one that has to, use
+            must call `apply` directly, not under a transformation of its own; if it needs one, use
             `train`.
 
         Returns:
-          `step_loss(params, state, batch, key) -> (loss, state)`; no draw is made from `key`.
+          `step_loss(params, state, batch, key) -> (loss, state)`; `key` is not used.
         """
 
         def step_loss(
@@ -156,7 +157,7 @@ class Network:
     def _variables(self, key: Key[Array, ""]) -> Any:
         if not self.stateful:
             return self.module.init(key, jnp.zeros((1, *self.input_shape)))
-        # Draws the params alone: the pass through a deep network would cost seconds.
+        # Draws the params alone: a forward pass through a deep network would cost seconds.
         example = jax.ShapeDtypeStruct((1, *self.input_shape), jnp.result_type(float))
         return self.module.lazy_init(key, example)
 
@@ -165,7 +166,7 @@ class Network:
         features = math.prod(self.input_shape)
         if inputs.ndim < 2 or math.prod(inputs.shape[1:]) != features:
             raise ValueError(
-                f"`inputs` must be [batch, ...] with {features} features an example, "
+                f"`inputs` must be [batch, ...] with {features} features per example, "
                 f"got shape {inputs.shape}."
             )
         return inputs.reshape(inputs.shape[0], *self.input_shape)

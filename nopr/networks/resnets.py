@@ -1,4 +1,4 @@
-"""Residual networks in the form of CIFAR."""
+"""Residual networks, in their CIFAR form."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def resnet(
     initialization: str = "he",
     implementation: str = "auto",
 ) -> Network:
-    """A residual network in the form of CIFAR: ResNet-20, 32, 44, 56 or 110.
+    """A residual network in its CIFAR form, such as ResNet-20, 32, 44, 56 or 110.
 
     A convolution, three stages of n = (depth - 2) / 6 blocks with 16, 32 and 64 channels, the mean
     over all positions, and a dense layer. A block is convolution, batch norm, ReLU, convolution,
@@ -53,17 +53,18 @@ def resnet(
       depth: Number of layers with weights, 6 n + 2.
       classes: Number of outputs.
       input_shape: Height, width and channels of an image.
-      width: Factor of the channels, which are rounded and at least 1.
-      shortcut: Where channels double, "A" takes every other position and fills with channels of
-        zeros, as in the paper's networks for CIFAR; "B" has a 1x1 convolution of stride 2 with
+      width: Multiplier of the numbers of channels, which are rounded and at least 1.
+      shortcut: Where channels double, "A" takes every other position and pads with channels of
+        zeros, as in the paper's networks for CIFAR; "B" applies a 1x1 convolution of stride 2 and
         batch norm. Elsewhere the shortcut is the identity.
-      initialization: Of all kernels, "he", "lecun" or "torch"; see `Dense`. Batch norm starts with
-        scale 1 and bias 0.
-      implementation: Of the convolutions, "auto", "patches" or "xla"; see `Conv`.
+      initialization: Distribution of initial kernels: "he", "lecun" or "torch"; see `Dense`. Batch
+        norm starts with scale 1 and bias 0.
+      implementation: How convolutions are computed: "auto", "patches" or "xla"; see `Conv`.
 
     Returns:
-      The network, which has state; `stage_2_block_1/conv_1/kernel` is the path of a kernel, and
-      `classifier/kernel` the last. Block numbers have as many digits as n, so they sort in order.
+      The network, which has state. A kernel's path is, for instance,
+      `stage_2_block_1/conv_1/kernel`, and that of the last is `classifier/kernel`. Block numbers
+      have as many digits as n, so they sort in order.
 
     Raises:
       ValueError: If `depth` is not 6 n + 2, a size is not positive, or a name is unknown.
@@ -84,7 +85,7 @@ def resnet(
 
 
 class ResNet(nn.Module):
-    """A residual network in the form of CIFAR; see `resnet` for the attributes."""
+    """A residual network in its CIFAR form; see `resnet` for the attributes."""
 
     depth: int = 20
     classes: int = 10

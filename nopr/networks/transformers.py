@@ -28,13 +28,13 @@ def vit(
 ) -> Network:
     """A small vision transformer, without dropout.
 
-    Patches become tokens by one dense map (a convolution of stride `patch`), a learned position
-    embedding is added, and blocks of attention and of two dense layers with GELU follow, each
-    after a layer norm and around a shortcut. The tokens' mean, after a last layer norm, is read by
-    a dense layer. By default 2,693,194 params.
+    Patches become tokens through one linear map (a convolution of stride `patch`), and a learned
+    position embedding is added. Each block is attention, then two dense layers with GELU; both
+    parts follow a layer norm and have a shortcut around them. After a last layer norm, a dense
+    layer reads the mean of the tokens. By default there are 2,693,194 params.
 
-    Kernels are drawn from Glorot's uniform law, with zero biases, as the paper's code does; those
-    of the classifier too, which the paper starts at zero: then no other kernel would have a
+    Kernels are drawn from Glorot's uniform distribution, with zero biases, as in the paper's code.
+    So is that of the classifier, which the paper starts at zero: then no other kernel would have a
     gradient at initialization. The patches' kernel is drawn from N(0, 1 / fan-in), the position
     embedding from N(0, 0.02^2).
 
@@ -42,11 +42,12 @@ def vit(
       patch: Height and width of a patch.
       dim: Width of a token; a multiple of `heads`.
       depth: Number of blocks.
-      heads: Heads of the attention.
-      hidden: Units between the two dense layers of a block; 4 x `dim` where it is None.
+      heads: Number of attention heads.
+      hidden: Units between the two dense layers of a block; 4 x `dim` if None.
       classes: Number of outputs.
-      input_shape: Height and width, multiples of `patch`, and channels of an image.
-      implementation: Of the convolutions, "auto", "patches" or "xla"; see `Conv`.
+      input_shape: Height, width and channels of an image; height and width are multiples of
+        `patch`.
+      implementation: How convolutions are computed: "auto", "patches" or "xla"; see `Conv`.
 
     Returns:
       The network, which has no state; params are `patches`, `position_embedding` (not prunable by
@@ -108,10 +109,10 @@ class ViT(nn.Module):
 
 
 class ViTBlock(nn.Module):
-    """Attention and two dense layers, each after a layer norm and around a shortcut.
+    """Attention and two dense layers, each part after a layer norm and with a shortcut around it.
 
     Attributes:
-      heads: Heads of the attention.
+      heads: Number of attention heads.
       hidden: Units between the dense layers.
     """
 
@@ -135,8 +136,8 @@ class ViTBlock(nn.Module):
 
 
 def _dense(features: int, name: str) -> nn.Dense:
-    law = nn.initializers.xavier_uniform()
-    return nn.Dense(features, param_dtype=jnp.result_type(float), kernel_init=law, name=name)
+    glorot = nn.initializers.xavier_uniform()
+    return nn.Dense(features, param_dtype=jnp.result_type(float), kernel_init=glorot, name=name)
 
 
 def _norm(name: str) -> nn.LayerNorm:

@@ -1,4 +1,4 @@
-"""VGG networks in the form of CIFAR."""
+"""VGG networks, in their CIFAR form."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ def vgg(
     initialization: str = "he",
     implementation: str = "auto",
 ) -> Network:
-    """A VGG network in the form of CIFAR: batch norm and one dense layer instead of three.
+    """A VGG network in its CIFAR form: batch norm and one dense layer instead of three.
 
     3x3 convolutions that pad with one zero on every side and have no biases, each followed by
     batch norm and ReLU, in five groups of 64, 128, 256, 512 and 512 channels; max-pooling by 2
-    after each group, the mean over what positions are left (one for 32x32), and a dense layer.
+    after each group, the mean over the remaining positions (one for 32x32), and a dense layer.
 
     Params for ten classes and three input channels: VGG-11 9,228,362, VGG-13 9,413,066,
     VGG-16 14,724,042, VGG-19 20,035,018.
 
     Args:
-      depth: 11, 13, 16 or 19, as the paper counts, with three dense layers.
+      depth: 11, 13, 16 or 19, as the paper counts: with three dense layers.
       classes: Number of outputs.
-      input_shape: Height and width, multiples of 32, and channels of an image.
-      width: Factor of the channels, which are rounded and at least 1.
-      initialization: Of all kernels, "he", "lecun" or "torch"; see `Dense`. Batch norm starts with
-        scale 1 and bias 0.
-      implementation: Of the convolutions, "auto", "patches" or "xla"; see `Conv`.
+      input_shape: Height, width and channels of an image; height and width are multiples of 32.
+      width: Multiplier of the numbers of channels, which are rounded and at least 1.
+      initialization: Distribution of initial kernels: "he", "lecun" or "torch"; see `Dense`. Batch
+        norm starts with scale 1 and bias 0.
+      implementation: How convolutions are computed: "auto", "patches" or "xla"; see `Conv`.
 
     Returns:
       The network, which has state and is a chain; kernels are `conv_00/kernel`, `conv_01/kernel`
       and so on, and `classifier/kernel`.
 
     Raises:
-      ValueError: If `depth` is unknown, a size is not positive, height or width no multiple of 32,
-        or a name is unknown.
+      ValueError: If `depth` or a name is unknown, a size is not positive, or height or width is not
+        a multiple of 32.
 
-    Source: Simonyan and Zisserman 2015, arXiv:1409.1556; the form for CIFAR as in Liu et al. 2019,
+    Source: Simonyan and Zisserman 2015, arXiv:1409.1556; the CIFAR form as in Liu et al. 2019,
     arXiv:1810.05270.
     """
     if not is_positive_integer(depth) or depth not in _REPEATS:
@@ -72,7 +72,7 @@ def vgg(
 
 
 class VGG(nn.Module):
-    """A VGG network in the form of CIFAR; see `vgg` for the attributes."""
+    """A VGG network in its CIFAR form; see `vgg` for the attributes."""
 
     depth: int = 16
     classes: int = 10

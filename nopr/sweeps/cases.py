@@ -11,6 +11,8 @@ from jaxtyping import PyTree
 
 from nopr import trees
 
+_PACKED = {"int2", "uint2", "int4", "uint4", "float4_e2m1fn"}  # by XLA, in parts of bytes
+
 
 class Hosted(NamedTuple):
     """A pytree on the host, with typed keys as their data."""
@@ -85,9 +87,9 @@ def is_key(leaf: Any) -> bool:
 
 def _canonical(leaf: Any) -> np.ndarray:
     array = np.asarray(leaf)
-    if array.dtype.name in ("int2", "uint2", "int4", "uint4"):  # XLA may pack these
+    if array.dtype.name in _PACKED:
         raise ValueError(
             f"`cases` and `shared` must have dtypes of whole bytes, got {array.dtype}. "
-            "Convert it to int8."
+            "Convert it to int8 or a float8."
         )
     return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)

@@ -45,7 +45,7 @@ class Swept(NamedTuple):
 
 
 class _Sweep(NamedTuple):
-    """What is fixed before the first block runs."""
+    """Everything fixed before the first block runs."""
 
     cases: Hosted
     traced: jaxprs.Traced
@@ -298,12 +298,12 @@ def _collected(
     pieces: list[list[np.ndarray]] = []
     last: Future[None] | None = None
 
-    def tell() -> None:
+    def report() -> None:
         if progress is not None:
             progress(Status(done, total, failures, loaded, time.monotonic() - started))
 
     if loaded:
-        tell()
+        report()
     with ThreadPoolExecutor(1, "chunks") as thread:  # exiting waits for the last chunk
         for block, leaves in _computed(sweep, list(missing.values())):
             pieces.append(leaves)
@@ -317,7 +317,7 @@ def _collected(
                     last.result()
                 if sweep.store is not None:
                     last = thread.submit(sweep.keep, sweep.store, chunk, parts[chunk])
-            tell()
+            report()
         if last is not None:
             last.result()
     return parts

@@ -100,11 +100,13 @@ def prepare(folder):
 
 def start(folder, directory, *words, prefix=(), path=None, **variables):
     """Starts a launch of the job; `prefix` is a command that runs another."""
-    env = {
+    quick = {  # unless the test suite has set them
         "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    }
+    env = {
         "PYTHONPATH": os.pathsep.join([str(path or TESTS), str(ROOT)]),
         "NPROC": "2",
         "TMPDIR": str(folder),  # a launch that is killed leaves its temporary files
@@ -115,7 +117,7 @@ def start(folder, directory, *words, prefix=(), path=None, **variables):
     return subprocess.Popen(
         [*prefix, *command],
         cwd=ROOT,
-        env={**os.environ, **env},
+        env={**quick, **os.environ, **env},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

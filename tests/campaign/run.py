@@ -20,7 +20,7 @@ from nopr.lab import checkpoints, progress
 
 BLOCK = 4
 EPOCHS = 4
-STEPS = 2500
+STEPS = 1000
 
 
 def run(config, run):
@@ -53,7 +53,7 @@ def _data(seed):
 
 
 def _sweep(config, data, run):
-    """Trains a tiny network for every key; some 50 ms a chunk."""
+    """Trains a tiny network for every key; some 20 ms a chunk."""
     keys = jax.random.split(jax.random.key(config.seed), config.cases)
 
     def train(key, shared):

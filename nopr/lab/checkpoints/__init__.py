@@ -12,7 +12,7 @@ never seen. The newest is the one of the highest step, whatever its date.
             saver.save(step, state)  # copies and returns; the disk is written in the background
 
 Every process of a `jax.distributed` job may call this: process 0 writes, all can read, and no call
-waits for another process. Leaves must be whole on each process, as replicated ones are.
+waits for another process. Leaves must be complete on each process, as replicated ones are.
 """
 
 from nopr.lab.checkpoints.saver import Saver, restore, save, steps

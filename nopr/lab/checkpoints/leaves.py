@@ -1,4 +1,4 @@
-"""Leaves of a checkpoint: their description, their copies on the host, and the way back."""
+"""Leaves of a checkpoint: their description, their copies on the host, and their restoration."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def on_host(tree: PyTree) -> dict[str, Any]:
     """Copies of the leaves that nothing else writes to, and what is needed to read them.
 
     Raises:
-      ValueError: If a leaf is spread over processes, or is not an array or number; names it.
+      ValueError: If a leaf is spread over processes, or is not an array or number; the message
+        names it.
     """
     described = json.dumps(rows(tree))
     for path, leaf in _named(tree):
@@ -80,7 +81,8 @@ def _named(tree: PyTree) -> list[tuple[str, Any]]:
 
 def _row(path: str, leaf: Any) -> dict[str, Any]:
     like = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
-    if not (_is_key(like) or jnp.issubdtype(like.dtype, np.number) or like.dtype == bool):
+    known = _is_key(like) or jnp.issubdtype(like.dtype, np.number) or like.dtype == bool
+    if not known or np.ma.isMaskedArray(leaf):
         raise ValueError(
             f"`tree` must hold arrays and numbers, got {type(leaf).__name__} at {path!r}."
         )

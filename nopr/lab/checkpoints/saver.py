@@ -1,4 +1,4 @@
-"""Saves checkpoints, at once or in the background, and reads the newest that is whole."""
+"""Saves checkpoints, at once or in the background, and reads the newest intact one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Say = Callable[[str], Any]
 
 
 def steps(directory: str | Path) -> tuple[int, ...]:
-    """The steps that have a checkpoint, ascending, whole or not."""
+    """The steps that have a checkpoint, ascending, whether it is intact or damaged."""
     names = _store(directory, terminal.say).names()
     return tuple(sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name)))
 
@@ -48,7 +48,7 @@ def save(directory: str | Path, step: Any, tree: PyTree, *, keep: int = 2) -> No
 def restore(
     directory: str | Path, target: PyTree, *, say: Say | None = None
 ) -> tuple[int, PyTree] | None:
-    """Reads the newest checkpoint that is whole.
+    """Reads the newest intact checkpoint.
 
     Args:
       directory: Folder of the checkpoints.
@@ -59,7 +59,7 @@ def restore(
         stderr by default.
 
     Returns:
-      The step and the tree, or None if there is no whole checkpoint.
+      The step and the tree, or None if there is no intact checkpoint.
 
     Raises:
       ValueError: If the checkpoint does not match `target`; names the leaf.
@@ -83,7 +83,7 @@ class Saver:
 
     Leaving the `with` waits for the write, even when an error or a signal ends the block. A failed
     write is then only reported, and the original error is raised. A process that is killed leaves
-    only whole checkpoints.
+    only intact checkpoints.
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 2, say: Say | None = None):
@@ -130,7 +130,7 @@ class Saver:
             self._underway = self._writer.submit(self._write, step, values, stale)
 
     def restore(self, target: PyTree) -> tuple[int, PyTree] | None:
-        """Reads the newest checkpoint that is whole, once the write under way is done.
+        """Reads the newest intact checkpoint, once the write under way is done.
 
         Damaged checkpoints that were passed over are removed by the next `save`, so that they do
         not count towards `keep`.
@@ -139,7 +139,7 @@ class Saver:
           target: As for `checkpoints.restore`.
 
         Returns:
-          The step and the tree, or None if there is no whole checkpoint.
+          The step and the tree, or None if there is no intact checkpoint.
 
         Raises:
           ValueError: If the checkpoint does not match `target`; names the leaf.

@@ -46,7 +46,7 @@ def singular_values(
       ValueError: If there are no groups or values, or one is negative or not finite.
     """
     rows = singular_value_rows(groups, floor=floor)
-    size = canvas.count_text((np.size(values) for values in groups.values()), "values a row")
+    size = canvas.count_text((np.size(values) for values in groups.values()), "values per row")
     subtitle = "; ".join(filter(None, (size, note, "each row scaled to its own peak")))
     with mpl.rc_context(canvas.STYLE):
         figure, pairs = _rows_of_axes(list(groups))

@@ -19,7 +19,7 @@ from nopr.lab.plots.series import Series
 
 _LEAST_ERROR = 0.05  # in %: the error axis is logarithmic, and 100% has no place on it
 # In %, by preference: later ones are left out where ticks are crowded.
-_ACCURACY_TICKS = (90, 99, 95, 98, 80, 97, 60, 20, 40, 99.5, 99.8, 96, 93, 70, 85, 0)
+_ACCURACY_TICKS = (90, 99, 95, 98, 80, 60, 0, 97, 40, 20, 99.5, 99.8, 96, 93, 70, 85, 10)
 
 
 def accuracy_against_density(
@@ -186,8 +186,9 @@ def _by_method(rows: Rows) -> dict[str, dict[str, list[Any]]]:
         half = row["half_width"]
         curve["x"].append(row["density"])
         curve["mean"].append(row["mean"])
-        curve["low"].append(None if half is None else row["mean"] - half)
-        curve["high"].append(None if half is None else row["mean"] + half)
+        # An interval may exceed what an accuracy can be; the table and the CSV have all of it.
+        curve["low"].append(None if half is None else max(0, row["mean"] - half))
+        curve["high"].append(None if half is None else min(100, row["mean"] + half))
     return curves
 
 

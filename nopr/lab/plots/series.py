@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation, Transform
-from scipy.optimize import isotonic_regression
 
 from nopr.lab.plots import canvas
 
@@ -109,6 +108,8 @@ def label_ends(
 
 def apart(heights: np.ndarray, *, least: float) -> np.ndarray:
     """The heights nearest in least squares that are `least` apart, in [0, 1] if they fit."""
+    from scipy.optimize import isotonic_regression  # half a second, at every launch
+
     order = np.argsort(heights, kind="stable")
     steps = np.arange(len(heights)) * least
     fitted = isotonic_regression(heights[order] - steps).x

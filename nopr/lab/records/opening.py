@@ -85,18 +85,28 @@ def set_aside(workdir: str | Path) -> Path | None:
       RunError: If it is in use, or cannot be renamed.
     """
     directory = Path(workdir)
-    if not directory.is_dir() or not any(directory.iterdir()):
+    if not _names(directory):
         return None
-    names = (directory.with_name(f"{directory.name}.previous-{n}") for n in itertools.count(1))
-    target = next(path for path in names if not path.exists())
     with _locked(directory), explained(directory):
+        if _names(directory) == {"LOCK"}:
+            return None  # another has set it aside meanwhile
+        names = (directory.with_name(f"{directory.name}.previous-{n}") for n in itertools.count(1))
+        target = next(path for path in names if not path.exists())
         os.rename(directory, target)
     return target
 
 
+def _names(directory: Path) -> set[str]:
+    """The names in a directory; none if it is gone or is a file."""
+    try:
+        return set(os.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+
+
 @contextlib.contextmanager
 def _refusal_shared() -> Generator[None, None, None]:
-    """Shares with the other processes why process 0 cannot run, so that they do not wait."""
+    """Shares the reason why process 0 cannot run with the other processes, so that none waits."""
     try:
         yield
     except (RunError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""What an experiment returned, as a result that a store takes, and back.
+"""Converts what an experiment returned to a result that a store takes, and back.
 
 Arrays are stored one by one; dicts, lists, tuples and plain values around them as one literal.
 """

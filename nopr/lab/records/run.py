@@ -30,8 +30,8 @@ class Run:
 
     Attributes:
       directory: The run directory.
-      finished: Whether a whole summary is there already; nothing more need be done then.
-      outdated: Whether it was finished by other code than the present.
+      finished: Whether there is a whole summary already, so that nothing remains to be done.
+      outdated: Whether it was finished by code other than the present.
       source: Digest of the code that computes its results, or did when it was finished.
     """
 
@@ -206,7 +206,7 @@ class Run:
         """The table as it was shown; without one, the summary as lines."""
         path = self.directory / "table.txt"
         if path.exists():
-            return path.read_text().rstrip("\n")
+            return path.read_text(encoding="utf-8").rstrip("\n")
         summary = self.summary
         width = max(map(len, summary), default=0)
         return "\n".join(f"{name:{width}}  {value}" for name, value in summary.items())
@@ -252,7 +252,7 @@ class Run:
         return facts is not None, facts is not None and facts.get("source") != self.source
 
     def _done(self) -> dict[str, Any] | None:
-        """What was noted when the run was finished; None if it is not, or no longer whole."""
+        """The facts noted when the run was finished; None if it is unfinished or damaged."""
         done = self.directory / "DONE"
         if not done.exists():
             return None
@@ -295,7 +295,7 @@ class Run:
         self._metrics = Metrics(self.directory / "metrics.jsonl", self.say)
         same = before is not None and context(before) == self._context
         if before is not None and (self._returned is not None or (reopen and same)):
-            return  # it still says where the results came from
+            return  # it still records where the results came from
         if before is not None and not same:
             self._metrics.clear()
         write_text(path, json.dumps(facts, indent=2) + "\n")

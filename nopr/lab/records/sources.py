@@ -18,10 +18,10 @@ _INSTALLED = {"site-packages", "dist-packages"}
 def source_digest(*roots: str | Path) -> str:
     """Ten hexadecimal digits that identify the code of `roots` and of all that they import.
 
-    Files of nopr, files beside a root, and other modules that are not installed count, also where
-    functions import them. Installed packages are recorded by version instead. Comments, docstrings
-    and layout do not count. No file is executed. Where an import cannot be followed, everything
-    that it may refer to counts.
+    Files of nopr, files beside a root, and other modules that are not installed count, including
+    those that functions import. Installed packages are recorded by version instead. Comments,
+    docstrings and layout do not count. No file is executed. Where an import cannot be followed,
+    everything that it may refer to counts.
 
     Args:
       roots: Python files. Without any, all of nopr counts.
@@ -81,7 +81,7 @@ def _read_as_of(file: Path, changed_ns: int) -> _Code:
     data = file.read_bytes()
     try:
         tree = ast.parse(data, str(file))
-    except (SyntaxError, ValueError):  # raised where it is imported
+    except (SyntaxError, ValueError, RecursionError):  # raised where it is imported
         return _Code(hashlib.sha256(data).hexdigest(), frozenset(), False)
     lazy = any(isinstance(n, ast.FunctionDef) and n.name == "__getattr__" for n in tree.body)
     imports = frozenset(_imports(tree, lazy=lazy))

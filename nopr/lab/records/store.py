@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from nopr.lab.records.context import canonical, differences
 from nopr.lab.records.files import explained, read_json, write_bytes
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")
+_ESCAPES = {ord(letter): quote(letter, safe="") for letter in "%/\0"}  # a 0 would end the name
 _EXTENDED = "%dtype="  # precedes a dtype unknown to NumPy's files; keys have no bare %
 
 
@@ -83,7 +85,7 @@ class Store:
     def names(self) -> list[str]:
         """The names in the directory itself that have a result, whole or not."""
         files = (*self.directory.glob("*.json"), *self.directory.glob("*.npz"))
-        return sorted({path.stem for path in files})
+        return sorted({path.stem for path in files if path.is_file()})
 
     def remove(self, name: str) -> None:
         """Removes a result, its seal first."""
@@ -110,7 +112,7 @@ def packed(values: Any) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for path, array in _arrays(values, ()):
-            name = "/".join(part.replace("%", "%25").replace("/", "%2F") for part in path)
+            name = "/".join(part.translate(_ESCAPES) for part in path)
             extended = _is_extended(array.dtype)
             name += f"{_EXTENDED}{array.dtype.name}" if extended else ""
             plain = array.view(f"u{array.dtype.itemsize}") if extended else array
@@ -127,7 +129,7 @@ def unpacked(data: bytes) -> dict[str, Any]:
             name, _, dtype = entry.removesuffix(".npy").partition(_EXTENDED)
             with archive.open(entry) as file:
                 array = np.lib.format.read_array(file, allow_pickle=False)
-            *path, last = (p.replace("%2F", "/").replace("%25", "%") for p in name.split("/"))
+            *path, last = map(unquote, name.split("/"))
             branch = tree
             for part in path:
                 branch = branch.setdefault(part, {})

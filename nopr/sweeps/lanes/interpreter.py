@@ -210,7 +210,7 @@ def _while(eqn: Any, values: Any, batched: Any) -> list[Any]:
     cases = rules.cases_of(values, batched)
     init = _spread(values[last:], batched[last:], have, cases)
 
-    def goes_on(carry: Any) -> Any:
+    def running(carry: Any) -> Any:
         return interpret(
             params["cond_jaxpr"], [*values[:first], *carry], [*batched[:first], *have]
         )[0][0]
@@ -220,10 +220,10 @@ def _while(eqn: Any, values: Any, batched: Any) -> list[Any]:
         new = _interpret_as(params["body_jaxpr"], given, flags, have, cases)
         if not differ:
             return new
-        on = goes_on(carry)
+        on = running(carry)
         return [jnp.where(on, mine, old) for mine, old in zip(new, carry, strict=True)]
 
-    return lax.while_loop(lambda carry: jnp.any(goes_on(carry)), body, init)
+    return lax.while_loop(lambda carry: jnp.any(running(carry)), body, init)
 
 
 def _while_flow(eqn: Any, batched: Any) -> tuple[list[bool], bool]:

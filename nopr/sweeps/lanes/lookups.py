@@ -56,11 +56,11 @@ def _look_up(eqn: Any, array: Any, index: Any, *, fill: Any) -> Any:
     numbers, shape = eqn.params["dimension_numbers"], eqn.outvars[0].aval.shape
     (axis,) = numbers.start_index_map
     count, index = array.shape[axis], jnp.squeeze(index, len(shape))
-    sides = [1] * len(shape)
+    dims = [1] * len(shape)
     for place in numbers.start_indices_batching_dims:
-        sides[place] = shape[place]
+        dims[place] = shape[place]
     entries = [
-        lax.index_in_dim(array, entry, axis, keepdims=False).reshape(*sides, array.shape[-1])
+        lax.index_in_dim(array, entry, axis, keepdims=False).reshape(*dims, array.shape[-1])
         for entry in range(count)
     ]
     if fill is None:
@@ -97,8 +97,8 @@ def _scatter(eqn: Any, values: rules.Values, batched: rules.Batched) -> list[Any
 def _add_at(eqn: Any, array: Any, index: Any, update: Any) -> Any:
     """Adds one number to each row along an axis, at the row's index; transposes the look-up."""
     (axis,) = eqn.params["dimension_numbers"].scatter_dims_to_operand_dims
-    sides = (*array.shape[:axis], 1, *array.shape[axis + 1 :])
-    index, update = index.reshape(sides), update.reshape(sides)
+    shape = (*array.shape[:axis], 1, *array.shape[axis + 1 :])
+    index, update = index.reshape(shape), update.reshape(shape)
     if eqn.params["mode"] != lax.GatherScatterMode.FILL_OR_DROP:
         index = jnp.clip(index, 0, array.shape[axis] - 1)
     entries = lax.broadcasted_iota(index.dtype, (*array.shape[:-1], 1), axis)

@@ -54,18 +54,18 @@ def _dot_general(eqn: Any, values: rules.Values, batched: rules.Batched) -> list
     """Adds products, broadcast over the free axes, over the contracted axes in order."""
     contracted, batch = eqn.params["dimension_numbers"]
     shapes, out = [var.aval.shape for var in eqn.invars], eqn.outvars[0].aval
-    sides = [shapes[0][axis] for axis in contracted[0]]
-    if not _is_small(eqn, terms=math.prod(sides)):
+    dims = [shapes[0][axis] for axis in contracted[0]]
+    if not _is_small(eqn, terms=math.prod(dims)):
         return rules.generic(eqn, values, batched)
     narrow = out.dtype in (jnp.bfloat16, jnp.float16)  # these are summed in float32, as XLA does
     dtype = np.dtype(np.float32) if narrow else out.dtype
     kept = len(batch[0])
     free = [len(s) - len(c) - kept for s, c in zip(shapes, contracted, strict=True)]
 
-    def split(side: int, value: Any) -> Any:
-        order = [*contracted[side], *batch[side]]
-        order += [axis for axis in range(len(shapes[side])) if axis not in order]
-        return lax.transpose(_cases_last(value, batched[side]), (*order, len(order)))
+    def split(place: int, value: Any) -> Any:
+        order = [*contracted[place], *batch[place]]
+        order += [axis for axis in range(len(shapes[place])) if axis not in order]
+        return lax.transpose(_cases_last(value, batched[place]), (*order, len(order)))
 
     def add(total: Any, indices: Sequence[Any], left: Any, right: Any) -> Any:
         left, right = split(0, left.astype(dtype)), split(1, right.astype(dtype))
@@ -76,8 +76,8 @@ def _dot_general(eqn: Any, values: rules.Values, batched: rules.Batched) -> list
             total = mine * other if total is None else total + mine * other
         return total
 
-    step = math.prod(sides) if math.prod(sides) * out.size <= _TINY else _PRODUCTS
-    return [_in_calls(add, sides, step, *values).astype(out.dtype)]
+    step = math.prod(dims) if math.prod(dims) * out.size <= _TINY else _PRODUCTS
+    return [_in_calls(add, dims, step, *values).astype(out.dtype)]
 
 
 def _is_small(eqn: Any, *, terms: int) -> bool:
@@ -93,8 +93,8 @@ def _cases_last(value: Any, batched: bool) -> Any:
 def _reduction(join: Callable[[Any, Any], Any]) -> rules.Rule:
     def rule(eqn: Any, values: rules.Values, batched: rules.Batched) -> list[Any]:
         axes, shape = eqn.params["axes"], eqn.invars[0].aval.shape
-        sides = [shape[axis] for axis in axes]
-        if not 0 < math.prod(sides) * eqn.outvars[0].aval.size <= _ADDED:
+        dims = [shape[axis] for axis in axes]
+        if not 0 < math.prod(dims) * eqn.outvars[0].aval.size <= _ADDED:
             return rules.RULES[eqn.primitive.name](eqn, values, batched)
         order = (*axes, *(axis for axis in range(len(shape) + 1) if axis not in axes))
 
@@ -104,14 +104,14 @@ def _reduction(join: Callable[[Any, Any], Any]) -> rules.Rule:
                 total = value[index] if total is None else join(total, value[index])
             return total
 
-        return [_in_calls(add, sides, _TERMS, values[0])]
+        return [_in_calls(add, dims, _TERMS, values[0])]
 
     return rule
 
 
-def _in_calls(add: Callable[..., Any], sides: Sequence[int], step: int, *values: Any) -> Any:
+def _in_calls(add: Callable[..., Any], dims: Sequence[int], step: int, *values: Any) -> Any:
     """The total of `add(total, indices, *values)` over all indices, `step` of them per call."""
-    indices = list(itertools.product(*map(range, sides)))
+    indices = list(itertools.product(*map(range, dims)))
     if len(indices) == 1:
         return add(None, indices, *values)
     total = None
