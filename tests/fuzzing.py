@@ -477,7 +477,7 @@ _WANTED = re.compile(
 _THEIRS = re.compile("/flax/|/optax/(?!losses)")
 _JAX = re.compile(
     "valid JAX (array )?type|as an abstract array|truth value of an array|implicit dtype promotion|"
-    "Cannot apply JAX transformations|Cannot interpret 'key"
+    "requires ndarray or scalar arguments|Cannot apply JAX transformations|Cannot interpret 'key"
 )
 _PYTHON = re.compile(
     r"'(?:[\w.]+\.)?(\w+)' object is not callable$|os\.PathLike object, not '?(\w+)"

@@ -712,6 +712,22 @@ def _refused_calls():
             lambda: finetune.start({"w": jnp.arange(3)}, None, tx=_TX, key=key),
             "`params` must be floating to be differentiated by, got int32 at 'w'",
         ),
+        "masked masks on a mesh": (
+            lambda: finetune.trainer(
+                _LOSS, _TX, epochs=1, batch_size=None, mesh=jax.make_mesh((1,), ("batch",))
+            )(params, {"kernel": masked > 0, "bias": None}, batch, key=key),
+            "`masks` has a masked array at 'kernel'",
+        ),
+        "masks that the carry has not": (
+            advance(read_masks=lambda opt_state: params),
+            "`read_masks` must return masks like those of the carry",
+        ),
+        "no examples for a mesh": (
+            lambda: finetune.gradient_descent(
+                _LOSS, steps=1, learning_rate=0.1, mesh=jax.make_mesh((1,), ("batch",))
+            )(params, None, 3),
+            "`data` must share a leading example axis",
+        ),
         "no record": (lambda: finetune.raise_if_not_finite({}), "`fitted` must be a record"),
     }
 

@@ -235,6 +235,16 @@ def run(carry: Carry, data: Batch, plan: Plan) -> Fitted:
         return _run(carry, data, plan=plan)
 
 
+def check_trees(params: Params, masks: Masks | None) -> None:
+    """Checks what is about to be placed on a mesh.
+
+    Raises:
+      ValueError: If a leaf is an array that JAX does not take; the message names it.
+    """
+    trees.by_path(params, "params")
+    trees.by_path(masks, "masks")
+
+
 def masked(params: Params, masks: Masks | None) -> Params:
     """The params with exact zeros where pruned, whatever the values there were."""
     return params if masks is None else masks_.apply(params=params, masks=masks)
@@ -369,6 +379,11 @@ def _step(
     tx = transforms.keep(plan.tx, None if plan.read_masks else carry.masks)
     updates, opt_state = tx.update(gradients, carry.opt_state, carry.params, value=loss)
     masks = plan.read_masks(opt_state) if plan.read_masks else carry.masks
+    if jax.tree.structure(masks) != jax.tree.structure(carry.masks):
+        raise ValueError(
+            f"`read_masks` must return masks like those of the carry, got {shown(masks)}. Give it "
+            "to `finetune.start` too."
+        )
     carry = carry._replace(
         params=optax.apply_updates(carry.params, updates),
         masks=masks,

@@ -16,6 +16,7 @@ from nopr import transforms, trees
 from nopr.budgets import MOST
 from nopr.convolutions import Implementation, computed, resolve
 from nopr.finetune import loop, parallel
+from nopr.finetune.batches import examples_in
 from nopr.finetune.fitted import Carry, Fitted, History, stayed_finite
 from nopr.finetune.losses import stateless
 from nopr.typing import (
@@ -111,6 +112,7 @@ def trainer(
             convolutions=convolutions,
             best_by=best_by,
         )
+        loop.check_trees(params, masks)
         params, masks, key, first = parallel.place((params, masks, key, state), plan.mesh)
         with parallel.context(plan.mesh):
             carry = loop.start(params, masks, tx=tx, state=first, read_masks=read_masks, key=key)
@@ -165,6 +167,9 @@ def gradient_descent(
     ) -> Fitted:
         key = jax.random.key(0) if key is None else key
         trees.by_path(data, "data")
+        loop.check_trees(params, masks)
+        if mesh is not None:
+            examples_in(data)
         params, masks, data, key = parallel.place((params, masks, data, key), mesh)
         with parallel.context(mesh):
             carry = loop.start(params, masks, tx=rule, key=key)
