@@ -45,7 +45,7 @@ lint: $(VENV)/.dev  ## ruff (lint and format) and the type checker
 bench: $(VENV)/.bench  ## the benchmarks, each a ratio against what a user would pick instead
 	$(BIN)/python -m experiments.benchmarks $(ARGS)
 
-faults: $(VENV)/.core  ## the long fault campaign, some 10 minutes; writes docs/faults.md
+faults: $(VENV)/.core  ## the long fault campaign, some 20 minutes; writes docs/faults.md
 	PYTHONPATH=tests $(BIN)/python -m campaign --page=docs/faults.md $(ARGS)
 
 reproduce: $(VENV)/.core  ## every paper experiment; NAME=isometry_table for one
