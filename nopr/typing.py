@@ -199,6 +199,16 @@ def check_apply(apply: Any) -> None:
     check_form(apply, "(params, inputs)", name="apply", remedy=remedy)
 
 
+def check_loss(loss: Any) -> None:
+    """Checks that an argument is a loss, and not a constructor that was not called.
+
+    Raises:
+      ValueError: If its signature does not accept (params, batch).
+    """
+    remedy = "Make one from a network's `apply`, such as `finetune.cross_entropy(apply)`."
+    check_form(loss, "(params, batch)", name="loss", remedy=remedy)
+
+
 def function_name(function: Any) -> str:
     """The name of a function, or of the type of what is called like one."""
     return getattr(function, "__name__", type(function).__name__)

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from nopr import trees
-from nopr.criteria.shared import check_loss, gradient, living
-from nopr.typing import Batch, Criterion, Loss, Masks, Params, Scores, Where
+from nopr.criteria.shared import gradient, living
+from nopr.typing import Batch, Criterion, Loss, Masks, Params, Scores, Where, check_loss
 
 
 def grasp(loss: Loss, *, where: Where = trees.is_prunable, stacked: bool = False) -> Criterion:

@@ -20,6 +20,7 @@ from nopr.typing import (
     Scores,
     Where,
     check_form,
+    check_loss,
     check_loss_value,
     function_name,
     takes,
@@ -164,13 +165,3 @@ def check(criterion: Criterion) -> None:
     elif not callable(criterion):
         remedy = "Make one with a constructor of `criteria`, such as `criteria.magnitude()`."
     check_form(criterion, form, name="criterion", remedy=remedy)
-
-
-def check_loss(loss: Loss) -> None:
-    """Checks that `loss` is one, and not a constructor that was not called.
-
-    Raises:
-      ValueError: If its signature does not accept (params, batch).
-    """
-    remedy = "Make one from a network's `apply`, such as `finetune.cross_entropy(apply)`."
-    check_form(loss, "(params, batch)", name="loss", remedy=remedy)

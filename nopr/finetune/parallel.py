@@ -20,7 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from nopr import jaxprs
-from nopr.typing import shown
+from nopr.typing import is_key, shown
 
 AXIS = "batch"
 """The axis of a mesh over which the examples of a batch are split."""
@@ -157,16 +157,12 @@ def _put(leaf: Any, target: NamedSharding) -> Any:
     if target.is_fully_addressable or not _sent(leaf, target):
         return jax.device_put(leaf, target)
     # Across processes `device_put` refuses NaN, and arrays committed to a device of this one.
-    if _is_key(leaf):
+    if is_key(leaf):
         data = _put(jax.random.key_data(leaf), target)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
     host = np.asarray(leaf)
     host = host.astype(jax.dtypes.canonicalize_dtype(host.dtype))
     return jax.make_array_from_callback(host.shape, target, lambda index: host[index])
-
-
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _check_same(leaves: Sequence[Any], mesh: Mesh) -> None:
@@ -175,7 +171,7 @@ def _check_same(leaves: Sequence[Any], mesh: Mesh) -> None:
         return  # the digests are gathered from all processes, and the others are not here
     total = hashlib.sha256()
     for leaf in leaves:
-        host = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        host = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
         total.update(f"{host.dtype} {host.shape}\n".encode())
         total.update(host.tobytes())
     mine = np.frombuffer(total.digest(), np.uint8)

@@ -27,6 +27,7 @@ from nopr.typing import (
     StepLoss,
     check_form,
     check_key,
+    check_loss,
     check_loss_value,
     whole_number,
 )
@@ -156,8 +157,7 @@ def gradient_descent(
             "Exactly one of `learning_rate` and `tx` must be given, "
             f"got {'neither' if tx is None else 'both'}."
         )
-    form, remedy = "(params, batch)", "Make one: `finetune.cross_entropy(apply)`."
-    check_form(loss, form, name="loss", remedy=remedy)
+    check_loss(loss)
     mesh = parallel.over(mesh)
     chosen = resolve(convolutions, mesh=mesh)
     rule = optax.sgd(cast(float, learning_rate)) if tx is None else tx

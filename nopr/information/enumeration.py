@@ -100,7 +100,7 @@ def exact(
     check_form(algorithm, "(data, *, key)", name="algorithm", remedy=remedy)
     cases = sweeps.case_count(datasets, name="datasets")
     weights = laws.case_weights(weights, cases)
-    datasets = jax.tree.map(lambda leaf: leaf if laws.is_key(leaf) else np.asarray(leaf), datasets)
+    datasets = jax.tree.map(lambda leaf: leaf if is_key(leaf) else np.asarray(leaf), datasets)
     keys, levels = _keys(key), bool(levels)
     one, checked = _programs(_hashable(algorithm), levels)
     shapes = one.eval_shape(jax.tree.map(lambda leaf: leaf[0], datasets), keys[0])

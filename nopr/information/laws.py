@@ -12,7 +12,7 @@ from scipy.special import betaln
 from nopr import masks as masks_
 from nopr import sweeps, trees
 from nopr.information.entropies import Values, distribution
-from nopr.typing import Masks, shown, whole_number
+from nopr.typing import Masks, is_key, shown, whole_number
 
 
 class Law(NamedTuple):
@@ -120,11 +120,6 @@ def dataset_groups(
         rows.append(flat.view(np.uint8) if flat.size else rows[0])
     first, inverse, _ = _group(np.concatenate(rows, axis=1))
     return first, inverse
-
-
-def is_key(leaf: Any) -> bool:
-    """Whether a leaf is an array of typed PRNG keys."""
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def case_weights(weights: Values | None, cases: int) -> Float64[np.ndarray, " cases"]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
 from nopr import trees
+from nopr.typing import is_key
 
 _PACKED = {"int2", "uint2", "int4", "uint4", "float4_e2m1fn"}  # by XLA, in parts of bytes
 
@@ -78,11 +78,6 @@ def shape_of_one(cases: Hosted) -> PyTree:
         lambda leaves: rebuilt(cases, leaves),
         [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in cases.leaves],
     )
-
-
-def is_key(leaf: Any) -> bool:
-    """Whether a leaf is an array of typed PRNG keys."""
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _canonical(leaf: Any) -> np.ndarray:

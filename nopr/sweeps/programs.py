@@ -14,7 +14,8 @@ from jaxtyping import PyTree
 
 from nopr import jaxprs, trees
 from nopr.sweeps import lanes
-from nopr.sweeps.cases import Hosted, is_key, rebuilt, shape_of_one
+from nopr.sweeps.cases import Hosted, rebuilt, shape_of_one
+from nopr.typing import is_key
 
 RUNS = "runs"
 Batching: TypeAlias = Literal["vmap", "lanes"]

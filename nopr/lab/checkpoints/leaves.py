@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from nopr import trees
+from nopr.typing import is_key
 
 
 def rows(tree: PyTree) -> list[dict[str, Any]]:
@@ -38,12 +39,12 @@ def on_host(tree: PyTree) -> dict[str, Any]:
                     f"`tree` has a leaf at {path!r} that is spread over processes "
                     f"({leaf.sharding}). Replicate it, or gather it, before it is saved."
                 )
-            if not _is_key(leaf):
+            if not is_key(leaf):
                 leaf.copy_to_host_async()  # Copies all leaves at once.
     arrays, generators = {}, {}
     for index, leaf in enumerate(jax.tree.leaves(tree)):
         arrays[str(index)] = _owned(leaf)
-        if _is_key(leaf):
+        if is_key(leaf):
             generators[str(index)] = str(jax.random.key_impl(leaf))
     return {"leaves": described, "generators": generators, "arrays": arrays}
 
@@ -81,7 +82,7 @@ def _named(tree: PyTree) -> list[tuple[str, Any]]:
 
 def _row(path: str, leaf: Any) -> dict[str, Any]:
     like = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
-    known = _is_key(like) or jnp.issubdtype(like.dtype, np.number) or like.dtype == bool
+    known = is_key(like) or jnp.issubdtype(like.dtype, np.number) or like.dtype == bool
     if not known or np.ma.isMaskedArray(leaf):
         raise ValueError(
             f"`tree` must hold arrays and numbers, got {type(leaf).__name__} at {path!r}."
@@ -89,13 +90,9 @@ def _row(path: str, leaf: Any) -> dict[str, Any]:
     return {"path": path, "shape": list(like.shape), "dtype": str(like.dtype)}
 
 
-def _is_key(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def _owned(leaf: Any) -> np.ndarray:
     """A copy: on the CPU, NumPy views JAX's own buffer; elsewhere it owns one."""
-    if _is_key(leaf):
+    if is_key(leaf):
         leaf = jax.random.key_data(leaf)
     found = np.asarray(leaf)
     return found if isinstance(leaf, jax.Array) and found.flags.owndata else np.array(found)
