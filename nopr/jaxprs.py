@@ -22,6 +22,8 @@ from jax.extend.random import threefry_prng_impl
 from jax.interpreters import batching, mlir
 from jaxtyping import PyTree
 
+from nopr.typing import is_key
+
 T = TypeVar("T")
 
 Program: TypeAlias = Any
@@ -317,7 +319,7 @@ def _written(value: Any, known: dict[int, str]) -> str:
     if isinstance(value, tuple | list):
         return f"({', '.join(_written(item, known) for item in value)})"
     if isinstance(value, np.ndarray | np.generic | jax.Array):
-        if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+        if is_key(value):
             return f"{value.dtype} {_written(jax.random.key_data(value), known)}"
         array = np.asarray(value)
         return f"{array.dtype}{array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"

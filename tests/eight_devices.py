@@ -58,7 +58,7 @@ def test_there_are_eight_devices_and_a_sweep_takes_them_all():
     assert used[-1].done == 16
 
 
-@settings(max_examples=15)
+@settings(max_examples=6)
 @given(
     block=st.sampled_from(BLOCKS),
     chunk=st.one_of(st.none(), st.integers(1, 40)),

@@ -134,9 +134,9 @@ def test_the_store_benchmark_holds_its_sweeps_to_the_same_bits(monkeypatch, caps
 
 
 def test_devices_and_processes_end_with_the_same_bits(monkeypatch, capsys):
-    arms = sweeps_scale._arms
+    arms = sweeps_scale.make_arms
     whole = lambda cores: {name: arm for name, arm in arms(cores).items() if arm.whole}  # noqa: E731
-    monkeypatch.setattr(sweeps_scale, "_arms", whole)
+    monkeypatch.setattr(sweeps_scale, "make_arms", whole)
     sweeps_scale.main(work={"a few": ("cube", 4, 1)}, repeats=1)  # raises where they differ
     out = capsys.readouterr().out
     assert len(re.findall(r"^[12] .* \d+\.\d{3} .*$", out, re.MULTILINE)) == 4
@@ -147,7 +147,7 @@ def test_a_process_that_ends_early_is_reported_with_its_last_line():
     with pytest.raises(
         RuntimeError, match=r"ended with exit status 2: .*invalid int value: 'many'"
     ):
-        sweeps_scale._ask_in_turns(arms, ["--work", "cube"], 1)
+        sweeps_scale.ask_in_turns(arms, ["--work", "cube"], 1)
 
 
 def test_arms_with_other_bits_are_not_compared():
@@ -158,7 +158,7 @@ def test_arms_with_other_bits_are_not_compared():
     }
     rows = {name: sweeps_scale.Row([1.0], [1.0], {"a"}) for name in arms}
     rows["halves"].results.update({"b", "c"})
-    sweeps_scale._check_same_bits(arms, rows)
+    sweeps_scale.check_same_bits(arms, rows)
     rows["two"].results.add("b")
     with pytest.raises(RuntimeError, match="'two' and 'one' gave other bits"):
-        sweeps_scale._check_same_bits(arms, rows)
+        sweeps_scale.check_same_bits(arms, rows)

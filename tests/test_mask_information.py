@@ -100,7 +100,7 @@ def test_the_caption_names_the_batching_and_how_many_were_checked(run):
 
 def test_every_setting_of_the_config_as_it_stands_can_be_built_and_stored():
     asked = settings.read(Settings, get_config())
-    chosen = list(mask_information._settings(asked))
+    chosen = list(mask_information.variations(asked))
     changed = asked.sensitivity
     assert len(chosen) == 1 + sum(
         map(len, (changed.initialization, changed.learning_rate, changed.steps))

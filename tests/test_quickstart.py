@@ -215,7 +215,7 @@ def make_setting(learning_rate=0.05):
     trainer = functools.partial(finetune.trainer, loss, tx, epochs=2, batch_size=8)
     keys = jax.random.split(jax.random.key(0), 1)
     task = training.Task(images, network, loss, trainer, 2, keys, learning_rate)
-    return quickstart.Setting(asked, task, quickstart._problem(task, 200.0), None)
+    return quickstart.Setting(asked, task, quickstart.pruning_problem(task, 200.0), None)
 
 
 @pytest.fixture
@@ -243,10 +243,10 @@ def test_imp_and_pruning_after_training_have_the_batches_of_the_dense_stage(sett
 
 
 def test_imp_that_diverges_has_no_mask(setting):
-    found = quickstart._choose_masks(setting, "imp", None)
+    found = quickstart.choose_masks(setting, "imp", None)
     assert found["layer_0/kernel"].shape == (1, 1, 4, 5)
     with pytest.raises(ValueError, match=r"No mask for 'IMP': .*finite"):
-        quickstart._choose_masks(make_setting(1e20), "imp", None)
+        quickstart.choose_masks(make_setting(1e20), "imp", None)
 
 
 @pytest.mark.parametrize("name", ["snip", "grasp", "magnitude_after"])
@@ -256,7 +256,7 @@ def test_a_score_that_is_not_finite_gives_no_mask(name, setting):
     task = setting.task._replace(images=images._replace(train=broken))
     dense = jax.tree.map(lambda leaf: leaf * np.nan, task.initial)
     with pytest.raises(ValueError, match=f"No mask for '{methods.TITLES[name]}': .*finite"):
-        quickstart._choose_masks(setting._replace(task=task), name, dense)
+        quickstart.choose_masks(setting._replace(task=task), name, dense)
 
 
 @pytest.mark.parametrize(

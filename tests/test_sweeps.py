@@ -515,7 +515,7 @@ def test_progress_reads_as_a_line_where_there_is_no_terminal(capsys, monkeypatch
     status = Status(done=120, total=400, failures=2, loaded=20, seconds=50.0)
     line = progress.line("finetuning", status, unit="run")
     assert line == "finetuning: 120 of 400 runs, 2 a second, 0:02:20 left, 2 not finite"
-    monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     with progress.shown("squares", unit="case") as show:
         sweeps.run(square, CASES, block=4, progress=show)
     lines = capsys.readouterr().err.splitlines()

@@ -95,9 +95,9 @@ def main(
     cores = _two_cores()
     for title, (name, blocks, steps) in work.items():
         words = ["--work", name, "--blocks", str(blocks), "--steps", str(steps)]
-        arms = _arms(cores)
-        rows = _ask_in_turns(arms, words, repeats)
-        _check_same_bits(arms, rows)
+        arms = make_arms(cores)
+        rows = ask_in_turns(arms, words, repeats)
+        check_same_bits(arms, rows)
         print(title)
         _print_table(arms, rows)
     print(f"medians of {repeats}, in turns; one and two gave the same bits")
@@ -115,7 +115,9 @@ def _two_cores() -> list[int]:
     return cores
 
 
-def _arms(cores: Sequence[int]) -> dict[str, Arm]:
+def make_arms(cores: Sequence[int]) -> dict[str, Arm]:
+    """The ways to run the work that are compared."""
+
     def on(*chosen: int) -> list[str]:
         return ["--cores", *map(str, chosen)] if cores else []
 
@@ -140,7 +142,8 @@ def _free_port() -> int:
         return server.getsockname()[1]
 
 
-def _ask_in_turns(arms: Mapping[str, Arm], words: Sequence[str], repeats: int) -> dict[str, Row]:
+def ask_in_turns(arms: Mapping[str, Arm], words: Sequence[str], repeats: int) -> dict[str, Row]:
+    """Times every arm `repeats` times, in turns, so that noise meets all alike."""
     rows = {name: Row([], [], set()) for name in arms}
     with contextlib.ExitStack() as stack:
         started = {
@@ -201,7 +204,7 @@ def _answer(worker: Worker) -> dict[str, Any]:
     raise RuntimeError(f"A process of the benchmark ended with exit status {status}: {last}")
 
 
-def _check_same_bits(arms: Mapping[str, Arm], rows: Mapping[str, Row]) -> None:
+def check_same_bits(arms: Mapping[str, Arm], rows: Mapping[str, Row]) -> None:
     """Raises RuntimeError if the bits of an arm differ from those of its reference."""
     for name, arm in arms.items():
         found = rows[name].results | rows[arm.reference].results

@@ -35,7 +35,7 @@ def check(config: ConfigDict) -> None:
 def run(config: ConfigDict, run: records.Run) -> dict[str, Any]:
     """Measures every method at every setting; each (setting, method, key) is a stage."""
     asked = settings.read(Settings, config)
-    chosen = list(_settings(asked))
+    chosen = list(variations(asked))
     tasks = {setting.name: cube.task(setting.task) for setting in chosen}
     bits: dict[str, dict[str, np.ndarray]] = {}
     total = sum(len(setting.methods) * setting.initializations for setting in chosen)
@@ -48,7 +48,8 @@ def run(config: ConfigDict, run: records.Run) -> dict[str, Any]:
     return {"bits": bits, "task": tasks[BASE]}
 
 
-def _settings(asked: Settings) -> Iterator[Setting]:
+def variations(asked: Settings) -> Iterator[Setting]:
+    """The task as configured, then with one thing changed at a time."""
     yield Setting(BASE, asked.task, asked.methods, asked.initializations)
     fewer = min(asked.initializations, asked.sensitivity.initializations)
     trained = [name for name in asked.methods if name in ("imp", "magnitude_after")]

@@ -75,7 +75,7 @@ def run(config: ConfigDict, run: records.Run) -> Outcome:
     task, setting = cube.task(asked.information), _setting(asked)
     dense = run.stage("dense", partial(_train_dense, setting), finite=True)
     kept = {
-        name: run.stage(f"masks/{name}", partial(_choose_masks, setting, name, dense["params"]))
+        name: run.stage(f"masks/{name}", partial(choose_masks, setting, name, dense["params"]))
         for name in asked.methods
     }
     jobs = {job.name: job for job in _jobs(asked)}
@@ -102,7 +102,7 @@ def _setting(asked: Settings) -> Setting:
         seed=asked.seed,
         seeds=asked.seeds,
     )
-    problem = _problem(task, asked.pruning.grasp_temperature)
+    problem = pruning_problem(task, asked.pruning.grasp_temperature)
     least = min(asked.pruning.densities)
     if round(least * problem.size) < 1:
         raise ValueError(
@@ -111,7 +111,8 @@ def _setting(asked: Settings) -> Setting:
     return Setting(asked, task, problem, training.tuning(task, _measure(task)))
 
 
-def _problem(task: training.Task, temperature: float) -> methods.Problem:
+def pruning_problem(task: training.Task, temperature: float) -> methods.Problem:
+    """What the pruners need to know of a task."""
     apply = task.network.apply
     return methods.Problem(
         apply=apply,
@@ -176,7 +177,7 @@ def _case(setting: Setting, job: Job, kept: Mapping[Any, Any], dense: Params) ->
 # --- Masks ---------------------------------------------------------------------------------------
 
 
-def _choose_masks(setting: Setting, name: str, dense: Params) -> dict[str, Any]:
+def choose_masks(setting: Setting, name: str, dense: Params) -> dict[str, Any]:
     """Masks of all seeds and densities, {path: [seeds, densities, ...]}."""
     if name == "imp":
         found = _imp(setting)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from nopr import processes
 from nopr.typing import Progress, Status
 
-_LINE_SECONDS = 30.0  # between lines, without a terminal to draw a bar on
+LINE_SECONDS = 30.0  # between lines, without a terminal to draw a bar on
 
 
 def bar(**options: Any) -> tqdm:
@@ -56,7 +56,7 @@ class _Lines:
         self._description, self._unit, self._shown = description, unit, time.monotonic()
 
     def __call__(self, status: Status) -> None:
-        if time.monotonic() - self._shown >= _LINE_SECONDS:
+        if time.monotonic() - self._shown >= LINE_SECONDS:
             self._shown = time.monotonic()
             print(line(self._description, status, unit=self._unit), file=sys.stderr, flush=True)
 

@@ -10,28 +10,11 @@ from pathlib import Path
 from campaign import launches
 from campaign.launches import Row, expect
 
-_HALF_AT = "checkpoints/*/7.json"  # of 12 checkpoints, of which 2 are kept
-
-
-def half_done(job):
-    """A run that was killed in the middle of its long part, made once for the job."""
-    directory = job.folder / "half"
-    if not (job.folder / "half.done").exists():
-        shutil.rmtree(directory, ignore_errors=True)
-        process = launches.start(job.folder, directory, CAMPAIGN_SEGMENT_SECONDS=0.3)
-        with launches.stopping(process):
-            launches.wait_for(process, directory, _HALF_AT)
-            process.kill()
-            ended = launches.finish(process)
-        expect(launches.phase(directory) == "checkpoints", "not in the middle", ended, directory)
-        (job.folder / "half.done").touch()
-    return directory
-
 
 def copied(job):
-    """A copy of it, to be resumed from where the copy is."""
+    """A copy of the run that was killed half-way, to be resumed from where the copy is."""
     directory = job.new()
-    shutil.copytree(half_done(job), directory)
+    shutil.copytree(job.folder / "half", directory)
     return directory
 
 

@@ -24,7 +24,7 @@ PAGE = 4096
 def begin():
     """Sets up what holds from the start."""
     if os.environ.get("CAMPAIGN_TALK"):
-        progress._LINE_SECONDS = 0.0
+        progress.LINE_SECONDS = 0.0
 
 
 def at(place, directory):

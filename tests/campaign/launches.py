@@ -21,6 +21,7 @@ TESTS = Path(__file__).resolve().parents[1]
 ROOT = TESTS.parent
 DATED = {"LOCK", "DONE", "environment.json"}
 TIMEOUT = 300
+_HALF_AT = "checkpoints/*/7.json"  # of 12 checkpoints, of which 2 are kept
 
 # `python -m experiments.launch`, even if the campaign was started with interrupts ignored, as a
 # shell script does for its background jobs; and with a limit on file sizes, if one is set.
@@ -68,7 +69,8 @@ class Job:
     """The job, with what an uninterrupted run of it leaves."""
 
     folder: Path
-    """Scratch, for run directories and the cache of compiled programs."""
+    """Scratch, for run directories and the cache of compiled programs. `half` is a run that was
+    killed in its long part, `whole` one without a fault."""
     whole: dict[str, bytes]
     """The contents of the uninterrupted run."""
     seconds: float
@@ -84,18 +86,22 @@ class Job:
 
 
 def prepare(folder):
-    """Runs the job without a fault, twice: to compile, and for the time."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("compiling", "whole"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-        started = time.monotonic()
-        ended = finish(start(folder, folder / name))
-        seconds = time.monotonic() - started
-        expect(ended.code == 0 and not ended.lines, "the run without a fault", ended)
-    whole = contents(folder / "whole")
-    expect(whole == contents(folder / "compiling"), "two runs without a fault differ", ended)
-    expect(len(whole) > 40, f"too few files: {sorted(whole)}", ended)
-    return Job(folder, whole, seconds)
+    """Runs the job twice: half of it, which also compiles, and the whole, which is timed."""
+    folder.mkdir(parents=True)
+    half, whole = folder / "half", folder / "whole"
+    process = start(folder, half, CAMPAIGN_SEGMENT_SECONDS=0.3)
+    with stopping(process):
+        wait_for(process, half, _HALF_AT)
+        process.kill()
+        ended = finish(process)
+    expect(phase(half) == "checkpoints", "not killed in its long part", ended, half)
+    started = time.monotonic()
+    ended = finish(start(folder, whole))
+    seconds = time.monotonic() - started
+    expect(ended.code == 0 and not ended.lines, "the run without a fault", ended)
+    files = contents(whole)
+    expect(len(files) > 40, f"too few files: {sorted(files)}", ended)
+    return Job(folder, files, seconds)
 
 
 def start(folder, directory, *words, prefix=(), path=None, **variables):
