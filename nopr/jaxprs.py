@@ -318,9 +318,9 @@ def _written(value: Any, known: dict[int, str]) -> str:
         return f"{value.name} {value.tag}"
     if isinstance(value, tuple | list):
         return f"({', '.join(_written(item, known) for item in value)})"
+    if is_key(value):
+        return f"{value.dtype} {_written(jax.random.key_data(value), known)}"
     if isinstance(value, np.ndarray | np.generic | jax.Array):
-        if is_key(value):
-            return f"{value.dtype} {_written(jax.random.key_data(value), known)}"
         array = np.asarray(value)
         return f"{array.dtype}{array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
     return _ADDRESS.sub("", str(value))
