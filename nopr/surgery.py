@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +73,66 @@ def effective_density(masks: Masks, layers: Sequence[str]) -> Float[Array, ""]:
     Source: Vysogorets & Kempe 2023, arXiv:2107.02306.
     """
     return _count(_live(masks, layers)) / max(masks_.size(masks), 1)
+
+
+class Connectivity(NamedTuple):
+    """What a mask leaves of a sequential network; layers by path, in the order of `layers`."""
+
+    density: Float[Array, ""]
+    """Kept over prunable weights."""
+    effective_density: Float[Array, ""]
+    """Live over prunable weights."""
+    live: dict[str, Int[Array, ""]]
+    """Live weights of each layer; all 0 if there is no path through the network."""
+    collapsed: dict[str, Bool[Array, ""]]
+    """Whether a layer has no kept weight at all."""
+    dead_units: dict[str, Int[Array, ""]]
+    """Hidden units (channels) on no path, by the layer that computes them."""
+    disconnected_inputs: Int[Array, ""]
+    """Inputs (input channels) of the network that reach no output."""
+    disconnected_outputs: Int[Array, ""]
+    """Outputs of the network that no input reaches: constants."""
+
+
+def connectivity(masks: Masks, layers: Sequence[str]) -> Connectivity:
+    """Densities, dead units, collapsed layers, and inputs and outputs that are cut off.
+
+    Works under jit and vmap, and does not warn of masks that leave no path.
+
+    Args:
+      masks: Masks of a sequential network, as in `live`.
+      layers: The path of every kernel, from the input to the output.
+
+    Raises:
+      ValueError: If `layers` does not fit the masks; the message names the leaf.
+
+    Example:
+      >>> import numpy as np
+      >>> from nopr import surgery
+      >>> kept = {"a": np.array([[1, 0, 1], [0, 0, 1]], bool), "b": np.array([[1], [1], [0]], bool)}
+      >>> found = surgery.connectivity(kept, ["a", "b"])  # unit 0 alone is on a path
+      >>> int(found.dead_units["a"]), int(found.disconnected_inputs)
+      (2, 1)
+      >>> f"{found.density:.2f}, of which live: {found.effective_density:.2f}"
+      '0.56, of which live: 0.22'
+    """
+    kernels = _kernels(masks, layers)
+    paths = _on_a_path(kernels)
+    live = {path: _count(kernel) for path, kernel in zip(layers, paths, strict=True)}
+    units = [jnp.any(kernel, axis=tuple(range(kernel.ndim - 1))) for kernel in paths]
+    inputs = jnp.any(paths[0], axis=(*range(paths[0].ndim - 2), paths[0].ndim - 1))
+    cut = [jnp.sum(~reached, dtype=jnp.int32) for reached in (*units, inputs)]
+    size = max(masks_.size(masks), 1)
+    empty = masks_.emptied(masks)
+    return Connectivity(
+        density=masks_.count(masks) / size,
+        effective_density=sum(live.values(), jnp.int32(0)) / size,
+        live=live,
+        collapsed={path: empty[path] for path in layers},
+        dead_units=dict(zip(layers[:-1], cut, strict=False)),
+        disconnected_inputs=cut[-1],
+        disconnected_outputs=cut[-2],
+    )
 
 
 def remove(
@@ -140,12 +200,14 @@ def _kernels(masks: Masks, layers: Sequence[str]) -> list[Any]:
 def _live(masks: Masks, layers: Sequence[str], *, stacklevel: int = 4) -> Masks:
     kernels = _kernels(masks, layers)
     _warn_if_broken(kernels, layers, stacklevel=stacklevel)
-    forward, backward = _forward(kernels), _backward(kernels)
-    alive = {
-        path: jnp.asarray(kernel) & ins[:, None] & outs
-        for path, kernel, ins, outs in zip(layers, kernels, forward, backward, strict=True)
-    }
+    alive = dict(zip(layers, _on_a_path(kernels), strict=True))
     return tree_map_with_path(lambda path, _: alive[trees.path_string(path)], masks)
+
+
+def _on_a_path(kernels: Sequence[Any]) -> list[Array]:
+    """For each kernel, its weights on a path of kept weights from an input to an output."""
+    rows = zip(kernels, _forward(kernels), _backward(kernels), strict=True)
+    return [jnp.asarray(kernel) & ins[:, None] & outs for kernel, ins, outs in rows]
 
 
 def _count(masks: Masks) -> Int[Array, ""]:

@@ -78,6 +78,40 @@ def test_live_weights_are_those_on_some_path(values):
         np.testing.assert_array_equal(mask, expected)
 
 
+jitted_connectivity = jax.jit(lambda tree: surgery.connectivity(tree, LAYERS))
+
+
+@settings(max_examples=30, deadline=None)
+@given(bits)
+def test_connectivity_counts_what_walking_every_path_finds(values):
+    tree = dense_masks(values)
+    found, kernels = jitted_connectivity(tree), kernels_of(tree)
+    paths = dict(zip(LAYERS, every_path(kernels), strict=True))
+    first, last = paths[LAYERS[0]], paths[LAYERS[-1]]
+    assert found.live == {path: live.sum() for path, live in paths.items()}
+    assert found.collapsed == {p: k.sum() == 0 for p, k in zip(LAYERS, kernels, strict=True)}
+    assert found.dead_units == {p: sum(~paths[p].any(axis=0)) for p in LAYERS[:-1]}
+    assert found.disconnected_inputs == sum(~first.any(axis=1))
+    assert found.disconnected_outputs == sum(~last.any(axis=0))
+    np.testing.assert_allclose(found.density, np.mean(values), rtol=1e-6)
+    live = sum(leaf.sum() for leaf in paths.values())
+    np.testing.assert_allclose(found.effective_density, live / len(values), rtol=1e-6)
+
+
+def test_connectivity_of_convolutions_counts_channels_and_vmaps():
+    tree = {
+        "conv": jnp.zeros((3, 3, 2, 4), bool).at[1, 1, 0, :2].set(True),
+        "dense": jnp.zeros((16, 3), bool).at[jnp.array([1, 4, 7])].set(True),  # channels 1, 0, 3
+    }
+    found = surgery.connectivity(tree, ("conv", "dense"))
+    assert found.dead_units == {"conv": 2}
+    assert (found.live["conv"], found.live["dense"]) == (2, 6)
+    assert (found.disconnected_inputs, found.disconnected_outputs) == (1, 0)
+    both = jax.tree.map(lambda leaf: jnp.stack([leaf, ~leaf]), tree)
+    many = jax.vmap(lambda tree: surgery.connectivity(tree, ("conv", "dense")))(both)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b), many, found)
+
+
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore:The masks leave no path")
 def test_live_is_idempotent_and_vmaps_like_a_loop(rng):

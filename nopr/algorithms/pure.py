@@ -52,7 +52,7 @@ def at_init(pruner: Pruner, *, init: Init, batch: ScoringBatch = whole) -> Algor
     Raises:
       ValueError: If `pruner` or `init` is something else, such as a criterion or params.
     """
-    _check_parts(pruner=pruner, init=init)
+    check_parts(pruner=pruner, init=init)
 
     def algorithm(data: Batch, *, key: Key[Array, ""]) -> Masks:
         init_key, run_key = _split(key)
@@ -73,7 +73,7 @@ def during_training(*, init: Init, train: Train) -> Algorithm:
       ValueError: From the algorithm, if the record has no masks.
       FloatingPointError: From the algorithm outside a trace, if training gave NaN or infinity.
     """
-    _check_parts(init=init, train=train)
+    check_parts(init=init, train=train)
 
     def algorithm(data: Batch, *, key: Key[Array, ""]) -> Masks:
         init_key, run_key = _split(key)
@@ -104,7 +104,7 @@ def after_training(
     Raises:
       FloatingPointError: From the algorithm outside a trace, if training gave NaN or infinity.
     """
-    _check_parts(pruner=pruner, init=init, train=train)
+    check_parts(pruner=pruner, init=init, train=train)
 
     def algorithm(data: Batch, *, key: Key[Array, ""]) -> Masks:
         init_key, run_key = _split(key)
@@ -151,16 +151,16 @@ def imp(
 
     Source: Frankle & Carbin 2019, arXiv:1803.03635; rewinding: arXiv:1903.01611.
     """
-    _check_parts(pruner=pruner, init=init, train=train)
+    check_parts(pruner=pruner, init=init, train=train)
+    if rewind is not None:
+        check_parts(rewind=rewind)
     plan = falling_counts(counts)
 
     def algorithm(data: Batch, *, key: Key[Array, ""]) -> Masks:
-        init_key, run_key = _split(key)
+        _, run_key = _split(key)
         # The first key trains, as in `after_training`: level 0 is the same dense network.
-        train_key, prune_key, rewind_key = jax.random.split(run_key, 3)
-        start = init(init_key)
-        if rewind is not None:
-            start = _train(rewind, start, None, data, key=rewind_key).params
+        train_key, prune_key, _ = jax.random.split(run_key, 3)
+        start = starting_params(data, init=init, rewind=rewind, key=key)
 
         def level(masks: Masks, count: Array) -> tuple[Masks, tuple[Masks, Array]]:
             fitted = _train(train, start, masks, data, key=train_key)
@@ -175,6 +175,17 @@ def imp(
         return path if levels else last
 
     return algorithm
+
+
+def starting_params(
+    data: Batch, *, init: Init, rewind: Train | None = None, key: Key[Array, ""]
+) -> Params:
+    """The params from which an algorithm starts with this key, or to which `imp` rewinds."""
+    init_key, run_key = _split(key)
+    params = init(init_key)
+    if rewind is None:
+        return params
+    return _train(rewind, params, None, data, key=jax.random.split(run_key, 3)[2]).params
 
 
 class Checked(NamedTuple):
@@ -238,9 +249,10 @@ _FORMS = {
     "init": ("(key)", "Give the function that draws params, such as `net.init`, not params."),
     "train": ("(params, masks, data, *, key)", "Make one, such as `finetune.trainer(loss, ...)`."),
 }
+_FORMS["rewind"] = _FORMS["train"]
 
 
-def _check_parts(**parts: Any) -> None:
+def check_parts(**parts: Any) -> None:
     """Checks the functions that an algorithm is made of."""
     for name, part in parts.items():
         form, remedy = _FORMS[name]
