@@ -34,15 +34,17 @@ Equation: TypeAlias = Any
 
 COND = primitives.cond_p.name
 CUSTOM_JVP = primitives.custom_jvp_call_p.name
+CUSTOM_VMAP = "custom_vmap_call"  # of `jax.custom_batching`, which does not name it
 JIT = primitives.jit_p.name
 REMAT = primitives.remat_p.name
 SCAN = primitives.scan_p.name
 WHILE = primitives.while_p.name
 
 _CALLS = {
-    *(CUSTOM_JVP, JIT, REMAT, primitives.custom_vjp_call_p.name),
+    *(CUSTOM_JVP, CUSTOM_VMAP, JIT, REMAT, primitives.custom_vjp_call_p.name),
     *(primitives.call_p.name, primitives.closed_call_p.name),
 }
+_HELD = ("jaxpr", "call_jaxpr", "call")  # under which a call holds its program
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
 _Generator = type(threefry_prng_impl)  # a random number generator: functions and a tag
 # Python code that a program holds for derivatives and printing, or next to its own jaxpr.
@@ -50,6 +52,7 @@ _IGNORED = {
     *("bwd", "computation", "fwd_jaxpr_thunk", "jvp_jaxpr_fun", "jvp_jaxpr_thunk", "out_trees"),
     "policy",
 }
+_SEQUENTIAL = "sequential_vmap.<locals>.rule"  # runs the program that stands beside it
 _UNHEARD = {"debug_callback", "debug_print"}  # results do not depend on these callbacks
 
 
@@ -87,11 +90,11 @@ def trace(function: Callable[..., PyTree], *args: PyTree) -> Traced:
 def called(eqn: Equation) -> Program | None:
     """The program that a call runs on its own operands; None for other operations.
 
-    Calls come from `jax.jit`, `jax.checkpoint` and functions with custom derivatives.
+    Calls come from `jax.jit`, `jax.checkpoint` and functions with custom derivatives or batching.
     """
     if eqn.primitive.name not in _CALLS:
         return None
-    return _closed(eqn.params.get("jaxpr", eqn.params.get("call_jaxpr")))
+    return _closed(next(eqn.params[name] for name in _HELD if name in eqn.params))
 
 
 def inner(eqn: Equation) -> Iterator[Program]:
@@ -327,7 +330,7 @@ def _written(value: Any, known: dict[int, str]) -> str:
 
 
 def _is_opaque(value: Any) -> bool:
-    if isinstance(value, _Generator):
+    if isinstance(value, _Generator) or getattr(value, "__qualname__", "") == _SEQUENTIAL:
         return False
     if isinstance(value, tuple | list):
         return any(map(_is_opaque, value))

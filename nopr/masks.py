@@ -31,11 +31,10 @@ def top(
 ) -> Masks:
     r"""Keeps exactly the `count` highest scores, even when scores tie.
 
-    The k-th highest score is found by bisection on the order-preserving integer view of the
-    floats: passes of integer comparisons, two bits each (16 for float32, 32 for float64), without
-    sorting. All scores above it are kept, then the first of those equal to it in leaf order, so
-    that the count is exact and the choice deterministic. Works under jit and vmap; `density` and
-    `count` may be traced.
+    The k-th highest score is found by passes of integer comparisons on the order-preserving
+    integer view of the floats, without sorting. All scores above it are kept, then the first of
+    those equal to it in leaf order, so that the count is exact and the choice deterministic. Works
+    under jit and vmap; `density` and `count` may be traced.
 
     A layer that keeps no weight cuts the network. For concrete masks, a UserWarning names the
     layers that lose their last weight, unless a 0 in `density` or `count` asked for it; under a

@@ -1,9 +1,11 @@
-"""An exact number of highest scores: the bisection behind `masks.top`."""
+"""An exact number of highest scores: the search behind `masks.top`."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +15,20 @@ from jaxtyping import Array, Bool, Int, UInt
 from nopr import trees
 from nopr.typing import Scope
 
+_MANY = 1 << 15  # scores from which on the search by interpolation is faster than bisection
+_SAMPLE = 512
+
 
 def highest(
     leaves: list[Any], alive: list[Any] | None, counts: list[Any], *, scope: Scope
 ) -> tuple[list[Array], list[Array]]:
     """The highest scores of each leaf, the first among equals, and whether its scores are finite.
 
-    The k-th highest score is found by bisection on the order-preserving integer view of the
-    floats: passes of integer comparisons, two bits each (16 for float32, 32 for float64), without
-    sorting. Only the parts are jitted: on a CPU, XLA would fuse the `concatenate` with its
-    neighbors, and it would then take longer than all the rest.
+    The k-th highest score is found without sorting, by passes of integer comparisons on the
+    order-preserving integer view of the floats: by bisection, two bits a pass (16 for float32, 32
+    for float64), and among many scores by interpolation, which usually takes 4 to 8 passes. Only
+    the parts are jitted: on a CPU, XLA would fuse the `concatenate` with its neighbors, and it
+    would then take longer than all the rest.
     """
     leaves = [jnp.asarray(leaf) for leaf in leaves]
     dtype = np.float64 if any(leaf.dtype == np.float64 for leaf in leaves) else np.float32
@@ -51,10 +57,20 @@ def _keep_highest(scores: Array, alive: Array | None, k: Any) -> Array:
     keys = _order_key(scores).reshape(-1)
     if alive is not None:
         keys = jnp.where(alive.reshape(-1), keys, jnp.zeros_like(keys))
-    threshold = _kth_highest(keys, k, bits=keys.dtype.itemsize * 8)
-    above = keys > threshold
-    equal = (keys == threshold) & (threshold > 0)
-    kept = above | _first(equal, k - jnp.sum(above, dtype=jnp.int32))
+    k = jnp.asarray(k, jnp.int32)
+    if keys.size < _MANY:
+        threshold = _kth_highest(keys, k, bits=keys.dtype.itemsize * 8)
+        above = keys > threshold
+        equal = (keys == threshold) & (threshold > 0)
+        kept = above | _first(equal, k - jnp.sum(above, dtype=jnp.int32))
+    else:
+        threshold, count = _separate(keys, k, most=np.iinfo(keys.dtype).max)
+        above = keys > threshold
+
+        def with_equals() -> Array:
+            return above | _first((keys == threshold) & (threshold > 0), k - count)
+
+        kept = jax.lax.cond(count < k, with_equals, lambda: above)
     return kept.reshape(scores.shape)
 
 
@@ -63,7 +79,9 @@ def _first(equal: Bool[Array, " n"], need: Int[Array, ""]) -> Bool[Array, " n"]:
     n = equal.size
     from_end = np.uint32(n) - jax.lax.iota(np.uint32, n)
     places = jnp.where(equal, from_end, jnp.zeros_like(from_end))
-    return equal & (places >= _kth_highest(places, need, bits=(n + 1).bit_length()))
+    if n < _MANY:
+        return equal & (places >= _kth_highest(places, need, bits=(n + 1).bit_length()))
+    return equal & (places > _separate(places, need, most=n)[0])  # no two are equal
 
 
 def _kth_highest(keys: UInt[Array, " n"], k: Int[Array, ""], *, bits: int) -> UInt[Array, ""]:
@@ -83,6 +101,98 @@ def _kth_highest(keys: UInt[Array, " n"], k: Int[Array, ""], *, bits: int) -> UI
         return threshold | (digit << shift)
 
     return jax.lax.fori_loop(0, digits, set_digit, jnp.zeros((), keys.dtype))
+
+
+class _Bracket(NamedTuple):
+    """Where the k-th highest key is: `low <= key <= high`."""
+
+    low: Array
+    high: Array
+    reach_low: Array
+    """The number of keys that reach `low`: at least k, if there are as many keys."""
+    above_high: Array
+    """The number of keys above `high`: less than k, or 0."""
+
+
+def _separate(
+    keys: UInt[Array, " n"], k: Int[Array, ""], *, most: int
+) -> tuple[UInt[Array, ""], Int[Array, ""]]:
+    """`_separator`, one case after another under `vmap`: together, all would wait for the slowest.
+
+    `checkify` takes no `vmap` of a while loop either.
+    """
+    return jax.custom_batching.sequential_vmap(partial(_separator, most=most))(keys, k)
+
+
+def _separator(
+    keys: UInt[Array, " n"], k: Int[Array, ""], *, most: int
+) -> tuple[UInt[Array, ""], Int[Array, ""]]:
+    """A threshold below which no key is among the k highest, and the number of keys above it.
+
+    Those above it are the k highest, or the k highest but for some that equal it. Each pass counts
+    the keys that reach seven or eight candidates. The first takes quantiles of a sample, and the
+    numbers after them in case many keys are equal. The others interpolate in the bracket, as if its
+    keys were spread evenly, and also take its quarters, so that a bracket at least halves.
+
+    Args:
+      keys: At least `_SAMPLE` keys, none above `most`.
+      k: How many are wanted.
+      most: The largest possible key.
+    """
+    unsigned, real = keys.dtype.type, np.dtype(f"float{keys.dtype.itemsize * 8}")
+    start = _Bracket(
+        low=jnp.zeros((), keys.dtype),
+        high=jnp.asarray(unsigned(most)),
+        reach_low=jnp.int32(keys.size),
+        above_high=jnp.int32(0),
+    )
+    sample = jnp.sort(keys[:: keys.size // _SAMPLE])
+    rank = (1 - k.astype(real) / keys.size) * sample.size
+    spread = math.sqrt(sample.size) / 2
+    near = [
+        sample[jnp.clip((rank + deviations * spread).astype(jnp.int32), 0, sample.size - 1)]
+        for deviations in (-3, -1, 0, 1, 3)
+    ]
+    successors = [jnp.where(key == unsigned(most), key, key + unsigned(1)) for key in near[1:-1]]
+
+    def narrow(bracket: _Bracket) -> _Bracket:
+        length = bracket.high - bracket.low
+        inside = jnp.maximum(bracket.reach_low - bracket.above_high, 1).astype(real)
+        place = (bracket.reach_low - k).astype(real) / inside
+        deviation = jnp.sqrt(place * (1 - place) / inside)
+        places = [place + each * deviation for each in (-1.5, -0.5, 0.5, 1.5)]
+        shares = jnp.clip(jnp.stack([*places, *map(real.type, (0.25, 0.5, 0.75))]), 0, 0.999)
+        steps = (shares * length.astype(real)).astype(keys.dtype)
+        candidates = bracket.low + jnp.minimum(steps, length - unsigned(1)) + unsigned(1)
+        return _narrowed(bracket, keys, k, list(candidates))
+
+    found = jax.lax.while_loop(
+        lambda bracket: (bracket.low < bracket.high) & (bracket.reach_low > k),
+        narrow,
+        _narrowed(start, keys, k, [*near, *successors]),
+    )
+    below = jnp.maximum(found.low, unsigned(1)) - unsigned(1)
+    exact = found.reach_low <= k  # the keys from `low` on are all that are wanted
+    return (
+        jnp.where(exact, below, found.low),
+        jnp.where(exact, found.reach_low, found.above_high),
+    )
+
+
+def _narrowed(
+    bracket: _Bracket, keys: UInt[Array, " n"], k: Int[Array, ""], candidates: Sequence[Array]
+) -> _Bracket:
+    """The part of a bracket that the counts at some candidates leave."""
+    low, high, reach_low, above_high = bracket
+    one = keys.dtype.type(1)
+    counts = _sums([keys >= candidate for candidate in candidates])
+    for candidate, count in zip(candidates, counts, strict=True):
+        higher = (count >= k) & (candidate > low)
+        low, reach_low = jnp.where(higher, candidate, low), jnp.where(higher, count, reach_low)
+        lower = (count < k) & (low < candidate) & (candidate <= high)
+        high = jnp.where(lower, candidate - one, high)
+        above_high = jnp.where(lower, count, above_high)
+    return _Bracket(low, high, reach_low, above_high)
 
 
 def _sums(flags: Sequence[Bool[Array, " n"]]) -> Sequence[Int[Array, ""]]:

@@ -258,6 +258,7 @@ def loops(x, s, count):
         lax.while_loop(lambda state: state[0] < 3, lambda state: (state[0] + 1, 1.0), (0, 0.0)),
         lax.fori_loop(0, 4, lambda i, total: total + i * x, x),
         lax.fori_loop(0, count, lambda i, total: total + i, 0),
+        jax.custom_batching.sequential_vmap(lambda x, n: (jnp.sin(x).sum(0), n + 1))(x, count),
     )
 
 

@@ -192,6 +192,11 @@ def test_python_code_that_results_depend_on_is_named():
     assert jaxprs.opaque(jaxprs.trace(nested, X).program) == []
     gradient = jax.grad(lambda x: given_jvp(given_vjp(x)).sum())
     assert jaxprs.opaque(jaxprs.trace(gradient, X).program) == []
+    one_by_one = jax.custom_batching.sequential_vmap(jnp.sin)
+    assert jaxprs.opaque(jaxprs.trace(one_by_one, X).program) == []
+    batched_by_hand = jax.custom_batching.custom_vmap(jnp.sin)
+    batched_by_hand.def_vmap(lambda size, batched, x: (jnp.cos(x), True))
+    assert jaxprs.opaque(jaxprs.trace(batched_by_hand, X).program) == ["custom_vmap_call"]
 
 
 @pytest.mark.parametrize("generator", ["threefry2x32", "rbg"])

@@ -82,6 +82,58 @@ def test_half_precision_scores_are_ranked_without_rounding(dtype, rng):
     np.testing.assert_array_equal(kept, oracles.top(np.asarray(scores, np.float64), 77))
 
 
+N = 40_000  # more than bisection is used for
+MANY = {
+    "normal": lambda rng: rng.normal(size=N),
+    "powers": lambda rng: rng.normal(size=N) * 10.0 ** rng.uniform(-30, 30, N),
+    "subnormal": lambda rng: rng.integers(-3, 4, N) * 1e-45,
+    "consecutive": lambda rng: rng.permutation(1 + np.arange(N) * 2.0**-23),
+    "of few values": lambda rng: rng.integers(0, 50, N).astype(float),
+    "mostly in pairs": lambda rng: rng.integers(0, N // 2, N).astype(float),
+    "mostly zero": lambda rng: np.maximum(rng.normal(size=N) - 1, 0),
+    "zero of either sign": lambda rng: np.where(rng.random(N) < 0.5, -0.0, 0.0),
+    "all equal": lambda rng: np.ones(N),
+}
+top_many = jax.jit(lambda scores, k, alive: masks.top(scores, count=k, masks=alive, warn=False))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", MANY)
+def test_many_scores_are_chosen_as_sorting_does(kind, dtype, rng):
+    scores, alive = MANY[kind](rng).astype(dtype), rng.random(N) < 0.6
+    for k in (0, 1, 100, N // 3, alive.sum() - 1, alive.sum()):
+        kept = top_many({"w": scores}, k, {"w": alive})["w"]
+        np.testing.assert_array_equal(kept, oracles.top(scores, k, alive), err_msg=f"{k=}")
+
+
+def test_many_scores_under_vmap_are_chosen_as_in_a_loop(rng):
+    scores = np.stack([MANY[kind](rng) for kind in MANY]).astype(np.float32)
+    counts = np.arange(len(scores)) * 5000
+    kept = jax.vmap(lambda row, k: masks.top({"w": row}, count=k, warn=False)["w"])(scores, counts)
+    for row, k, found in zip(scores, counts, kept, strict=True):
+        np.testing.assert_array_equal(found, oracles.top(row, k))
+
+
+def test_many_scores_can_be_checked_under_vmap_and_differentiated_through(rng):
+    rows = rng.normal(size=(2, N)).astype(np.float32)
+
+    def product(row):
+        return jnp.sum(masks.apply({"w": row}, masks.top({"w": row}, count=9, warn=False))["w"])
+
+    error, sums = checkify.checkify(jax.vmap(product), errors=checkify.user_checks)(rows)
+    assert error.get() is None
+    np.testing.assert_allclose(sums, np.sort(rows)[:, -9:].sum(1), rtol=1e-5)
+    np.testing.assert_array_equal(jax.grad(product)(rows[0]), oracles.top(rows[0], 9))
+
+
+def test_nan_of_either_sign_ranks_highest_among_many(rng):
+    scores = rng.normal(size=N).astype(np.float32)
+    scores[[5, 70]] = np.float32(np.nan), -np.float32(np.nan)
+    kept = top_many({"w": scores}, 100, None)["w"]
+    expected = oracles.top(np.where(np.isnan(scores), np.inf, scores), 100)
+    np.testing.assert_array_equal(kept, expected)
+
+
 @pytest.mark.parametrize("k", [0, 1, 5000, 12_345, 20_000])
 def test_long_ties_keep_the_first_in_flat_order(k, rng):
     scores = rng.integers(0, 2, size=20_000).astype(np.float32)

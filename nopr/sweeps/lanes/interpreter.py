@@ -273,6 +273,7 @@ CONTROL: dict[str, Callable[..., list[Any]]] = {
     precision.IN_DOUBLE: _in_double,
     jaxprs.COND: _cond,
     jaxprs.CUSTOM_JVP: _custom_jvp,
+    jaxprs.CUSTOM_VMAP: _call,
     jaxprs.JIT: _call,
     jaxprs.REMAT: _remat,
     jaxprs.SCAN: _scan,
@@ -281,6 +282,7 @@ CONTROL: dict[str, Callable[..., list[Any]]] = {
 
 _FLOWS: dict[str, Callable[..., list[bool]]] = {
     jaxprs.COND: _cond_flow,
+    jaxprs.CUSTOM_VMAP: _call_flow,
     jaxprs.JIT: _call_flow,
     jaxprs.REMAT: _call_flow,
     jaxprs.SCAN: _scan_flow,
