@@ -16,10 +16,11 @@ from experiments.benchmarks import (
     seeds_on_images_beat_pytorch,
     sweeps_beat_loops,
     sweeps_scale,
+    synflow_keeps_pace_with_pytorch,
     the_store_costs_little,
     top_is_faster_than_sorting,
 )
-from nopr import data
+from nopr import data, networks
 from nopr.lab import records
 
 TINY = {
@@ -31,6 +32,11 @@ TINY = {
         "TIMED": {"steps": 1, "runs": 2, "samples": 4},
     },
     masked_epochs_cost_as_dense: {"EXAMPLES": 256, "REPEATS": 1},
+    synflow_keeps_pace_with_pytorch: {
+        "ROUNDS": 2,
+        "REPEATS": 1,
+        "NETWORKS": {"LeNet-300-100": networks.lenet_300_100},
+    },
 }
 
 
