@@ -42,8 +42,10 @@ def synflow(
     size = sum(mask.numel() for mask in masks.values())
     for count in counts:
         leaves = {name: (positive[name] * masks[name]).requires_grad_() for name in prunable}
-        forward({**positive, **leaves}, inputs).sum().backward()
-        scores = {name: (leaf * leaf.grad).detach().abs() for name, leaf in leaves.items()}
+        flow = forward({**positive, **leaves}, inputs).sum()
+        slopes = torch.autograd.grad(flow, list(leaves.values()))
+        pairs = zip(leaves.items(), slopes, strict=True)
+        scores = {name: (leaf * slope).detach().abs() for (name, leaf), slope in pairs}
         if count < size:
             every = torch.cat([score.flatten() for score in scores.values()])
             threshold = torch.kthvalue(every, size - count).values
