@@ -32,6 +32,9 @@ PROMISES = {}
 # NaN that is given and is not read, or is meant.
 UNREAD = {
     "criteria.random()": "scores are noise",
+    "export.load_masks": "of `like` only the shapes are read",
+    "export.load_pruned": "of `like` only the shapes are read",
+    "export.load_safetensors": "of `like` only the shapes are read",
     "GradientTransformationExtraArgs.init": "zeros are made of shapes",
     "trees.full_masks": "weights are chosen by their paths",
     "trees.map_prunable": "the function that is given decides",

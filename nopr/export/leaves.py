@@ -11,7 +11,9 @@ from jaxtyping import PyTree
 
 from nopr import masks as masks_module
 from nopr import trees
-from nopr.typing import Masks, Params
+from nopr.typing import Masks, Params, shown
+
+MOST_PARTS = 100  # of a path, as dicts that are nested deeper end the recursion of others
 
 Arrays = dict[str, np.ndarray]
 """Arrays by the path of their leaf, in leaf order."""
@@ -101,7 +103,8 @@ def as_tree(found: Mapping[str, Any], like: PyTree) -> PyTree:
     """Leaves by path as a tree like another, with None where there is none; nested without `like`.
 
     Raises:
-      ValueError: If there is no `like` and a leaf is at the path of another's folder.
+      ValueError: If there is no `like`, and a leaf is at the path of another's folder or a path
+        has more than 100 parts.
     """
     if like is None:
         return _nested(found)
@@ -116,7 +119,12 @@ def _nested(found: Mapping[str, Any]) -> PyTree:
         return found[""]
     root: dict[str, Any] = {}
     for path, leaf in found.items():
-        *folders, name = path.split("/")
+        *folders, name = path.split("/", MOST_PARTS - 1)
+        if "/" in name:
+            raise ValueError(
+                f"`like` must be given for a path of more than {MOST_PARTS} parts, got None for "
+                f"{shown(path)}. Give a tree with the leaves of the file."
+            )
         place = root
         for folder in folders:
             place = place.setdefault(folder, {}) if isinstance(place, dict) else place
@@ -138,7 +146,7 @@ def _arrays(tree: PyTree, name: str) -> Arrays:
                 f"`{name}` must hold values to be saved, got a traced array at {path!r}. Save "
                 "outside of `jit`, `vmap` and `grad`."
             )
-        if not path.isprintable() and not _is_text(path):
+        if not _is_text(path):
             raise ValueError(f"`{name}` must have paths of text, got {path!r}. Rename this leaf.")
         try:
             found[path] = np.asarray(trees.numbers(leaf, name))
