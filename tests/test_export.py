@@ -473,6 +473,10 @@ HOSTILE = {
         [number(1), leaf(b"w", (2**31 - 1,), 2**30), STATE],
         "its counts do not fit the length",
     ),
+    "half of 2^29 kept in a file of their states": (
+        [number(1), leaf(b"w", (2**29,), 2**28), STATE * 2**11],
+        "its counts do not fit the length",
+    ),
     "no code": ([number(1), leaf(b"w", (30,), 4)], "its counts do not fit the length"),
     "a code of nothing": ([number(1), leaf(b"w", (30,), 0), STATE], "counts do not fit the length"),
     "a code that ends early": (
@@ -482,6 +486,14 @@ HOSTILE = {
     "a code that goes on": (
         [number(1), leaf(b"w", (30,), 1), bytes([255] * 20)],
         "do not end where their code does",
+    ),
+    "a mask of another count": (
+        [number(1), leaf(b"w", (10,), 5), (2**47).to_bytes(8, "little")],
+        "its counts do not fit its masks",
+    ),
+    "a weight behind the last": (
+        [number(1), leaf(b"w", (10,), 5), (2**47 + 6884 * 2**15).to_bytes(8, "little")],
+        "its counts do not fit its masks",
     ),
     "a deflated mask that is longer than the file": (
         [number(1), leaf(b"w", (80,), 4, 10**12, kind=5)],
@@ -526,6 +538,23 @@ def test_a_hostile_file_is_refused_without_memory_for_its_claims(name, tmp_path)
         assert tracemalloc.get_traced_memory()[1] < 60 * 10**6
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("kept", "low", "match"),
+    [
+        ([8, 9], 0 + 8 * 0, "hold a position twice or out of range"),
+        ([8, 9], 1 + 8 * 0, "hold a position twice or out of range"),
+        ([8, 1000], 0 + 8 * 7, "hold a position twice or out of range"),
+        ([8, 9], 0 + 8 * 1 + 64, "its low bits do not end in zeros"),
+    ],
+)
+def test_low_bits_of_impossible_positions_are_refused(kept, low, match, tmp_path):
+    mask = np.isin(np.arange(1001), kept)  # the low bits of a position are 3, at the end
+    path = SAVE_MASKS({"w": mask}, tmp_path / "m")
+    path.write_bytes(sealed(path.read_bytes()[22:-1], bytes([low])))
+    with pytest.raises(ValueError, match=match):
+        LOAD_MASKS(path)
 
 
 @given(draw=st.data())

@@ -1,22 +1,23 @@
 r"""The code of the packed file: from bits to close to log2 C(n, k) bits, and back.
 
-A leaf of n weights of which k are kept is known once k and the kept ones are. Take the rarer kind,
-kept or pruned, so that k is at most n / 2.
+A mask is the choice of k among n weights. Where more than half are kept, the pruned ones are coded
+instead, so that k is at most n / 2.
 
 1. If k is below n / 128, the positions are split (Elias-Fano): the low bits of each are stored as
    they are, and the high parts become a vector of ones and zeros, the i-th one at i plus the i-th
-   high part. Its length is k plus the number of possible high parts, its density 1/65 to 1/33. This
-   adds less than 0.5%. Otherwise the vector is the mask itself.
+   high part. Its length is k plus the number of possible high parts, its density between 1/65 and
+   1/33. This adds less than 0.5%. Otherwise the vector is the mask itself.
 2. The vector is cut into patterns of 16 bits. A pattern with j ones has probability
    :math:`p^j (1 - p)^{16 - j}`, where p = k / n in the vector, but at least 2^-31. So every vector
    with k ones takes at most :math:`\log_2 n^n / (k^k (n - k)^{n - k})` bits, which is about
    :math:`\frac12 \log_2 k` more than :math:`\log_2 \binom{n}{k}`.
-3. The patterns of all leaves, one after another, go through a range asymmetric numeral system: in
-   lanes, pattern i in lane i modulo their number, with states of 63 bits, words of 32 bits and
-   frequencies that sum to 2^31. There are so few lanes that their states add less than 0.5%.
+3. The patterns of all leaves, one after another, are coded by an asymmetric numeral system (rANS)
+   with frequencies that sum to 2^31, states below 2^63 and words of 32 bits. Pattern i is in lane i
+   modulo the number of lanes, so that NumPy codes as many at once. There is one lane for every
+   16,384 patterns; its state of 8 bytes adds at most 0.5%.
 
-Frequencies are made of n and k in integers, so that they are the same on every machine. Nothing
-else is stored: the counts alone determine the lanes and the length of the low bits.
+Frequencies are made of n and k in whole numbers, so they are the same on every machine. Sizes and
+counts alone determine everything but the bits themselves, so nothing else is stored.
 
 Source: Elias 1974, doi:10.1145/321812.321820; Duda 2013, arXiv:1311.2540; Giesen 2014,
 arXiv:1402.3392.
