@@ -440,7 +440,7 @@ def sealed(*parts):
 
 
 STATE = (2**31).to_bytes(8, "little")
-ZEROS = zlib.compress(bytes(10**6))
+ZEROS, BOMB = zlib.compress(bytes(10**6)), zlib.compress(bytes(7 * 10**7), 1)
 HOSTILE = {
     "no leaves": ([number(0)], "it has no mask"),
     "values alone": ([number(1), leaf(b"w", (0,), 11, kind=2)], "it has no mask"),
@@ -453,9 +453,9 @@ HOSTILE = {
         [number(2), leaf(b"w", (1,), 0), leaf(b"w", (1,), 0)],
         "two leaves at 'w'",
     ),
-    "paths that double": (
-        [number(3000), leaf(b"x" * 9000, (1,), 0)]
-        + [leaf(b"%d" % i, (1,), 0, shared=9000) for i in range(2999)],
+    "paths that share 60,000 letters": (
+        [number(2000), leaf(b"x" * 60_000, (1,), 0)]
+        + [leaf(b"%d" % i, (1,), 0, shared=60_000) for i in range(1999)],
         "paths have more than 16,777,216 bytes",
     ),
     "10^15 weights": ([number(1), leaf(b"w", (10**15,), 0)], "more than 2,147,483,647 weights"),
@@ -504,7 +504,7 @@ HOSTILE = {
         "'w' cannot be inflated",
     ),
     "a deflated mask that inflates to more": (
-        [number(1), leaf(b"w", (80,), 0, len(ZEROS), kind=5), ZEROS],
+        [number(1), leaf(b"w", (80,), 0, len(BOMB), kind=5), BOMB],
         "'w' cannot be inflated",
     ),
     "a deflated mask that inflates to less": (

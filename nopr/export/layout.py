@@ -177,8 +177,6 @@ def read(path: Path) -> tuple[list[Leaf], Sections]:
             )
         data = magic + file.read()
     start, end = len(MAGIC) + 1, len(MAGIC) + 1 + DIGEST_BYTES
-    if len(data) <= end:
-        raise DamageError("it ends too early")
     if _digest(data[:start] + data[end:]) != data[start:end]:
         raise DamageError("its contents do not match its SHA-256")
     if data[start - 1] != VERSION:
