@@ -221,6 +221,16 @@ def test_a_tree_of_one_array_comes_back_as_that_array(tmp_path):
     np.testing.assert_array_equal(LOAD_MASKS(path, like=mask), mask)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_twelve_layers_come_back_in_their_order(form, tmp_path):  # "10" sorts before "2"
+    save, load = FORMS[form]
+    params = [{"w": np.full((2, 3), i, np.float32)} for i in range(12)]
+    kept = [{"w": chosen(6, i % 6, "first").reshape(2, 3)} for i in range(12)]
+    loaded = load(save(params, kept, tmp_path / "net"), like=params)
+    check_same(loaded.params, masks.apply(params, kept))
+    check_same(loaded.masks, kept)
+
+
 def test_leaves_above_others_need_a_tree_to_come_back_in(tmp_path):
     for first, second in (("a", "a/b"), ("a/b", "a/b/c")):
         tree = {first: np.array([True]), second: np.array([False, True])}
