@@ -17,7 +17,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -116,8 +116,9 @@ def _load_deflated(path: Path, like: Masks) -> Masks:
 
 
 def _save_npz(kept: Masks, path: Path) -> None:
+    arrays: Any = kept  # which might be named like an option
     with open(path, "wb") as file:  # a path would get the suffix .npz
-        np.savez_compressed(file, **kept)
+        np.savez_compressed(file, **arrays)
 
 
 def _load_npz(path: Path, like: Masks) -> Masks:
