@@ -16,6 +16,7 @@ __all__ = [
     "criteria",
     "data",
     "densities",
+    "export",
     "finetune",
     "granularity",
     "information",

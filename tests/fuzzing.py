@@ -27,6 +27,7 @@ from nopr import (
     criteria,
     data,
     densities,
+    export,
     finetune,
     granularity,
     information,
@@ -45,7 +46,7 @@ from nopr.data import synthetic
 from nopr.lab import checkpoints, records, settings, tables
 
 MODULES = (
-    *(algorithms, budgets, criteria, data, densities, finetune, granularity, information),
+    *(algorithms, budgets, criteria, data, densities, export, finetune, granularity, information),
     *(isometry, masks, networks, pruning, schedules, spectra, surgery, sweeps, synthetic),
     *(transforms, trees),
 )
@@ -118,6 +119,19 @@ def traced(function: Callable[[Any], Any], value: Any) -> Any:
 
 def folder() -> str:
     return tempfile.mkdtemp(prefix="fuzz-")
+
+
+def saved(form: str = "masks", *, damaged: bool = False) -> str:
+    """The path of a file of `export`."""
+    path = Path(folder()) / form
+    if form == "masks":
+        export.save_masks(KEPT, path)
+    else:
+        save = export.save_pruned if form == "pruned" else export.save_safetensors
+        save(PARAMS, KEPT, path)
+    if damaged:
+        path.write_bytes(path.read_bytes()[:-1])
+    return str(path)
 
 
 def apply(params: Any, inputs: Any) -> Any:

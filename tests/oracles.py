@@ -1,5 +1,7 @@
 """Slow, obvious twins in NumPy, loops and float64."""
 
+import math
+import zlib
 from fractions import Fraction
 
 import numpy as np
@@ -44,3 +46,90 @@ def central_difference(f, x, step=1e-5):
         down[index] -= step
         gradient[index] = (f(up) - f(down)) / (2 * step)
     return gradient
+
+
+def packed_masks(data):
+    """The flat masks in a packed file of `export`, by path, one weight at a time."""
+    place = 22
+
+    def number():
+        nonlocal place
+        digits = []
+        while not digits or digits[-1] >= 128:
+            digits.append(data[place])
+            place += 1
+        return sum(digit % 128 * 128**i for i, digit in enumerate(digits))
+
+    def take(count):
+        nonlocal place
+        place += count
+        return data[place - count : place]
+
+    header, text = [], b""
+    for _ in range(number()):
+        text = text[: number()] + take(number())
+        sides, kind = divmod(number(), 8)
+        assert kind in (1, 5), "masks alone"
+        size = int(np.prod([number() for _ in range(sides)], dtype=int))
+        header.append((text.decode(), size, number(), number() if kind == 5 else None))
+    deflated = {path: length for path, *_, length in header if length is not None}
+    short = data[len(data) - sum(deflated.values()) :]
+    code, found = data[place : len(data) - len(short)], {}
+    for path, length in deflated.items():
+        packed, short = zlib.decompress(short[:length]), short[length:]
+        found[path] = [packed[i // 8] >> i % 8 & 1 for i in range(8 * len(packed))]
+    plans = {}
+    for path, size, kept, length in header:
+        rare = min(kept, size - kept)
+        if length is None and rare:
+            split = 0
+            while size // rare >= 128 and size // rare >= 2 ** (split + 6):
+                split += 1
+            long = -(-size // 2**split) + rare if split else size
+            plans[path] = (size, rare, split, long)
+    vectors, lows = _lanes(code, plans)
+    for path, size, kept, length in header:
+        if length is None:
+            flags = [0] * size
+            if path in plans:
+                _, rare, split, _ = plans[path]
+                ones = [i for i, bit in enumerate(vectors[path]) if bit]
+                for i, one in enumerate(ones):
+                    high = (one - i) * 2**split if split else one
+                    flags[high + sum(lows.pop(0) << bit for bit in range(split))] = 1
+                flags = flags if rare == kept else [1 - flag for flag in flags]
+            found[path] = flags if path in plans else [int(kept > 0)] * size
+    return {path: np.array(found[path][:size], bool) for path, size, *_ in header}
+
+
+def _lanes(code, plans):
+    """The vectors of the leaves and the low bits, from one long list of patterns."""
+    by_ones = sorted(range(2**16), key=lambda pattern: (pattern.bit_count(), pattern))
+    owners = [path for path, (*_, long) in plans.items() for _ in range(-(-long // 16))]
+    lanes = -(-len(owners) // 2**14)
+    low_bits = sum(rare * split for _, rare, split, _ in plans.values())
+    end = len(code) - -(-low_bits // 8)
+    states = [int.from_bytes(code[8 * i : 8 * i + 8], "little") for i in range(lanes)]
+    words = [int.from_bytes(code[i : i + 4], "little") for i in range(8 * lanes, end, 4)]
+    tables = {}
+    for path, (_, rare, _, long) in plans.items():
+        each = [
+            1 + (2**31 - 2**16) * rare**j * (long - rare) ** (16 - j) // long**16 for j in range(17)
+        ]
+        each[0] = 2**31 - sum(math.comb(16, j) * each[j] for j in range(1, 17))
+        tables[path] = each
+    vectors = {path: [] for path in plans}
+    for i, path in enumerate(owners):
+        state, each = states[i % lanes], tables[path]
+        slot, first, ones = state % 2**31, 0, 0
+        while slot >= math.comb(16, ones) * each[ones]:
+            slot -= math.comb(16, ones) * each[ones]
+            first += math.comb(16, ones)
+            ones += 1
+        pattern = by_ones[first + slot // each[ones]]
+        vectors[path] += [pattern >> bit & 1 for bit in range(16)]
+        state = each[ones] * (state // 2**31) + slot % each[ones]
+        states[i % lanes] = state if state >= 2**31 else state * 2**32 + words.pop(0)
+    assert not words
+    assert states == [2**31] * lanes
+    return vectors, [code[end + i // 8] >> i % 8 & 1 for i in range(low_bits)]

@@ -12,8 +12,14 @@ from pathlib import Path
 
 import nopr
 
-EXTRA = ("tensorflow_datasets", "sklearn", "matplotlib", "tqdm", "pyarrow", "requests")
-NEEDS_THE_EXTRA = ("nopr.lab", "nopr.data.elsewhere", "nopr.data.prepared")
+EXTRA = (
+    *("tensorflow_datasets", "sklearn", "matplotlib", "tqdm", "pyarrow", "requests"),
+    "safetensors",
+)
+NEEDS_THE_EXTRA = (
+    *("tensorflow_datasets", "sklearn", "matplotlib", "tqdm", "pyarrow", "requests"),
+    "safetensors",
+)
 
 
 def main() -> None:
@@ -32,6 +38,7 @@ def main() -> None:
     refuses_in_one_line(lambda: nopr.data.load("digits"), "'digits' needs scikit-learn")
     refuses_in_one_line(lambda: nopr.data.load("mnist"), "'mnist' needs TensorFlow Datasets")
     refuses_in_one_line(lambda: nopr.lab.plots, "`nopr.lab.plots` needs matplotlib")
+    refuses_in_one_line(lambda: nopr.export.load_safetensors("net"), "needs safetensors")
     packages = {item.metadata["Name"] for item in importlib.metadata.distributions()} - {"pip"}
     files = (path for path in installed.rglob("*") if path.is_file() and not path.is_symlink())
     megabytes = sum(path.stat().st_size for path in files) / 1e6

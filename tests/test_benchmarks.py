@@ -13,6 +13,7 @@ from experiments.benchmarks import (
     checkpoints_cost_little,
     exact_information_is_cheap,
     masked_epochs_cost_as_dense,
+    packed_masks_come_close_to_the_least,
     seeds_on_images_beat_pytorch,
     sweeps_beat_loops,
     sweeps_scale,
@@ -56,6 +57,22 @@ def test_only_exact_ways_keep_the_count_when_scores_tie(capsys):
     exact = {"masks.top", "masks.top under jit", "jnp.argsort, scattered"}
     assert {name for name, count in kept.items() if count == "50"} == exact
     assert {count for name, count in kept.items() if name not in exact} == {"1,000"}
+
+
+def test_packed_masks_are_smaller_and_every_way_gives_them_back(monkeypatch, capsys):
+    benchmark = packed_masks_come_close_to_the_least
+    sizes = {"shapes": {"a": (30, 20), "b": (50, 80)}, "densities": [0.05], "repeats": 1}
+    benchmark.main(**sizes)
+    out = capsys.readouterr().out
+    least = int(re.search(r"at random: at least ([\d,]+) bytes", out)[1].replace(",", ""))
+    rows = re.findall(r"^  (\S.*?) +([\d,]+) +[\d.]+ ", out, re.MULTILINE)[:3]
+    ours, *others = (int(size.replace(",", "")) for _, size in rows)
+    assert least < ours <= 1.02 * least + 2 * 64
+    assert ours < min(others)
+    wrong = benchmark.WAYS["np.packbits + zlib"]._replace(load=lambda path, like: {"a": 0, "b": 0})
+    monkeypatch.setitem(benchmark.WAYS, "np.packbits + zlib", wrong)
+    with pytest.raises(RuntimeError, match="packbits \\+ zlib gave other masks back"):
+        benchmark.main(**sizes)
 
 
 def test_an_unknown_benchmark_is_named_with_the_nearest():

@@ -32,6 +32,9 @@ PROMISES = {}
 # NaN that is given and is not read, or is meant.
 UNREAD = {
     "criteria.random()": "scores are noise",
+    "export.load_masks": "of `like` only the shapes are read",
+    "export.load_pruned": "of `like` only the shapes are read",
+    "export.load_safetensors": "of `like` only the shapes are read",
     "GradientTransformationExtraArgs.init": "zeros are made of shapes",
     "trees.full_masks": "weights are chosen by their paths",
     "trees.map_prunable": "the function that is given decides",
@@ -247,6 +250,35 @@ def _(got, call, *, tx, masks, updates, state, params):
             update = flat(fuzzing.trees.by_path(got[0], "updates")[path])
             dead = ~np.ravel(leaf)
             np.testing.assert_array_equal(update[dead], -flat(weights[path])[dead])
+
+
+@promise("export.save_masks")
+def _(got, call, *, masks, path):
+    found = fuzzing.export.load_masks(got, like=masks)
+    same_form(found, masks)
+    np.testing.assert_array_equal(flat(found), flat(masks), "other masks come back")
+
+
+@promise("export.save_pruned", "export.save_safetensors")
+def _(got, call, *, params, masks, path):
+    name = call.owner.replace("save", "load")
+    found = getattr(fuzzing.export, name.partition(".")[2])(got, like=params)
+    kept = fuzzing.trees.by_path(masks, "masks")
+    pruned = {
+        path: np.where(kept.get(path, True), leaf, np.zeros((), leaf.dtype))
+        for path, leaf in fuzzing.trees.by_path(params, "params").items()
+        if hasattr(leaf, "dtype")
+    }
+    back = fuzzing.trees.by_path(found.params, "params")
+    for path, leaf in pruned.items():
+        np.testing.assert_array_equal(back[path], leaf, "other params come back")
+    assert flat(found.masks).sum() == flat(masks).sum(), "other masks come back"
+
+
+@promise("export.load_masks", "export.load_pruned", "export.load_safetensors")
+def _(got, call, *, path, like=None):
+    kept = getattr(got, "masks", got)
+    assert flat(kept).sum() == flat(fuzzing.KEPT).sum(), "other masks are loaded"
 
 
 @promise("finetune.steps_per_epoch")

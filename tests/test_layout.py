@@ -17,7 +17,7 @@ GROUPS = [
     {"trees", "precision", "convolutions"},
     {"budgets", "ranking"},
     {"masks", "schedules", "densities", "sweeps"},
-    {"spectra", "granularity", "information"},
+    {"spectra", "granularity", "information", "export"},
     {"criteria", "surgery"},
     {"pruning"},
     {"transforms", "isometry"},
@@ -26,7 +26,13 @@ GROUPS = [
 ]
 SIDE = {"networks", "data"}  # import the nouns alone, and the science does not import them
 NOUNS = {"typing", "trees", "processes", "convolutions"}
-ONLY = {"flax": {"networks"}, "orbax": {"lab"}, "matplotlib": {"lab"}, "tqdm": {"lab"}}
+ONLY = {
+    "flax": {"networks"},
+    "orbax": {"lab"},
+    "matplotlib": {"lab"},
+    "tqdm": {"lab"},
+    "safetensors": {"export"},
+}
 
 
 def modules():
@@ -104,6 +110,7 @@ def test_the_science_imports_five_libraries_and_the_rest_what_is_declared(module
     names = {"sklearn": "scikit_learn", "absl": "absl_py", "orbax": "orbax_checkpoint"}
     allowed = {
         "networks": SCIENCE | {"flax"},
+        "export": SCIENCE | {"safetensors"},
         "data": plain | lab,
         "lab": plain | lab,
     }.get(module, SCIENCE)
