@@ -13,7 +13,8 @@ import nopr
 ROOT = Path(__file__).parents[1]
 SCIENCE = {"jax", "optax", "jaxtyping", "numpy", "scipy"}
 GROUPS = [
-    {"typing", "processes", "jaxprs"},
+    {"typing", "processes"},
+    {"jaxprs"},
     {"trees", "precision", "convolutions"},
     {"budgets", "ranking"},
     {"masks", "schedules", "densities", "sweeps"},
