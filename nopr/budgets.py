@@ -7,7 +7,8 @@ traced budgets are clipped to their range before any cast, so that no dtype can 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from functools import partial
 from typing import Any
@@ -63,6 +64,22 @@ def check_density(density: Any, *, name: str = "density") -> float:
     if not good:
         raise ValueError(f"`{name}` must be in [0, 1], got {shown(density)}.")
     return float(density)
+
+
+def falling(densities: Any) -> list[float]:
+    """Checks that densities, one or a series, are in [0, 1] and fall; returns them as a list.
+
+    Raises:
+      ValueError: If they are not.
+    """
+    several = isinstance(densities, Iterable) and getattr(densities, "ndim", 1)
+    values = list(densities) if several else [densities]
+    if not values:
+        raise ValueError("`densities` must have at least one entry, got none.")
+    values = [check_density(value, name="densities") for value in values]
+    if any(later > before for before, later in itertools.pairwise(values)):
+        raise ValueError(f"`densities` must fall from level to level, got {shown(densities)}.")
+    return values
 
 
 def from_density(density: Any, size: int) -> Any:

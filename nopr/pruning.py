@@ -6,9 +6,8 @@ each round among the granules still alive.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from nopr import budgets, criteria, precision, schedules, trees
+from nopr import densities as densities_
 from nopr import granularity as granularities
 from nopr import masks as masks_
 from nopr.typing import (
@@ -54,8 +54,8 @@ def pruner(
         a sequence in leaf order or as `{path: density}`. Without it, every call must give `count`.
       scope: `"global"`, all granules compete; or `"layer"`, granules compete within each layer,
         with the same density in each.
-      distribution: `(shapes, *, density) -> counts` for the layers, such as `densities.erk`;
-        replaces `scope`.
+      distribution: `(shapes, *, density) -> counts` for the layers, such as `densities.erk`, or
+        `(shapes, *, density, paths) -> counts`; replaces `scope`.
       granularity: The weights that are kept or removed together; single weights by default.
       schedule: A constructor of `schedules`; round t of `rounds` keeps `schedule(t)`.
       rounds: Number of rounds of scoring and pruning; each scores the params under the masks of the
@@ -75,6 +75,8 @@ def pruner(
     criteria.check(criterion)
     if granularity is not None:
         granularities.check(granularity)
+    if distribution is not None:
+        densities_.check(distribution)
     rounds = whole_number("rounds", rounds)
     _check_densities(density, distribution, schedule, rounds)
     check_choice("scope", scope, Scope)
@@ -191,13 +193,7 @@ def level_counts(size: int, densities: Any) -> np.ndarray:
     Raises:
       ValueError: If a density is outside [0, 1] or the series rises.
     """
-    several = isinstance(densities, Iterable) and getattr(densities, "ndim", 1)
-    values = list(densities) if several else [densities]
-    if not values:
-        raise ValueError("`densities` must have at least one entry, got none.")
-    values = [budgets.check_density(value, name="densities") for value in values]
-    if any(later > before for before, later in itertools.pairwise(values)):
-        raise ValueError(f"`densities` must fall from level to level, got {shown(densities)}.")
+    values = budgets.falling(densities)
     return np.array([budgets.from_density(value, size) for value in values], np.int64)
 
 
@@ -230,8 +226,7 @@ def _planned(
     """Kept granules of each round, [rounds] or [rounds, layers]."""
     if density is None:
         raise ValueError("The pruner has no `density`. Give it one, or `count` in the call.")
-    shapes = trees.shapes(pooled)
-    sizes = [math.prod(shape) for shape in shapes]
+    sizes = [math.prod(shape) for shape in trees.shapes(pooled)]
     each = budgets.layers(density, trees.paths(pooled), name="density")
     if each is not None:
         counts = [_scheduled(schedule, d, rounds, n) for d, n in zip(each, sizes, strict=True)]
@@ -239,8 +234,8 @@ def _planned(
     if distribution is None:
         return _scheduled(schedule, density, rounds, sum(sizes))
     at = schedule(density=density, steps=rounds)
-    steps = range(1, rounds + 1)
-    return _falling(np.array([distribution(shapes, density=at(step)) for step in steps]))
+    falling = [at(step) for step in range(1, rounds + 1)]
+    return densities_.plan(distribution, pooled, densities=falling)
 
 
 def _scheduled(
@@ -298,20 +293,6 @@ def _check_rounds(finite: Array) -> None:
             f"The scores of round {first} of {len(finite)} have NaN or infinite values. "
             "Check the weights and the loss that were scored."
         )
-
-
-def _falling(plan: np.ndarray) -> np.ndarray:
-    """Changes counts [rounds, layers] so that none rises over rounds; each round's sum stays.
-
-    Largest remainder can give a layer one more when the total falls; the excess is taken from the
-    layer that still has the most to lose.
-    """
-    for now, later in zip(plan[-2::-1], plan[:0:-1], strict=True):
-        total = now.sum()
-        np.maximum(now, later, out=now)
-        while now.sum() > total:
-            now[np.argmax(now - later)] -= 1
-    return plan
 
 
 def _per_round(count: Any, rounds: int, paths: Sequence[str]) -> Any:

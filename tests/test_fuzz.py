@@ -33,6 +33,8 @@ PROMISES = {}
 UNREAD = {
     "criteria.random()": "scores are noise",
     "GradientTransformationExtraArgs.init": "zeros are made of shapes",
+    "densities.counts": "shapes are all that is read",
+    "densities.plan": "shapes are all that is read",
     "trees.full_masks": "weights are chosen by their paths",
     "trees.map_prunable": "the function that is given decides",
     "trees.overlay": "the function that is given decides",
@@ -174,11 +176,22 @@ def _(got, call, *, total, quotas=None, sizes=None):
     assert sum(got) == total
 
 
-@promise("densities.uniform", "densities.erk")
-def _(got, call, *, shapes, density):
+@promise(
+    *(f"densities.{name}" for name in ("uniform", "erk", "igq", "uniform_plus()", "smart_ratio()"))
+)
+def _(got, call, *, shapes, density, **_given):
     sizes = [math.prod(int(n) for n in shape) for shape in shapes]
     assert sum(got) == round(float(density) * sum(sizes))
     assert all(0 <= k <= size for k, size in zip(got, sizes, strict=True))
+
+
+@promise("densities.plan")
+def _(got, call, *, tree, densities, **_given):
+    if call.arguments[0].hostile:  # any function that returns counts
+        return
+    size = sum(map(np.size, jax.tree.leaves(tree)))
+    assert got.sum(axis=1).tolist() == [round(float(d) * size) for d in np.atleast_1d(densities)]
+    assert np.all(np.diff(got, axis=0) <= 0), "a count rises"
 
 
 @promise(*(f"schedules.{name}()" for name in ("one_shot", "linear", "exponential", "cubic")))
