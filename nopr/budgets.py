@@ -20,7 +20,7 @@ from jax.experimental import checkify
 from jaxtyping import Array
 
 from nopr import precision, trees
-from nopr.typing import Scope, check_choice, shown
+from nopr.typing import Scope, check_choice, shown, whole_number
 
 MOST = 2**31 - 1
 """The most weights that can compete with each other: they are counted in int32."""
@@ -194,6 +194,16 @@ def kept(
     ]
 
 
+def of_group(n: Any, m: Any) -> tuple[Any, int]:
+    """The n and m of N:M: n as an int32 from 1 to m, or a traced one clipped to 0 and m.
+
+    Raises:
+      ValueError: If one is out of range, or a traced n is not an integer.
+    """
+    m = whole_number("m", m, most=MOST)
+    return _int32(n, "n", m) if _traced(n) else np.int32(whole_number("n", n, most=m)), m
+
+
 def zeros(budget: Any, paths: Sequence[str]) -> tuple[str, ...]:
     """The layers whose count or density is a concrete 0."""
     each = layers(budget, paths, name="count") or [budget] * len(paths)
@@ -240,8 +250,8 @@ def _int32(k: Array, name: str, size: int) -> Array:
     """A traced count from 0 to `size`, clipped in its own dtype where int32 is narrower."""
     if k.ndim or not jnp.issubdtype(k.dtype, jnp.integer):
         raise ValueError(
-            f"A traced `{name}` must be one integer, got {k.dtype} of shape {k.shape}. Round it, "
-            "or give `density`."
+            f"A traced `{name}` must be one integer, got {k.dtype} of shape {k.shape}. Round it"
+            + (", or give `density`." if name == "count" else ".")
         )
     if jnp.iinfo(k.dtype).max > MOST:
         k = jnp.minimum(k, jnp.asarray(size, k.dtype))

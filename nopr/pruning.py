@@ -57,6 +57,7 @@ def pruner(
       distribution: `(shapes, *, density) -> counts` for the layers, such as `densities.erk`, or
         `(shapes, *, density, paths) -> counts`; replaces `scope`.
       granularity: The weights that are kept or removed together; single weights by default.
+        `granularity.n_of_m` takes no `density`, `distribution` or `count`.
       schedule: A constructor of `schedules`; round t of `rounds` keeps `schedule(t)`.
       rounds: Number of rounds of scoring and pruning; each scores the params under the masks of the
         round before.
@@ -81,6 +82,7 @@ def pruner(
     _check_densities(density, distribution, schedule, rounds)
     check_choice("scope", scope, Scope)
     grain = granularities.unstructured() if granularity is None else granularity
+    _check_group(grain, density=density, distribution=distribution)
 
     def prune(
         params: Params,
@@ -95,7 +97,11 @@ def pruner(
         trees.check_matches(like, params, name="scores")
         pooled = jax.eval_shape(grain.pool, like)
         paths = trees.paths(pooled)
-        if count is None:
+        _check_group(grain, count=count)
+        if grain.n_of_m is not None:
+            n, m = grain.n_of_m
+            plan = _scheduled(schedule, n / m, rounds, m)
+        elif count is None:
             plan = _planned(pooled, density, distribution, schedule, rounds)
         else:
             plan = _per_round(count, rounds, paths)
@@ -216,6 +222,16 @@ def _check_densities(
         schedule(density=value, steps=rounds)  # raises if it is out of range
 
 
+def _check_group(grain: granularities.Granularity, **given: Any) -> None:
+    """Checks that what N:M settles itself is not given."""
+    for name, value in given.items():
+        if grain.n_of_m is not None and value is not None:
+            raise ValueError(
+                f"`{name}` must be None with granularity {grain.name}, which sets the density of "
+                f"each leaf, got {shown(value)}. Leave it out."
+            )
+
+
 def _planned(
     pooled: Any,
     density: Any,
@@ -258,16 +274,28 @@ def _keep(
     grain: granularities.Granularity,
     scope: Scope,
 ) -> Masks:
-    """One round: pool, choose among the granules with any weight alive, expand."""
+    """One round: pool, choose among the granules with any weight alive, expand.
+
+    The scores of dead weights have no meaning, so they count as 0 in those of their granules.
+    """
+
+    def pool(scores: Scores, masks: Masks | None) -> Scores:
+        if masks is None:
+            return grain.pool(scores)
+        return grain.pool(trees.map_prunable(lambda m, s: jnp.where(m, s, 0), masks, scores))
+
     wide = any(leaf.dtype == np.float64 for leaf in jax.tree.leaves(scores))
-    granules = precision.in_double(grain.pool, scores) if wide else grain.pool(scores)
+    granules = precision.in_double(pool, scores, masks) if wide else pool(scores, masks)
     alive = None
     if masks is not None:
         shares = grain.pool(jax.tree.map(lambda mask: jnp.asarray(mask, jnp.float32), masks))
         alive = jax.tree.map(lambda share: share > 0, shares)
     by_layer = scope == "layer" or np.ndim(count) == 1
     scope = "layer" if by_layer else "global"
-    kept = masks_.top(granules, count=count, masks=alive, scope=scope, warn=False)
+    if grain.n_of_m is None:
+        kept = masks_.top(granules, count=count, masks=alive, scope=scope, warn=False)
+    else:
+        kept = masks_.n_of_m(granules, n=count, m=grain.n_of_m[1], axis=-1, masks=alive)
     expanded = grain.expand(kept, scores)
     return expanded if masks is None else masks_.combine(expanded, masks)
 

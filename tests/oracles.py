@@ -76,6 +76,23 @@ def smart_ratio(total, sizes):
     return rounded([*filled(total - head, weights, sizes[:-1]), head], total)
 
 
+def n_of_m(scores, n, m, alive=None):
+    """The n highest of each m consecutive scores of a flat list, the first among equals."""
+    alive = [True] * len(scores) if alive is None else alive
+    parts = [slice(start, start + m) for start in range(0, len(scores), m)]
+    return np.concatenate([top(scores[part], n, alive[part]) for part in parts])
+
+
+def granules(shape, key):
+    """The number of each weight's granule: `key(index)` names granules, numbered by sorted name."""
+    names = {index: key(index) for index in np.ndindex(*shape)}
+    numbers = {name: number for number, name in enumerate(sorted(set(names.values())))}
+    found = np.zeros(shape, int)
+    for index, name in names.items():
+        found[index] = numbers[name]
+    return found
+
+
 def relu_mlp(params, inputs):
     """A ReLU net on {"layer_i": {"kernel", "bias"}}, in float64."""
     values = np.asarray(inputs, np.float64)

@@ -114,6 +114,20 @@ def _(got, call, *, scores, density=None, count=None, masks=None, scope="global"
             )
 
 
+@promise("masks.n_of_m")
+def _(got, call, *, scores, n, m, axis=-2, masks=None):
+    same_form(got, scores, bool)
+    if call.traced is not None:
+        return
+    alive = [None] * 2 if masks is None else jax.tree.leaves(masks)
+    for leaf, kept, there in zip(jax.tree.leaves(scores), jax.tree.leaves(got), alive, strict=True):
+        one, two, three = (
+            None if x is None else np.moveaxis(np.asarray(x), axis, -1).ravel()
+            for x in (leaf, kept, there)
+        )
+        np.testing.assert_array_equal(two, oracles.n_of_m(one.astype(float), int(n), int(m), three))
+
+
 @promise("masks.apply")
 def _(got, call, *, params, masks):
     if not all(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(params)):

@@ -11,7 +11,7 @@ from jax.tree_util import tree_map_with_path
 from jaxtyping import Array, Bool, PyTree
 
 from nopr import trees
-from nopr.granularity.shared import Granularity, check_known, granules, masks_by_path, paths, pooled
+from nopr.granularity.shared import Granularity, check_known, granules, masks_by_path, paths
 from nopr.typing import Masks, Scores
 
 
@@ -42,7 +42,7 @@ def units(layers: Sequence[str]) -> Granularity:
     def pool(scores: Scores) -> Scores:
         chain(scores, layers, name="scores")
         return tree_map_with_path(
-            lambda path, leaf: None if trees.path_string(path) == layers[-1] else pooled(leaf),
+            lambda path, leaf: None if trees.path_string(path) == layers[-1] else _pooled(leaf),
             scores,
         )
 
@@ -52,7 +52,11 @@ def units(layers: Sequence[str]) -> Granularity:
         masks, previous = {}, None
         for path, kernel in zip(layers, kernels, strict=True):
             last = path == layers[-1]
-            outs = jnp.ones(kernel.shape[-1], bool) if last else granules(found, path, kernel)
+            outs = (
+                jnp.ones(kernel.shape[-1], bool)
+                if last
+                else granules(found, path, kernel.shape[-1:])
+            )
             ins = inputs_from(previous, kernel.shape)
             masks[path] = jnp.broadcast_to(ins[:, None] & outs, kernel.shape)
             previous = outs
@@ -107,6 +111,11 @@ def inputs_from(outs: Bool[Array, " out"] | None, shape: tuple[int, ...]) -> Boo
     if outs is None:
         return jnp.ones(shape[-2], bool)
     return jnp.tile(outs, shape[-2] // outs.shape[0])
+
+
+def _pooled(scores: Any) -> Array:
+    """The mean score of each filter of a kernel."""
+    return jnp.mean(scores, axis=tuple(range(scores.ndim - 1)))
 
 
 def _check_fits(path: str, shape: tuple[int, ...], before: tuple[int, ...] | None) -> None:
