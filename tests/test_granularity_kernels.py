@@ -232,7 +232,8 @@ def test_rounds_of_n_of_m_fall_to_n_and_only_remove(rng, getkey):
 
 def test_a_group_with_fewer_weights_alive_keeps_all_of_these(getkey):
     alive = {"w": np.array([[1, 0, 0, 0, 0, 1, 1, 1]], bool).T}
-    prune = pruning.pruner(criteria.random(), granularity=granularity.n_of_m(2, 4))
+    below_zero = criteria.from_weights(lambda w: w - 9)  # where dead weights have 0, or -9
+    prune = pruning.pruner(below_zero, granularity=granularity.n_of_m(2, 4))
     kept = prune({"w": np.ones((8, 1))}, None, masks=alive, key=getkey())["w"][:, 0]
     np.testing.assert_array_equal(kept[:4], [True, False, False, False])
     assert not kept[4]
@@ -254,8 +255,9 @@ def test_n_of_m_agrees_with_its_slow_twin_where_scores_tie(scores, alive, n):
         expected = oracles.n_of_m(scores, n, 4, None if there is None else alive)
         np.testing.assert_array_equal(np.ravel(kept["v"]), expected)
         assert kept["a"]["b"] is None
-    columns = masks.n_of_m(jax.tree.map(np.transpose, tree), n=n, m=4, axis=0)
-    rows = masks.n_of_m(tree, n=n, m=4, axis=1)
+    turned, turned_living = (jax.tree.map(np.transpose, each) for each in (tree, living))
+    columns = masks.n_of_m(turned, n=n, m=4, axis=0, masks=turned_living)
+    rows = masks.n_of_m(tree, n=n, m=4, axis=1, masks=living)
     jax.tree.map(lambda one, two: np.testing.assert_array_equal(one.T, two), columns, rows)
 
 
