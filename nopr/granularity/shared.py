@@ -127,12 +127,12 @@ def grouped(
         chosen, masks = cut(like), masks_by_path(granule_masks)
 
         def spread(path: Any, leaf: Any) -> Array:
-            where_ = trees.path_string(path)
-            if where_ not in chosen:
+            place = trees.path_string(path)
+            if place not in chosen:
                 return jnp.ones(leaf.shape, bool)
-            shape = chosen[where_].shape
-            one = granules(masks, where_, shape, granule=granule)
-            return chosen[where_].expand(one, tuple(leaf.shape))
+            shape = chosen[place].shape
+            one = granules(masks, place, shape, granule=granule)
+            return chosen[place].expand(one, tuple(leaf.shape))
 
         return tree_map_with_path(spread, like)
 
