@@ -7,7 +7,8 @@ traced budgets are clipped to their range before any cast, so that no dtype can 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from functools import partial
 from typing import Any
@@ -19,7 +20,7 @@ from jax.experimental import checkify
 from jaxtyping import Array
 
 from nopr import precision, trees
-from nopr.typing import Scope, check_choice, shown
+from nopr.typing import Scope, check_choice, shown, whole_number
 
 MOST = 2**31 - 1
 """The most weights that can compete with each other: they are counted in int32."""
@@ -63,6 +64,22 @@ def check_density(density: Any, *, name: str = "density") -> float:
     if not good:
         raise ValueError(f"`{name}` must be in [0, 1], got {shown(density)}.")
     return float(density)
+
+
+def falling(densities: Any) -> list[float]:
+    """Checks that densities, one or a series, are in [0, 1] and fall; returns them as a list.
+
+    Raises:
+      ValueError: If they are not.
+    """
+    several = isinstance(densities, Iterable) and getattr(densities, "ndim", 1)
+    values = list(densities) if several else [densities]
+    if not values:
+        raise ValueError("`densities` must have at least one entry, got none.")
+    values = [check_density(value, name="densities") for value in values]
+    if any(later > before for before, later in itertools.pairwise(values)):
+        raise ValueError(f"`densities` must fall from level to level, got {shown(densities)}.")
+    return values
 
 
 def from_density(density: Any, size: int) -> Any:
@@ -177,6 +194,16 @@ def kept(
     ]
 
 
+def of_group(n: Any, m: Any) -> tuple[Any, int]:
+    """The n and m of N:M: n as an int32 from 1 to m, or a traced one clipped to 0 and m.
+
+    Raises:
+      ValueError: If one is out of range, or a traced n is not an integer.
+    """
+    m = whole_number("m", m, most=MOST)
+    return _int32(n, "n", m) if _traced(n) else np.int32(whole_number("n", n, most=m)), m
+
+
 def zeros(budget: Any, paths: Sequence[str]) -> tuple[str, ...]:
     """The layers whose count or density is a concrete 0."""
     each = layers(budget, paths, name="count") or [budget] * len(paths)
@@ -223,8 +250,8 @@ def _int32(k: Array, name: str, size: int) -> Array:
     """A traced count from 0 to `size`, clipped in its own dtype where int32 is narrower."""
     if k.ndim or not jnp.issubdtype(k.dtype, jnp.integer):
         raise ValueError(
-            f"A traced `{name}` must be one integer, got {k.dtype} of shape {k.shape}. Round it, "
-            "or give `density`."
+            f"A traced `{name}` must be one integer, got {k.dtype} of shape {k.shape}. Round it"
+            + (", or give `density`." if name == "count" else ".")
         )
     if jnp.iinfo(k.dtype).max > MOST:
         k = jnp.minimum(k, jnp.asarray(size, k.dtype))

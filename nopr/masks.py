@@ -17,7 +17,16 @@ from jax.experimental import checkify
 from jaxtyping import Array, Bool, Int, Key, UInt
 
 from nopr import budgets, precision, ranking, trees
-from nopr.typing import LayerCount, Masks, Params, Scope, Scores, check_key, function_name
+from nopr.typing import (
+    LayerCount,
+    Masks,
+    Params,
+    Scope,
+    Scores,
+    check_key,
+    function_name,
+    shown,
+)
 
 
 def top(
@@ -75,11 +84,7 @@ def top(
     leaves, treedef = jax.tree.flatten(scores)
     _check_scores(scores)
     paths = trees.paths(scores)
-    alive = None
-    if masks is not None:
-        trees.check_same(masks, scores, name="masks", other="scores")
-        check_bool(masks)
-        alive = [jnp.asarray(leaf) for leaf in jax.tree.leaves(masks)]
+    alive = _alive(masks, scores)
     sizes = [leaf.size for leaf in leaves]
     counts = budgets.kept(paths, sizes, alive, density=density, count=count, scope=scope)
     choose = partial(ranking.highest, scope=scope)
@@ -94,6 +99,55 @@ def top(
         asked = budgets.zeros(density if count is None else count, paths)
         warn_emptied(result, before=masks, expected=asked)
     return result
+
+
+def n_of_m(scores: Scores, *, n: Any, m: int, axis: int = -2, masks: Masks | None = None) -> Masks:
+    """Keeps exactly the `n` highest of each `m` consecutive scores along an axis.
+
+    The choice is that of `top` in each group: the first among equals, by integer comparisons. Works
+    under jit and vmap; `n` may be traced.
+
+    Args:
+      scores: Float array on each prunable leaf, None elsewhere; higher = keep.
+      n: Number of kept weights in each group, from 1 to m.
+      m: Size of the groups; it divides the axis of every leaf.
+      axis: The axis along which the groups lie; by default, the inputs of [..., in, out].
+      masks: The weights still alive; a group with fewer than n of them keeps all of these.
+
+    Returns:
+      Masks like `scores`.
+
+    Raises:
+      ValueError: If `n` or `m` is out of range, `m` does not divide the axis of a leaf, the trees
+        do not match, or a concrete score is NaN or infinite; the message names the leaf.
+
+    Example:
+      >>> import numpy as np
+      >>> from nopr import masks
+      >>> scores = {"kernel": np.array([[3.0, 1.0, 1.0, 2.0, 0.0, 0.0, 0.0, 1.0]])}
+      >>> masks.n_of_m(scores, n=2, m=4, axis=1)["kernel"].astype(int)
+      Array([[1, 0, 0, 1, 1, 0, 0, 1]], dtype=int32)
+    """
+    leaves, treedef = jax.tree.flatten(scores)
+    _check_scores(scores)
+    n, m = budgets.of_group(n, m)
+    if not isinstance(axis, int | np.integer) or isinstance(axis, bool):
+        raise ValueError(f"`axis` must be a whole number, got {shown(axis)}.")
+    paths = trees.paths(scores)
+    for path, leaf in zip(paths, leaves, strict=True):
+        if not -leaf.ndim <= axis < leaf.ndim or leaf.shape[axis] % m:
+            raise ValueError(
+                f"`m` must divide axis {axis} of the scores at {path!r}, of shape {leaf.shape}, "
+                f"got {m}. Choose another axis, or leave the leaf out."
+            )
+    alive = _alive(masks, scores)
+    choose = partial(ranking.highest_in_groups, m=m, axis=axis)
+    if any(leaf.dtype == np.float64 for leaf in leaves):
+        kept, finite = precision.in_double(choose, leaves, alive, n)
+    else:
+        kept, finite = choose(leaves, alive, n)
+    _check_finite(finite, paths)
+    return jax.tree.unflatten(treedef, kept)
 
 
 def apply(params: Params, masks: Masks) -> Params:
@@ -299,6 +353,15 @@ def _kept(*leaves: Any) -> Int[Array, ""]:
 def _all_bool(tree: Any) -> bool:
     kinds = {getattr(leaf, "dtype", None) for leaf in jax.tree.leaves(tree)}
     return kinds == {np.dtype(bool)}
+
+
+def _alive(masks: Masks | None, scores: Scores) -> list[Array] | None:
+    """The leaves of masks that restrict a choice, checked against the scores."""
+    if masks is None:
+        return None
+    trees.check_same(masks, scores, name="masks", other="scores")
+    check_bool(masks)
+    return [jnp.asarray(leaf) for leaf in jax.tree.leaves(masks)]
 
 
 def _check_scores(scores: Scores) -> None:

@@ -6,9 +6,8 @@ each round among the granules still alive.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from nopr import budgets, criteria, precision, schedules, trees
+from nopr import densities as densities_
 from nopr import granularity as granularities
 from nopr import masks as masks_
 from nopr.typing import (
@@ -54,9 +54,10 @@ def pruner(
         a sequence in leaf order or as `{path: density}`. Without it, every call must give `count`.
       scope: `"global"`, all granules compete; or `"layer"`, granules compete within each layer,
         with the same density in each.
-      distribution: `(shapes, *, density) -> counts` for the layers, such as `densities.erk`;
-        replaces `scope`.
+      distribution: `(shapes, *, density) -> counts` for the layers, such as `densities.erk`, or
+        `(shapes, *, density, paths) -> counts`; replaces `scope`.
       granularity: The weights that are kept or removed together; single weights by default.
+        `granularity.n_of_m` takes no `density`, `distribution` or `count`.
       schedule: A constructor of `schedules`; round t of `rounds` keeps `schedule(t)`.
       rounds: Number of rounds of scoring and pruning; each scores the params under the masks of the
         round before.
@@ -75,10 +76,13 @@ def pruner(
     criteria.check(criterion)
     if granularity is not None:
         granularities.check(granularity)
+    if distribution is not None:
+        densities_.check(distribution)
     rounds = whole_number("rounds", rounds)
     _check_densities(density, distribution, schedule, rounds)
     check_choice("scope", scope, Scope)
     grain = granularities.unstructured() if granularity is None else granularity
+    _check_group(grain, density=density, distribution=distribution)
 
     def prune(
         params: Params,
@@ -93,7 +97,11 @@ def pruner(
         trees.check_matches(like, params, name="scores")
         pooled = jax.eval_shape(grain.pool, like)
         paths = trees.paths(pooled)
-        if count is None:
+        _check_group(grain, count=count)
+        if grain.n_of_m is not None:
+            n, m = grain.n_of_m
+            plan = _scheduled(schedule, n / m, rounds, m)
+        elif count is None:
             plan = _planned(pooled, density, distribution, schedule, rounds)
         else:
             plan = _per_round(count, rounds, paths)
@@ -191,13 +199,7 @@ def level_counts(size: int, densities: Any) -> np.ndarray:
     Raises:
       ValueError: If a density is outside [0, 1] or the series rises.
     """
-    several = isinstance(densities, Iterable) and getattr(densities, "ndim", 1)
-    values = list(densities) if several else [densities]
-    if not values:
-        raise ValueError("`densities` must have at least one entry, got none.")
-    values = [budgets.check_density(value, name="densities") for value in values]
-    if any(later > before for before, later in itertools.pairwise(values)):
-        raise ValueError(f"`densities` must fall from level to level, got {shown(densities)}.")
+    values = budgets.falling(densities)
     return np.array([budgets.from_density(value, size) for value in values], np.int64)
 
 
@@ -220,6 +222,16 @@ def _check_densities(
         schedule(density=value, steps=rounds)  # raises if it is out of range
 
 
+def _check_group(grain: granularities.Granularity, **given: Any) -> None:
+    """Checks that what N:M settles itself is not given."""
+    for name, value in given.items():
+        if grain.n_of_m is not None and value is not None:
+            raise ValueError(
+                f"`{name}` must be None with granularity {grain.name}, which sets the density of "
+                f"each leaf, got {shown(value)}. Leave it out."
+            )
+
+
 def _planned(
     pooled: Any,
     density: Any,
@@ -230,8 +242,7 @@ def _planned(
     """Kept granules of each round, [rounds] or [rounds, layers]."""
     if density is None:
         raise ValueError("The pruner has no `density`. Give it one, or `count` in the call.")
-    shapes = trees.shapes(pooled)
-    sizes = [math.prod(shape) for shape in shapes]
+    sizes = [math.prod(shape) for shape in trees.shapes(pooled)]
     each = budgets.layers(density, trees.paths(pooled), name="density")
     if each is not None:
         counts = [_scheduled(schedule, d, rounds, n) for d, n in zip(each, sizes, strict=True)]
@@ -239,8 +250,8 @@ def _planned(
     if distribution is None:
         return _scheduled(schedule, density, rounds, sum(sizes))
     at = schedule(density=density, steps=rounds)
-    steps = range(1, rounds + 1)
-    return _falling(np.array([distribution(shapes, density=at(step)) for step in steps]))
+    falling = [at(step) for step in range(1, rounds + 1)]
+    return densities_.plan(distribution, pooled, densities=falling)
 
 
 def _scheduled(
@@ -263,16 +274,28 @@ def _keep(
     grain: granularities.Granularity,
     scope: Scope,
 ) -> Masks:
-    """One round: pool, choose among the granules with any weight alive, expand."""
+    """One round: pool, choose among the granules with any weight alive, expand.
+
+    The scores of dead weights have no meaning, so they count as 0 in those of their granules.
+    """
+
+    def pool(scores: Scores, masks: Masks | None) -> Scores:
+        if masks is None:
+            return grain.pool(scores)
+        return grain.pool(trees.map_prunable(lambda m, s: jnp.where(m, s, 0), masks, scores))
+
     wide = any(leaf.dtype == np.float64 for leaf in jax.tree.leaves(scores))
-    granules = precision.in_double(grain.pool, scores) if wide else grain.pool(scores)
+    granules = precision.in_double(pool, scores, masks) if wide else pool(scores, masks)
     alive = None
     if masks is not None:
         shares = grain.pool(jax.tree.map(lambda mask: jnp.asarray(mask, jnp.float32), masks))
         alive = jax.tree.map(lambda share: share > 0, shares)
     by_layer = scope == "layer" or np.ndim(count) == 1
     scope = "layer" if by_layer else "global"
-    kept = masks_.top(granules, count=count, masks=alive, scope=scope, warn=False)
+    if grain.n_of_m is None:
+        kept = masks_.top(granules, count=count, masks=alive, scope=scope, warn=False)
+    else:
+        kept = masks_.n_of_m(granules, n=count, m=grain.n_of_m[1], axis=-1, masks=alive)
     expanded = grain.expand(kept, scores)
     return expanded if masks is None else masks_.combine(expanded, masks)
 
@@ -298,20 +321,6 @@ def _check_rounds(finite: Array) -> None:
             f"The scores of round {first} of {len(finite)} have NaN or infinite values. "
             "Check the weights and the loss that were scored."
         )
-
-
-def _falling(plan: np.ndarray) -> np.ndarray:
-    """Changes counts [rounds, layers] so that none rises over rounds; each round's sum stays.
-
-    Largest remainder can give a layer one more when the total falls; the excess is taken from the
-    layer that still has the most to lose.
-    """
-    for now, later in zip(plan[-2::-1], plan[:0:-1], strict=True):
-        total = now.sum()
-        np.maximum(now, later, out=now)
-        while now.sum() > total:
-            now[np.argmax(now - later)] -= 1
-    return plan
 
 
 def _per_round(count: Any, rounds: int, paths: Sequence[str]) -> Any:

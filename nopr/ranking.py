@@ -44,6 +44,24 @@ def highest(
     return kept, [_is_finite(*each) for each in zip(leaves, living, strict=True)]
 
 
+def highest_in_groups(
+    leaves: list[Any], alive: list[Any] | None, n: Any, *, m: int, axis: int
+) -> tuple[list[Array], list[Array]]:
+    """The n highest of each m consecutive scores along an axis, and whether they are finite."""
+    leaves = [jnp.asarray(leaf) for leaf in leaves]
+    living = [None] * len(leaves) if alive is None else alive
+    choose = jax.vmap(_keep_highest, (0, 0, None))
+    kept = []
+    for leaf, mask in zip(leaves, living, strict=True):
+        dtype = np.float64 if leaf.dtype == np.float64 else np.float32
+        moved = jnp.moveaxis(leaf.astype(dtype), axis, -1)
+        there = jnp.ones(leaf.shape, bool) if mask is None else jnp.asarray(mask)
+        there = jnp.moveaxis(there, axis, -1).reshape(-1, m)
+        chosen = choose(moved.reshape(-1, m), there, n)
+        kept.append(jnp.moveaxis(chosen.reshape(moved.shape), -1, axis))
+    return kept, [_is_finite(*each) for each in zip(leaves, living, strict=True)]
+
+
 @jax.jit
 def _is_finite(scores: Array, alive: Array | None) -> Bool[Array, ""]:
     """Whether every score that can be chosen is finite; scores of dead weights have no meaning."""

@@ -36,6 +36,8 @@ UNREAD = {
     "export.load_pruned": "of `like` only the shapes are read",
     "export.load_safetensors": "of `like` only the shapes are read",
     "GradientTransformationExtraArgs.init": "zeros are made of shapes",
+    "densities.counts": "shapes are all that is read",
+    "densities.plan": "shapes are all that is read",
     "trees.full_masks": "weights are chosen by their paths",
     "trees.map_prunable": "the function that is given decides",
     "trees.overlay": "the function that is given decides",
@@ -115,6 +117,20 @@ def _(got, call, *, scores, density=None, count=None, masks=None, scope="global"
             )
 
 
+@promise("masks.n_of_m")
+def _(got, call, *, scores, n, m, axis=-2, masks=None):
+    same_form(got, scores, bool)
+    if call.traced is not None:
+        return
+    alive = [None] * 2 if masks is None else jax.tree.leaves(masks)
+    for leaf, kept, there in zip(jax.tree.leaves(scores), jax.tree.leaves(got), alive, strict=True):
+        one, two, three = (
+            None if x is None else np.moveaxis(np.asarray(x), axis, -1).ravel()
+            for x in (leaf, kept, there)
+        )
+        np.testing.assert_array_equal(two, oracles.n_of_m(one.astype(float), int(n), int(m), three))
+
+
 @promise("masks.apply")
 def _(got, call, *, params, masks):
     if not all(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(params)):
@@ -177,11 +193,22 @@ def _(got, call, *, total, quotas=None, sizes=None):
     assert sum(got) == total
 
 
-@promise("densities.uniform", "densities.erk")
-def _(got, call, *, shapes, density):
+@promise(
+    *(f"densities.{name}" for name in ("uniform", "erk", "igq", "uniform_plus()", "smart_ratio()"))
+)
+def _(got, call, *, shapes, density, **_given):
     sizes = [math.prod(int(n) for n in shape) for shape in shapes]
     assert sum(got) == round(float(density) * sum(sizes))
     assert all(0 <= k <= size for k, size in zip(got, sizes, strict=True))
+
+
+@promise("densities.plan")
+def _(got, call, *, tree, densities, **_given):
+    if call.arguments[0].hostile:  # any function that returns counts
+        return
+    size = sum(map(np.size, jax.tree.leaves(tree)))
+    assert got.sum(axis=1).tolist() == [round(float(d) * size) for d in np.atleast_1d(densities)]
+    assert np.all(np.diff(got, axis=0) <= 0), "a count rises"
 
 
 @promise(*(f"schedules.{name}()" for name in ("one_shot", "linear", "exponential", "cubic")))

@@ -205,6 +205,18 @@ def test_a_count_or_density_may_be_given_to_each_layer_by_path(rng, getkey):
     assert counts(kept) == [round(d * n) for d, n in zip((0.5, 0.1, 0.25), sizes, strict=True)]
 
 
+def test_densities_by_path_must_name_every_layer_and_nothing_else(rng, getkey):
+    for wrong, match in (
+        ({LAYERS[0]: 0.5, LAYERS[1]: 0.1}, "`density` has no entry for 'layer_2/kernel'"),
+        ({**dict.fromkeys(LAYERS, 0.5), "layer_3/kernel": 0.1}, "has 'layer_3/kernel', which is"),
+    ):
+        prune = pruning.pruner(criteria.random(), density=wrong, rounds=2)
+        with pytest.raises(ValueError, match=match):
+            prune(net(rng), None, key=getkey())
+    with pytest.raises(ValueError, match=r"`density` must be in \[0, 1\], got 1\.5"):
+        pruning.pruner(criteria.random(), density={LAYERS[0]: 1.5})
+
+
 def test_a_layer_that_loses_everything_is_named_once_and_a_level_too(rng, getkey):
     params, key = net(rng), getkey()
     params["layer_2"]["kernel"] *= 1e-6
