@@ -44,3 +44,16 @@ def central_difference(f, x, step=1e-5):
         down[index] -= step
         gradient[index] = (f(up) - f(down)) / (2 * step)
     return gradient
+
+
+def lamp(weights):
+    """w^2 over the sum of the squares from the layer's largest weight down to it.
+
+    The first of equal magnitudes is the larger.
+    """
+    squares = np.asarray(weights, np.float64).ravel() ** 2
+    scores, total = np.zeros(squares.size), 0.0
+    for i in sorted(range(squares.size), key=lambda i: (-squares[i], i)):
+        total += squares[i]
+        scores[i] = squares[i] / total if squares[i] else 0.0
+    return scores.reshape(np.shape(weights))

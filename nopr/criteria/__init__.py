@@ -11,20 +11,25 @@ criterion must pass.
 
 from nopr.criteria.combinators import invert
 from nopr.criteria.contract import check_contract
-from nopr.criteria.data_free import magnitude, random, synflow
-from nopr.criteria.first_order import snip
-from nopr.criteria.second_order import grasp
+from nopr.criteria.data_free import lamp, magnitude, random, synflow
+from nopr.criteria.first_order import force, movement, snip, taylor
+from nopr.criteria.second_order import grasp, obd
 from nopr.criteria.shared import check, from_gradients, from_weights
 
 __all__ = [
     "check",
     "check_contract",
+    "force",
     "from_gradients",
     "from_weights",
     "grasp",
     "invert",
+    "lamp",
     "magnitude",
+    "movement",
+    "obd",
     "random",
     "snip",
     "synflow",
+    "taylor",
 ]
