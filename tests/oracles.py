@@ -57,3 +57,12 @@ def lamp(weights):
         total += squares[i]
         scores[i] = squares[i] / total if squares[i] else 0.0
     return scores.reshape(np.shape(weights))
+
+
+def force(weights, gradient, counts):
+    """FORCE on a flat list of weights: the masks of each round, chosen among all weights."""
+    kept, rounds = np.ones(len(weights), bool), []
+    for k in counts:
+        kept = top(np.abs(weights * gradient(np.where(kept, weights, 0.0))), k)
+        rounds.append(kept)
+    return rounds
