@@ -66,3 +66,14 @@ def force(weights, gradient, counts):
         kept = top(np.abs(weights * gradient(np.where(kept, weights, 0.0))), k)
         rounds.append(kept)
     return rounds
+
+
+def fpgm(kernel, alive=None):
+    """The sum of each filter's distances to the filters that have a weight alive."""
+    alive = np.ones(kernel.shape, bool) if alive is None else alive
+    columns = [np.where(alive, kernel, 0.0)[..., i].ravel() for i in range(kernel.shape[-1])]
+    there = [alive[..., i].any() for i in range(kernel.shape[-1])]
+    return [
+        sum(np.linalg.norm(one - other) for other, on in zip(columns, there, strict=True) if on)
+        for one in columns
+    ]

@@ -26,6 +26,7 @@ class Network(NamedTuple):
     params: dict
     inputs: np.ndarray
     targets: np.ndarray
+    scales: dict  # the scale of each kernel that has one
 
     def loss(self, params, batch):
         inputs, targets = batch
@@ -42,7 +43,8 @@ class Block(nn.Module):
 def linen():
     inputs = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
     params = Block().init(jax.random.key(1), inputs)
-    return Network(Block().apply, params, inputs, inputs[..., :2])
+    scales = {"params/Dense_0/kernel": "params/BatchNorm_0/scale"}
+    return Network(Block().apply, params, inputs, inputs[..., :2], scales)
 
 
 def plain():
@@ -50,13 +52,16 @@ def plain():
     kernels = {"a": rng.normal(size=(4, 5)), "b": rng.normal(size=(5, 2))}
     params = {name: {"w": jnp.float32(w), "bias": None} for name, w in kernels.items()}
     params["a"]["bias"] = jnp.float32(rng.normal(size=5))
+    for name, w in kernels.items():
+        params[name]["scale"] = jnp.float32(rng.normal(size=w.shape[1]))
 
     def apply(params, inputs):
         hidden = jnp.tanh(jnp.dot(inputs, params["a"]["w"]) + params["a"]["bias"][None, :])
         return jnp.dot(hidden, params["b"]["w"])
 
     inputs = np.float32(rng.normal(size=(6, 4)))
-    return Network(apply, params, inputs, inputs[:, :2])
+    scales = {"a/w": "a/scale", "b/w": "b/scale"}
+    return Network(apply, params, inputs, inputs[:, :2], scales)
 
 
 def guide():
@@ -81,6 +86,10 @@ CRITERIA = {
     "grasp": lambda net: criteria.grasp(net.loss),
     "obd": lambda net: criteria.obd(net.loss, block=4),
     "synflow": lambda net: criteria.synflow(net.apply, input_shape=net.inputs.shape[1:]),
+    "filter_l1": lambda net: criteria.filter_l1(),
+    "filter_l2": lambda net: criteria.filter_l2(),
+    "fpgm": lambda net: criteria.fpgm(),
+    "batch_norm_scale": lambda net: criteria.batch_norm_scale(net.scales),
     "invert": lambda net: criteria.invert(criteria.snip(net.loss)),
     "the guide's short one": lambda net: guide()["rooted"](net.loss),
     "the guide's long one": lambda net: guide()["fisher"](net.loss),
@@ -98,7 +107,10 @@ def test_the_contract_holds(name, network):
     score, batch = CRITERIA[name](net), (net.inputs, net.targets)
     criteria.check_contract(score, net.params, batch, key=KEYS[1])
     shapes = jax.eval_shape(lambda params: score(params, batch, key=KEYS[1]), net.params)
-    assert jax.tree.structure(shapes) == jax.tree.structure(trees.select(net.params))
+    where = trees.is_prunable
+    if name == "batch_norm_scale":
+        where = lambda path, leaf: path in net.scales  # noqa: E731
+    assert jax.tree.structure(shapes) == jax.tree.structure(trees.select(net.params, where))
 
 
 def careless(change):

@@ -15,11 +15,16 @@ from nopr.criteria.data_free import lamp, magnitude, random, synflow
 from nopr.criteria.first_order import force, movement, snip, taylor
 from nopr.criteria.second_order import grasp, obd
 from nopr.criteria.shared import check, from_gradients, from_weights
+from nopr.criteria.structured import batch_norm_scale, filter_l1, filter_l2, fpgm
 
 __all__ = [
+    "batch_norm_scale",
     "check",
     "check_contract",
+    "filter_l1",
+    "filter_l2",
     "force",
+    "fpgm",
     "from_gradients",
     "from_weights",
     "grasp",
