@@ -91,10 +91,15 @@ CRITERIA = {
     "fpgm": lambda net: criteria.fpgm(),
     "batch_norm_scale": lambda net: criteria.batch_norm_scale(net.scales),
     "invert": lambda net: criteria.invert(criteria.snip(net.loss)),
+    "shuffle": lambda net: criteria.shuffle(criteria.snip(net.loss)),
+    "normalize": lambda net: criteria.normalize(criteria.snip(net.loss)),
+    "by_filter": lambda net: criteria.by_filter(criteria.taylor(net.loss)),
+    "average": lambda net: criteria.average(criteria.random(), keys=3),
+    "average in float64": lambda net: criteria.average(criteria.lamp(), stacked=True),
     "the guide's short one": lambda net: guide()["rooted"](net.loss),
     "the guide's long one": lambda net: guide()["fisher"](net.loss),
 }
-NEEDS_KEY = {"random"}
+NEEDS_KEY = {"random", "average", "shuffle"}
 
 both = pytest.mark.parametrize("network", NETWORKS)
 every = pytest.mark.parametrize("name", CRITERIA)

@@ -9,7 +9,7 @@ Each family of criteria is a file. A new criterion is mostly a docstring and a c
 criterion must pass.
 """
 
-from nopr.criteria.combinators import invert
+from nopr.criteria.combinators import average, by_filter, invert, normalize, shuffle
 from nopr.criteria.contract import check_contract
 from nopr.criteria.data_free import lamp, magnitude, random, synflow
 from nopr.criteria.first_order import force, movement, snip, taylor
@@ -18,7 +18,9 @@ from nopr.criteria.shared import check, from_gradients, from_weights
 from nopr.criteria.structured import batch_norm_scale, filter_l1, filter_l2, fpgm
 
 __all__ = [
+    "average",
     "batch_norm_scale",
+    "by_filter",
     "check",
     "check_contract",
     "filter_l1",
@@ -32,8 +34,10 @@ __all__ = [
     "lamp",
     "magnitude",
     "movement",
+    "normalize",
     "obd",
     "random",
+    "shuffle",
     "snip",
     "synflow",
     "taylor",

@@ -170,13 +170,18 @@ def gradient(loss: Loss, params: Params, batch: Batch, stacked: bool) -> Callabl
     )
 
 
-def summed(function: Callable[[Any], Params], xs: Any, zeros: Params) -> Params:
+def summed(
+    function: Callable[[Any], Params],
+    xs: Any,
+    zeros: Params,
+    add: Callable[[Array, Array], Array] = jnp.add,
+) -> Params:
     """The sum of a function over the leading axis of `xs`, from `zeros` on, one after the other."""
 
-    def add(total: Params, x: Any) -> tuple[Params, None]:
-        return jax.tree.map(jnp.add, total, function(x)), None
+    def step(total: Params, x: Any) -> tuple[Params, None]:
+        return jax.tree.map(add, total, function(x)), None
 
-    return jax.lax.scan(add, zeros, xs)[0]
+    return jax.lax.scan(step, zeros, xs)[0]
 
 
 def check(criterion: Criterion) -> None:
