@@ -118,6 +118,15 @@ def test_the_contract_holds(name, network):
     assert jax.tree.structure(shapes) == jax.tree.structure(trees.select(net.params, where))
 
 
+def test_the_guides_fisher_is_twice_obd():
+    net = NETWORKS["plain"]
+    batch = (net.inputs, net.targets)
+    half, whole = (
+        CRITERIA[name](net)(net.params, batch, key=None) for name in ("obd", "the guide's long one")
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(2 * a, b, rtol=1e-5), half, whole)
+
+
 def careless(change):
     """The size of a weight, changed: `change(leaf, masks, key)`."""
 
@@ -197,7 +206,7 @@ def test_higher_means_keep_and_invert_turns_it_around():
 
 
 @pytest.mark.parametrize("use", [pruning.pruner, criteria.invert])
-@pytest.mark.parametrize("constructor", ["magnitude", "snip", "synflow", "invert"])
+@pytest.mark.parametrize("constructor", ["magnitude", "snip", "force", "synflow", "invert"])
 def test_a_constructor_that_was_not_called_is_refused_with_the_remedy(constructor, use):
     with pytest.raises(ValueError, match=rf"must be called: `{constructor}\(\.\.\.\)`"):
         use(getattr(criteria, constructor))

@@ -28,9 +28,12 @@ SELDOM = {
     **dict.fromkeys(("pruning.levels", "criteria", "isometry", "spectra", "synthetic"), 6),
     **dict.fromkeys(("finetune", "sweeps"), 10),
 }
+GRADIENTS = ("snip", "force", "taylor", "movement", "grasp", "obd")
+DATA_FREE = ("random", "magnitude", "lamp", "filter_l1", "filter_l2", "fpgm", "batch_norm_scale")
 PROMISES = {}
 # NaN that is given and is not read, or is meant.
 UNREAD = {
+    "criteria.batch_norm_scale()": "only the scales of some layers are read",
     "criteria.random()": "scores are noise",
     "GradientTransformationExtraArgs.init": "zeros are made of shapes",
     "trees.full_masks": "weights are chosen by their paths",
@@ -218,6 +221,7 @@ def _(
     granularity=None,
     schedule=None,
     rounds=1,
+    regrow=False,
     params,
     batch,
     masks=None,
@@ -280,7 +284,7 @@ def _(got, call, *, data, **_given):
     assert got.count == len(data[1])
 
 
-@promise(*(f"criteria.{name}()" for name in ("snip", "grasp", "magnitude", "random")))
+@promise(*(f"criteria.{name}()" for name in (*GRADIENTS, *DATA_FREE)))
 def _(got, call, *, params, where=None, **_given):
     weights = fuzzing.trees.by_path(params, "params")
     for path, leaf in fuzzing.trees.by_path(got, "scores").items():
@@ -430,7 +434,18 @@ def _unread(owner, given):
         return {"key", "data"}
     if owner == "finetune.epoch_rates()":  # a schedule of optax
         return set(given)
-    uses_batch = any(name in owner for name in ("snip", "grasp", "gradients", "entropy", "error"))
+    losses = (
+        "snip",
+        "grasp",
+        "gradients",
+        "entropy",
+        "error",
+        "force",
+        "taylor",
+        "movement",
+        "obd",
+    )
+    uses_batch = any(name in owner for name in losses)
     by_data = uses_batch or not owner.startswith(("criteria", "pruning"))
     return (
         {"key", "k", "rule", "layers"} if by_data else {"key", "batch", "schedule", "distribution"}
