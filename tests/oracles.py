@@ -59,13 +59,14 @@ def lamp(weights):
     return scores.reshape(np.shape(weights))
 
 
-def force(weights, gradient, counts):
-    """FORCE on a flat list of weights: the masks of each round, chosen among all weights."""
-    kept, rounds = np.ones(len(weights), bool), []
+def rounds(weights, gradient, counts, *, regrow):
+    """The masks of each round of FORCE, or without `regrow` of iterative SNIP, on a flat list."""
+    kept, found = np.ones(len(weights), bool), []
     for k in counts:
-        kept = top(np.abs(weights * gradient(np.where(kept, weights, 0.0))), k)
-        rounds.append(kept)
-    return rounds
+        scores = np.abs(weights * gradient(np.where(kept, weights, 0.0)))
+        kept = top(scores, k, None if regrow else kept)
+        found.append(kept)
+    return found
 
 
 def fpgm(kernel, alive=None):

@@ -5,6 +5,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import oracles
 import pytest
 from flax import nnx
@@ -118,6 +119,45 @@ def test_force_is_the_change_if_a_removed_weight_returned(problem, rng):
     assert np.all(np.asarray(scores)[~np.asarray(trees.ravel(kept)[0])] > 0)
 
 
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("pruned", [False, True])
+def test_prospr_is_the_effect_of_a_mask_on_the_loss_after_training_by_optax(pruned, problem, rng):
+    params, batch = problem
+    stacked = tuple(rng.normal(size=(4, *x.shape)) for x in batch)
+    kept = None
+    if pruned:
+        kept = jax.tree.map(lambda w: rng.random(w.shape) < 0.6, trees.select(params))
+    tx = optax.sgd(0.3, momentum=0.9)
+
+    def outcome(gates):
+        def alive(tree):
+            return tree if kept is None else masks.apply(tree, kept)
+
+        now = alive(trees.overlay(jnp.multiply, params, gates))
+        state = tx.init(now)
+        for i in range(3):
+            slopes = jax.grad(loss)(now, tuple(x[i] for x in stacked))
+            updates, state = tx.update(alive(slopes), state)
+            now = optax.apply_updates(now, updates)
+        return loss(now, tuple(x[3] for x in stacked))
+
+    vector, unravel = trees.ravel(jax.tree.map(np.ones_like, trees.select(params)))
+    compiled = jax.jit(lambda vector: outcome(unravel(vector)))
+    expected = np.abs(oracles.central_difference(compiled, np.asarray(vector)))
+    criterion = criteria.prospr(loss, learning_rate=0.3, momentum=0.9, stacked=True)
+    scores = trees.ravel(criterion(params, stacked, masks=kept, key=None))[0]
+    np.testing.assert_allclose(scores, expected, atol=1e-7)
+    assert np.max(expected) > 1e-2
+
+
+def test_prospr_without_training_is_snip_and_with_it_is_not(problem):
+    params, batch = jax.tree.map(np.float32, problem)
+    snip = trees.ravel(criteria.snip(loss)(params, batch, key=None))[0]
+    for rate, same in ((0.0, True), (0.3, False)):
+        scores = criteria.prospr(loss, learning_rate=rate)(params, batch, key=None)
+        assert np.allclose(trees.ravel(scores)[0], snip, rtol=1e-5) == same
+
+
 def test_force_of_the_whole_network_is_snip(problem):
     params, batch = problem
     pair = (make(loss)(params, batch, key=None) for make in (criteria.force, criteria.snip))
@@ -160,9 +200,10 @@ def test_obd_of_half_precision_adds_up_in_single_precision():
     def of_one(params, batch):
         return jnp.mean(jnp.sum(params["w"], dtype=jnp.float32) * batch)
 
-    scores = criteria.obd(of_one)(params, np.ones(1000, np.float32), key=None)["w"]
+    slope = np.float32(1 + 2**-7)  # its square takes more than the bits of bfloat16
+    scores = criteria.obd(of_one)(params, np.full(1000, slope), key=None)["w"]
     assert scores.dtype == np.float32
-    np.testing.assert_allclose(scores, 0.5, rtol=1e-5)
+    np.testing.assert_allclose(scores, slope**2 / 2, rtol=1e-5)
 
 
 @pytest.mark.usefixtures("double")
@@ -368,3 +409,17 @@ def test_options_out_of_range_are_refused(unchecked):
         criteria.taylor(loss, group="unit")
     with pytest.raises(ValueError, match="`block` must be a whole number of at least 1, got 0"):
         criteria.obd(loss, block=0)
+    for bad in (-0.1, np.nan, None, 1e300):
+        with pytest.raises(ValueError, match=r"`learning_rate` must be in \[0, 1e\+38\), got"):
+            criteria.prospr(loss, learning_rate=bad)
+    with pytest.raises(ValueError, match=r"`momentum` must be in \[0, 1\), got 1"):
+        criteria.prospr(loss, learning_rate=0.1, momentum=1)
+    with pytest.raises(ValueError, match="`steps` must be a whole number of at least 1, got 0"):
+        criteria.prospr(loss, learning_rate=0.1, steps=0)
+
+
+def test_prospr_asks_for_a_batch_for_each_step_and_one_more(problem):
+    params, batch = problem
+    score = criteria.prospr(loss, learning_rate=0.1, stacked=True)
+    with pytest.raises(ValueError, match=r"`batch` must hold 4 batches, .* `steps` = 3 .* got 6"):
+        score(params, batch)

@@ -82,6 +82,22 @@ def test_a_layer_without_scores_stays_0_and_one_that_is_not_finite_is_refused():
             masks.top(scores, count=2)
 
 
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (criteria.normalize, [[3 / 6, 1 / 6, 0], [2 / 6, 0, 0]]),
+        (criteria.by_filter, [[5, 1, 0], [5, 1, 0]]),
+    ],
+)
+def test_scores_of_pruned_weights_do_not_count_whatever_they_are(make, expected):
+    def careless(params, batch, *, masks=None, key):
+        del batch, masks, key
+        return {"a": jnp.abs(params["a"])}
+
+    scores = make(careless)(PARAMS, None, masks={"a": KEPT["a"]}, key=None)["a"]
+    np.testing.assert_allclose(scores, expected, rtol=1e-6)
+
+
 def test_scores_of_filters_are_the_sums_over_their_living_weights(batches):
     batch = tuple(leaf[0] for leaf in batches)
     by_filter = criteria.by_filter(criteria.magnitude())(PARAMS, None, masks=KEPT, key=None)

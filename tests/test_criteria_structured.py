@@ -127,6 +127,15 @@ def test_scales_that_do_not_fit_are_refused_by_path(scales, message, params, unc
         criteria.batch_norm_scale(scales)(params, None)
 
 
+def test_biases_and_empty_layers_have_scores_where_asked_for():
+    """Each entry of a bias is a filter of its own."""
+    params = {"bias": jnp.array([3.0, -1.0]), "scalar": jnp.float32(2), "empty": jnp.ones((0, 2))}
+    for name, expected in (("filter_l1", [3, 1]), ("filter_l2", [3, 1]), ("fpgm", [4, 4])):
+        scores = getattr(criteria, name)(where=trees.everything)(params, None)
+        np.testing.assert_allclose(scores["bias"], expected)
+        assert trees.shapes(scores) == trees.shapes(params)
+
+
 def test_norms_of_half_precision_are_summed_in_single_precision():
     params = {"w": jnp.ones((1000, 2), jnp.bfloat16)}
     for criterion in (criteria.filter_l1(), criteria.filter_l2()):

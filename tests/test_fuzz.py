@@ -24,11 +24,12 @@ OFTEN = {"masks.top": 100, "pruning.pruner": 50, "masks.apply": 30, "masks.combi
 # Each call compiles a program of its own.
 SELDOM = {
     **dict.fromkeys(("algorithms", "finetune.advance", "finetune.resume", "finetune.trainer"), 3),
-    **dict.fromkeys(("criteria.check_contract", "criteria.grasp", "information.exact"), 3),
+    **dict.fromkeys(("criteria.check_contract", "criteria.grasp", "criteria.prospr"), 3),
+    "information.exact": 3,
     **dict.fromkeys(("pruning.levels", "criteria", "isometry", "spectra", "synthetic"), 6),
     **dict.fromkeys(("finetune", "sweeps"), 10),
 }
-GRADIENTS = ("snip", "force", "taylor", "movement", "grasp", "obd")
+GRADIENTS = ("snip", "force", "taylor", "movement", "grasp", "obd", "prospr")
 DATA_FREE = ("random", "magnitude", "lamp", "filter_l1", "filter_l2", "fpgm", "batch_norm_scale")
 PROMISES = {}
 # NaN that is given and is not read, or is meant.
@@ -434,17 +435,7 @@ def _unread(owner, given):
         return {"key", "data"}
     if owner == "finetune.epoch_rates()":  # a schedule of optax
         return set(given)
-    losses = (
-        "snip",
-        "grasp",
-        "gradients",
-        "entropy",
-        "error",
-        "force",
-        "taylor",
-        "movement",
-        "obd",
-    )
+    losses = (*GRADIENTS, "gradients", "entropy", "error")
     uses_batch = any(name in owner for name in losses)
     by_data = uses_batch or not owner.startswith(("criteria", "pruning"))
     return (

@@ -134,7 +134,8 @@ def every_round(pruner_of, params, batch, key, **options):
 
 
 @pytest.mark.usefixtures("double")
-def test_regrow_is_force_as_its_twin_runs_it(rng, getkey):
+@pytest.mark.parametrize(("make", "regrow"), [(criteria.force, True), (criteria.snip, False)])
+def test_rounds_are_force_with_regrow_and_iterative_snip_without(make, regrow, rng, getkey):
     params, batch = small(rng)
     weights, unravel = trees.ravel(trees.select(params))
 
@@ -145,13 +146,14 @@ def test_regrow_is_force_as_its_twin_runs_it(rng, getkey):
         return oracles.central_difference(of, vector)
 
     def pruner_of(rounds):
-        return pruning.pruner(criteria.force(small_loss), rounds=rounds, regrow=True)
+        return pruning.pruner(make(small_loss), rounds=rounds, regrow=regrow)
 
-    expected = oracles.force(np.asarray(weights), gradient, PLAN)
+    expected = oracles.rounds(np.asarray(weights), gradient, PLAN, regrow=regrow)
     found = list(every_round(pruner_of, params, batch, getkey()))
     np.testing.assert_array_equal(found, expected)
     assert [kept.sum() for kept in found] == PLAN
-    assert any((later & ~now).any() for now, later in itertools.pairwise(found))
+    returned = [(later & ~now).any() for now, later in itertools.pairwise(found)]
+    assert any(returned) == regrow
 
 
 def test_regrow_chooses_among_the_masks_that_are_given(rng, getkey):

@@ -153,7 +153,8 @@ def _distances(weights: Any, alive: Any) -> Array:
         distances = jnp.sqrt(jnp.sum(jnp.square(filters - one[None, :]), axis=1))
         return jnp.sum(jnp.where(there, distances, 0))
 
-    return jnp.broadcast_to(jax.lax.map(to_others, filters), weights.shape)
+    scores = jax.lax.map(to_others, filters)
+    return jnp.broadcast_to(scores, form).reshape(weights.shape)
 
 
 def _check_pair(kernel: str, scale: str, leaves: Mapping[str, Any]) -> None:
