@@ -30,7 +30,7 @@ def invert(criterion: Criterion) -> Criterion:
 
     def score(params: Params, batch: Batch, *, masks: Masks | None = None, key: Any) -> Scores:
         scores = _scores(criterion, params, batch, masks, key)
-        return jax.tree.map(_own_precision(jnp.negative), scores)
+        return jax.tree.map(jnp.negative, scores)
 
     return score
 
@@ -61,9 +61,7 @@ def shuffle(criterion: Criterion) -> Criterion:
         living, treedef = jax.tree.flatten(alive(masks, scores))
         keys = jax.random.split(shuffle_key, len(living))
         permutations = [_permutation(*pair) for pair in zip(living, keys, strict=True)]
-        return jax.tree.map(
-            _own_precision(_permuted), scores, jax.tree.unflatten(treedef, permutations)
-        )
+        return jax.tree.map(_permuted, scores, jax.tree.unflatten(treedef, permutations))
 
     return score
 
@@ -164,14 +162,14 @@ def average(criterion: Criterion, *, keys: int | None = None, stacked: bool = Fa
         def one(x: tuple[Any, Any]) -> Scores:
             key, part = x
             scores = _scores(criterion, params, part if stacked else batch, masks, key)
-            return jax.tree.map(_own_precision(wide), scores)
+            return jax.tree.map(wide, scores)
 
         xs = (each, batch if stacked else None)
         like = jax.eval_shape(lambda xs: one(jax.tree.map(lambda leaf: leaf[0], xs)), xs)
         zeros = precision.in_double(
             lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
         )
-        total = summed(one, xs, zeros, add=_own_precision(jnp.add))
+        total = summed(one, xs, zeros)
         return jax.tree.map(_own_precision(lambda leaf: leaf / n), total)
 
     return score
@@ -191,7 +189,10 @@ def _scores(
 
 
 def _own_precision(function: Callable[..., Array]) -> Callable[..., Array]:
-    """A function of scores and other arrays, in double precision where the scores are."""
+    """A function of scores and other arrays, in double precision where the scores are.
+
+    Moving, negating and adding up float64 needs no such care; arithmetic with float32 truncates it.
+    """
 
     def of_leaf(leaf: Any, *others: Any) -> Array:
         if leaf.dtype != np.float64:

@@ -135,7 +135,7 @@ def alive(masks: Masks | None, like: Params | Scores) -> Masks:
 def wide(values: Any) -> Array:
     """Values in at least float32: sums in half precision would lose their small terms."""
     values = jnp.asarray(values)
-    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    return values.astype(jnp.float32) if values.dtype.itemsize < 4 else values
 
 
 def filter_sums(values: Any) -> Array:
@@ -170,18 +170,13 @@ def gradient(loss: Loss, params: Params, batch: Batch, stacked: bool) -> Callabl
     )
 
 
-def summed(
-    function: Callable[[Any], Params],
-    xs: Any,
-    zeros: Params,
-    add: Callable[[Array, Array], Array] = jnp.add,
-) -> Params:
+def summed(function: Callable[[Any], Params], xs: Any, zeros: Params) -> Params:
     """The sum of a function over the leading axis of `xs`, from `zeros` on, one after the other."""
 
-    def step(total: Params, x: Any) -> tuple[Params, None]:
-        return jax.tree.map(add, total, function(x)), None
+    def add(total: Params, x: Any) -> tuple[Params, None]:
+        return jax.tree.map(jnp.add, total, function(x)), None
 
-    return jax.lax.scan(step, zeros, xs)[0]
+    return jax.lax.scan(add, zeros, xs)[0]
 
 
 def check(criterion: Criterion) -> None:
