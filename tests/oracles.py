@@ -24,28 +24,6 @@ def shares(total, sizes):
     return counts
 
 
-def relu_mlp(params, inputs):
-    """A ReLU net on {"layer_i": {"kernel", "bias"}}, in float64."""
-    values = np.asarray(inputs, np.float64)
-    for i in range(len(params)):
-        layer = params[f"layer_{i}"]
-        values = values @ np.asarray(layer["kernel"], np.float64) + np.asarray(layer["bias"])
-        if i < len(params) - 1:
-            values = np.maximum(values, 0)
-    return values
-
-
-def central_difference(f, x, step=1e-5):
-    """The gradient of a scalar function of an array, one coordinate at a time."""
-    gradient = np.zeros_like(x)
-    for index in np.ndindex(*x.shape):
-        up, down = x.copy(), x.copy()
-        up[index] += step
-        down[index] -= step
-        gradient[index] = (f(up) - f(down)) / (2 * step)
-    return gradient
-
-
 def lamp(weights):
     """w^2 over the sum of the squares from the layer's largest weight down to it.
 
@@ -78,3 +56,25 @@ def fpgm(kernel, alive=None):
         sum(np.linalg.norm(one - other) for other, on in zip(columns, there, strict=True) if on)
         for one in columns
     ]
+
+
+def relu_mlp(params, inputs):
+    """A ReLU net on {"layer_i": {"kernel", "bias"}}, in float64."""
+    values = np.asarray(inputs, np.float64)
+    for i in range(len(params)):
+        layer = params[f"layer_{i}"]
+        values = values @ np.asarray(layer["kernel"], np.float64) + np.asarray(layer["bias"])
+        if i < len(params) - 1:
+            values = np.maximum(values, 0)
+    return values
+
+
+def central_difference(f, x, step=1e-5):
+    """The gradient of a scalar function of an array, one coordinate at a time."""
+    gradient = np.zeros_like(x)
+    for index in np.ndindex(*x.shape):
+        up, down = x.copy(), x.copy()
+        up[index] += step
+        down[index] -= step
+        gradient[index] = (f(up) - f(down)) / (2 * step)
+    return gradient
