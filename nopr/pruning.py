@@ -1,7 +1,7 @@
 """From criterion, distribution, granularity and schedule to a Pruner.
 
 The order is always score -> pool to granules -> counts -> top -> expand. A schedule repeats it,
-each round among the granules still alive.
+each round among the granules still alive, or with `regrow` among those alive at the start.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ def pruner(
     granularity: granularities.Granularity | None = None,
     schedule: Callable[..., schedules.Schedule] = schedules.one_shot,
     rounds: int = 1,
+    regrow: bool = False,
 ) -> Pruner:
     """Composes a Pruner `(params, batch, *, masks=None, count=None, key) -> masks`.
 
@@ -61,6 +62,10 @@ def pruner(
       schedule: A constructor of `schedules`; round t of `rounds` keeps `schedule(t)`.
       rounds: Number of rounds of scoring and pruning; each scores the params under the masks of the
         round before.
+      regrow: Whether granules that a round removed can return in a later one. Each round then
+        chooses among all that were alive at the start, by scores under the masks of the round
+        before. Made for `criteria.force`; most criteria score removed weights as 0, so that they
+        do not return.
 
     Returns:
       The Pruner. Given `masks`, it chooses among the granules alive in them. Given `count`, it
@@ -109,17 +114,19 @@ def pruner(
         def prune_once(masks: Masks | None, xs: tuple[Any, Any]) -> tuple[Masks, Array]:
             count, key = xs
             scores = criterion(params, batch, masks=masks, key=key)
-            return _keep(scores, count, masks, grain=grain, scope=scope), _finite(scores, masks)
+            among = start if regrow else masks
+            return _keep(scores, count, among, grain=grain, scope=scope), _finite(scores, among)
 
+        start = masks
         if rounds == 1:
-            kept = prune_once(masks, (_plain(plan[0]), key))[0]
+            kept = prune_once(start, (_plain(plan[0]), key))[0]
         else:
             if not _traced(plan):
                 _check_sizes(plan, trees.shapes(pooled))
                 plan = jnp.asarray(plan, jnp.int32)
-            full = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), like)
-            start, keys = full if masks is None else masks, jax.random.split(key, rounds)
-            kept, finite = jax.lax.scan(prune_once, start, (plan, keys))
+            if start is None:
+                start = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), like)
+            kept, finite = jax.lax.scan(prune_once, start, (plan, jax.random.split(key, rounds)))
             _check_rounds(finite)
         asked = density if count is None else _plain(plan[-1])
         masks_.warn_emptied(kept, before=masks, expected=budgets.zeros(asked, paths))

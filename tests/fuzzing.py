@@ -215,6 +215,7 @@ _MAKES = re.compile(
 _ONE_OF = {
     "masks.top": ("density", "count"),
     "budgets.kept": ("density", "count"),
+    "criteria.average": ("keys", "stacked"),
     "finetune.gradient_descent": ("learning_rate", "tx"),
 }
 _TRACED = {

@@ -95,6 +95,40 @@ def granules(shape, key):
     return found
 
 
+def lamp(weights):
+    """w^2 over the sum of the squares from the layer's largest weight down to it.
+
+    The first of equal magnitudes is the larger.
+    """
+    squares = np.asarray(weights, np.float64).ravel() ** 2
+    scores, total = np.zeros(squares.size), 0.0
+    for i in sorted(range(squares.size), key=lambda i: (-squares[i], i)):
+        total += squares[i]
+        scores[i] = squares[i] / total if squares[i] else 0.0
+    return scores.reshape(np.shape(weights))
+
+
+def rounds(weights, gradient, counts, *, regrow):
+    """The masks of each round of FORCE, or without `regrow` of iterative SNIP, on a flat list."""
+    kept, found = np.ones(len(weights), bool), []
+    for k in counts:
+        scores = np.abs(weights * gradient(np.where(kept, weights, 0.0)))
+        kept = top(scores, k, None if regrow else kept)
+        found.append(kept)
+    return found
+
+
+def fpgm(kernel, alive=None):
+    """The sum of each filter's distances to the filters that have a weight alive."""
+    alive = np.ones(kernel.shape, bool) if alive is None else alive
+    columns = [np.where(alive, kernel, 0.0)[..., i].ravel() for i in range(kernel.shape[-1])]
+    there = [alive[..., i].any() for i in range(kernel.shape[-1])]
+    return [
+        sum(np.linalg.norm(one - other) for other, on in zip(columns, there, strict=True) if on)
+        for one in columns
+    ]
+
+
 def relu_mlp(params, inputs):
     """A ReLU net on {"layer_i": {"kernel", "bias"}}, in float64."""
     values = np.asarray(inputs, np.float64)

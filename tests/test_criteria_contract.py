@@ -26,6 +26,7 @@ class Network(NamedTuple):
     params: dict
     inputs: np.ndarray
     targets: np.ndarray
+    scales: dict  # the scale of each kernel that has one
 
     def loss(self, params, batch):
         inputs, targets = batch
@@ -42,7 +43,8 @@ class Block(nn.Module):
 def linen():
     inputs = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
     params = Block().init(jax.random.key(1), inputs)
-    return Network(Block().apply, params, inputs, inputs[..., :2])
+    scales = {"params/Dense_0/kernel": "params/BatchNorm_0/scale"}
+    return Network(Block().apply, params, inputs, inputs[..., :2], scales)
 
 
 def plain():
@@ -50,13 +52,16 @@ def plain():
     kernels = {"a": rng.normal(size=(4, 5)), "b": rng.normal(size=(5, 2))}
     params = {name: {"w": jnp.float32(w), "bias": None} for name, w in kernels.items()}
     params["a"]["bias"] = jnp.float32(rng.normal(size=5))
+    for name, w in kernels.items():
+        params[name]["scale"] = jnp.float32(rng.normal(size=w.shape[1]))
 
     def apply(params, inputs):
         hidden = jnp.tanh(jnp.dot(inputs, params["a"]["w"]) + params["a"]["bias"][None, :])
         return jnp.dot(hidden, params["b"]["w"])
 
     inputs = np.float32(rng.normal(size=(6, 4)))
-    return Network(apply, params, inputs, inputs[:, :2])
+    scales = {"a/w": "a/scale", "b/w": "b/scale"}
+    return Network(apply, params, inputs, inputs[:, :2], scales)
 
 
 def guide():
@@ -72,14 +77,30 @@ NETWORKS = {"linen": linen(), "plain": plain()}
 CRITERIA = {
     "random": lambda net: criteria.random(),
     "magnitude": lambda net: criteria.magnitude(),
+    "lamp": lambda net: criteria.lamp(),
     "snip": lambda net: criteria.snip(net.loss),
+    "force": lambda net: criteria.force(net.loss),
+    "taylor": lambda net: criteria.taylor(net.loss),
+    "taylor of filters": lambda net: criteria.taylor(net.loss, group="filter"),
+    "movement": lambda net: criteria.movement(net.loss),
     "grasp": lambda net: criteria.grasp(net.loss),
+    "obd": lambda net: criteria.obd(net.loss, block=4),
+    "prospr": lambda net: criteria.prospr(net.loss, learning_rate=0.1),
     "synflow": lambda net: criteria.synflow(net.apply, input_shape=net.inputs.shape[1:]),
+    "filter_l1": lambda net: criteria.filter_l1(),
+    "filter_l2": lambda net: criteria.filter_l2(),
+    "fpgm": lambda net: criteria.fpgm(),
+    "batch_norm_scale": lambda net: criteria.batch_norm_scale(net.scales),
     "invert": lambda net: criteria.invert(criteria.snip(net.loss)),
+    "shuffle": lambda net: criteria.shuffle(criteria.snip(net.loss)),
+    "normalize": lambda net: criteria.normalize(criteria.snip(net.loss)),
+    "by_filter": lambda net: criteria.by_filter(criteria.taylor(net.loss)),
+    "average": lambda net: criteria.average(criteria.random(), keys=3),
+    "average in float64": lambda net: criteria.average(criteria.lamp(), stacked=True),
     "the guide's short one": lambda net: guide()["rooted"](net.loss),
     "the guide's long one": lambda net: guide()["fisher"](net.loss),
 }
-NEEDS_KEY = {"random"}
+NEEDS_KEY = {"random", "average", "shuffle"}
 
 both = pytest.mark.parametrize("network", NETWORKS)
 every = pytest.mark.parametrize("name", CRITERIA)
@@ -92,7 +113,19 @@ def test_the_contract_holds(name, network):
     score, batch = CRITERIA[name](net), (net.inputs, net.targets)
     criteria.check_contract(score, net.params, batch, key=KEYS[1])
     shapes = jax.eval_shape(lambda params: score(params, batch, key=KEYS[1]), net.params)
-    assert jax.tree.structure(shapes) == jax.tree.structure(trees.select(net.params))
+    where = trees.is_prunable
+    if name == "batch_norm_scale":
+        where = lambda path, leaf: path in net.scales  # noqa: E731
+    assert jax.tree.structure(shapes) == jax.tree.structure(trees.select(net.params, where))
+
+
+def test_the_guides_fisher_is_twice_obd():
+    net = NETWORKS["plain"]
+    batch = (net.inputs, net.targets)
+    half, whole = (
+        CRITERIA[name](net)(net.params, batch, key=None) for name in ("obd", "the guide's long one")
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(2 * a, b, rtol=1e-5), half, whole)
 
 
 def careless(change):
@@ -174,7 +207,7 @@ def test_higher_means_keep_and_invert_turns_it_around():
 
 
 @pytest.mark.parametrize("use", [pruning.pruner, criteria.invert])
-@pytest.mark.parametrize("constructor", ["magnitude", "snip", "synflow", "invert"])
+@pytest.mark.parametrize("constructor", ["magnitude", "snip", "force", "synflow", "invert"])
 def test_a_constructor_that_was_not_called_is_refused_with_the_remedy(constructor, use):
     with pytest.raises(ValueError, match=rf"must be called: `{constructor}\(\.\.\.\)`"):
         use(getattr(criteria, constructor))

@@ -24,13 +24,17 @@ OFTEN = {"masks.top": 100, "pruning.pruner": 50, "masks.apply": 30, "masks.combi
 # Each call compiles a program of its own.
 SELDOM = {
     **dict.fromkeys(("algorithms", "finetune.advance", "finetune.resume", "finetune.trainer"), 3),
-    **dict.fromkeys(("criteria.check_contract", "criteria.grasp", "information.exact"), 3),
+    **dict.fromkeys(("criteria.check_contract", "criteria.grasp", "criteria.prospr"), 3),
+    "information.exact": 3,
     **dict.fromkeys(("pruning.levels", "criteria", "isometry", "spectra", "synthetic"), 6),
     **dict.fromkeys(("finetune", "sweeps"), 10),
 }
+GRADIENTS = ("snip", "force", "taylor", "movement", "grasp", "obd", "prospr")
+DATA_FREE = ("random", "magnitude", "lamp", "filter_l1", "filter_l2", "fpgm", "batch_norm_scale")
 PROMISES = {}
 # NaN that is given and is not read, or is meant.
 UNREAD = {
+    "criteria.batch_norm_scale()": "only the scales of some layers are read",
     "criteria.random()": "scores are noise",
     "export.load_masks": "of `like` only the shapes are read",
     "export.load_pruned": "of `like` only the shapes are read",
@@ -248,6 +252,7 @@ def _(
     granularity=None,
     schedule=None,
     rounds=1,
+    regrow=False,
     params,
     batch,
     masks=None,
@@ -339,7 +344,7 @@ def _(got, call, *, data, **_given):
     assert got.count == len(data[1])
 
 
-@promise(*(f"criteria.{name}()" for name in ("snip", "grasp", "magnitude", "random")))
+@promise(*(f"criteria.{name}()" for name in (*GRADIENTS, *DATA_FREE)))
 def _(got, call, *, params, where=None, **_given):
     weights = fuzzing.trees.by_path(params, "params")
     for path, leaf in fuzzing.trees.by_path(got, "scores").items():
@@ -489,7 +494,8 @@ def _unread(owner, given):
         return {"key", "data"}
     if owner == "finetune.epoch_rates()":  # a schedule of optax
         return set(given)
-    uses_batch = any(name in owner for name in ("snip", "grasp", "gradients", "entropy", "error"))
+    losses = (*GRADIENTS, "gradients", "entropy", "error")
+    uses_batch = any(name in owner for name in losses)
     by_data = uses_batch or not owner.startswith(("criteria", "pruning"))
     return (
         {"key", "k", "rule", "layers"} if by_data else {"key", "batch", "schedule", "distribution"}

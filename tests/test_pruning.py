@@ -3,6 +3,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 
 from nopr import criteria, densities, granularity, masks, pruning, schedules, trees
@@ -94,6 +95,111 @@ def forward(params, inputs):
     for i in range(3):
         inputs = jax.nn.relu(inputs @ params[f"layer_{i}"]["kernel"])
     return inputs
+
+
+def test_a_removed_weight_returns_with_regrow_and_only_then(getkey):
+    """Without d, a and c lose their effect, and d becomes worth more than both."""
+
+    def loss(params, batch):
+        (a, b), (c, d) = params["w"]
+        return 4 * a * d + 2 * c * d + 3 * b - 5 * d
+
+    def kept(**options):
+        prune = pruning.pruner(criteria.force(loss), rounds=2, **options)
+        return np.asarray(prune({"w": jnp.ones((2, 2))}, None, count=[3, 2], key=getkey())["w"])
+
+    np.testing.assert_array_equal(kept(regrow=True), [[0, 1], [0, 1]])
+    np.testing.assert_array_equal(kept(), [[1, 1], [0, 0]])
+
+
+PLAN = [24, 15, 9, 5]
+
+
+def small(rng):
+    """Params of 32 weights, and a batch; in double precision, as their twin."""
+    params = jax.tree.map(np.float64, net(rng, widths=(5, 4, 3)))
+    return params, (rng.normal(size=(6, 5)), rng.normal(size=(6, 3)))
+
+
+def small_loss(params, batch):
+    hidden = jnp.tanh(jnp.dot(batch[0], params["layer_0"]["kernel"]))
+    return jnp.mean((jnp.dot(hidden, params["layer_1"]["kernel"]) - batch[1]) ** 2)
+
+
+def every_round(pruner_of, params, batch, key, **options):
+    """The masks after each round, as those of pruners with fewer rounds."""
+    for rounds in range(1, len(PLAN) + 1):
+        kept = pruner_of(rounds)(params, batch, count=PLAN[:rounds], key=key, **options)
+        yield np.asarray(trees.ravel(kept)[0])
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize(("make", "regrow"), [(criteria.force, True), (criteria.snip, False)])
+def test_rounds_are_force_with_regrow_and_iterative_snip_without(make, regrow, rng, getkey):
+    params, batch = small(rng)
+    weights, unravel = trees.ravel(trees.select(params))
+
+    def gradient(vector):
+        def of(vector):
+            return float(small_loss(unravel(jnp.asarray(vector)), batch))
+
+        return oracles.central_difference(of, vector)
+
+    def pruner_of(rounds):
+        return pruning.pruner(make(small_loss), rounds=rounds, regrow=regrow)
+
+    expected = oracles.rounds(np.asarray(weights), gradient, PLAN, regrow=regrow)
+    found = list(every_round(pruner_of, params, batch, getkey()))
+    np.testing.assert_array_equal(found, expected)
+    assert [kept.sum() for kept in found] == PLAN
+    returned = [(later & ~now).any() for now, later in itertools.pairwise(found)]
+    assert any(returned) == regrow
+
+
+def test_regrow_chooses_among_the_masks_that_are_given(rng, getkey):
+    params, batch = jax.tree.map(np.float32, small(rng))
+    alive = jax.tree.map(lambda w: rng.random(w.shape) < 0.8, trees.select(params))
+
+    def pruner_of(rounds):
+        return pruning.pruner(criteria.force(small_loss), rounds=rounds, regrow=True)
+
+    found = list(every_round(pruner_of, params, batch, getkey(), masks=alive))
+    assert [kept.sum() for kept in found] == PLAN
+    assert all((kept <= trees.ravel(alive)[0]).all() for kept in found)
+    assert any((later & ~now).any() for now, later in itertools.pairwise(found))
+
+
+def test_regrow_works_under_jit_and_vmap_and_at_several_levels(rng, getkey):
+    many = jax.tree.map(lambda *x: np.float32(x), *(small(rng) for _ in range(3)))
+    prune = pruning.pruner(criteria.force(small_loss), rounds=4, regrow=True, scope="layer")
+    levels, key = [PLAN, [28, 20, 12, 8]], getkey()
+    together = jax.jit(jax.vmap(lambda p, b: pruning.levels(prune, levels)(p, b, key=key)))(*many)
+    for i, j in itertools.product(range(3), range(2)):
+        one = jax.tree.map(lambda leaf, i=i: leaf[i], many)
+        expected = prune(*one, count=levels[j], key=key)
+        found = jax.tree.map(lambda leaf, i=i, j=j: leaf[i, j], together)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_regrow_returns_whole_filters(rng, getkey):
+    params, batch = jax.tree.map(np.float32, small(rng))
+    grain = granularity.filters(outputs=[])
+    options = {"rounds": 3, "regrow": True, "granularity": grain}
+    prune = pruning.pruner(criteria.force(small_loss), **options)
+    kept = jax.tree.leaves(prune(params, batch, count=[6, 5, 4], key=getkey()))
+    assert all((leaf.all(axis=0) == leaf.any(axis=0)).all() for leaf in kept)
+    assert sum(int(leaf[0].sum()) for leaf in kept) == 4
+
+
+def test_nothing_returns_by_a_criterion_that_scores_removed_weights_as_0(rng, getkey):
+    params, batch = jax.tree.map(np.float32, small(rng))
+    pair = (
+        pruning.pruner(criteria.snip(small_loss), rounds=4, regrow=regrow)
+        for regrow in (False, True)
+    )
+    key = getkey()
+    kept = (prune(params, batch, count=PLAN, key=key) for prune in pair)
+    jax.tree.map(np.testing.assert_array_equal, *kept)
 
 
 def test_masks_given_in_the_call_restrict_the_choice(rng, getkey):

@@ -48,6 +48,7 @@ def check_contract(
     """
     check(criterion)
     check_key(key)
+    trees.by_path(params, "params")
     alone = jax.jit(lambda params: criterion(params, batch, key=key))(params)
     trees.check_matches(alone, params, name="scores")
     for path, leaf in trees.by_path(alone, "scores").items():

@@ -56,6 +56,37 @@ def magnitude(*, where: Where = trees.is_prunable) -> Criterion:
     return from_weights(jnp.abs, where=where)
 
 
+def lamp(*, where: Where = trees.is_prunable) -> Criterion:
+    r"""Layer-adaptive magnitude: a weight's share among the weights of its layer that outlast it.
+
+    With the weights of a layer in ascending order of magnitude, the score of the one at place
+    :math:`u` is :math:`w_u^2 / \sum_{v \ge u} w_v^2`. A layer's scores have the order of its
+    magnitudes, and its largest weight scores 1: competing over the network (`scope="global"`), LAMP
+    is magnitude pruning with densities of the layers chosen by the weights, and no layer loses its
+    last weight while another has two. The paper leaves the order of equal magnitudes open; here the
+    first of them ranks highest, as in `masks.top`. A weight of 0 scores 0.
+
+    The sums are in float64, at any precision of the caller: neighbors in a large layer differ by
+    less than float32 resolves.
+
+    Args:
+      where: `where(path, leaf)`, true for a prunable leaf.
+
+    Returns:
+      A criterion whose scores are float64, in [0, 1].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from nopr import criteria
+      >>> criteria.lamp()({"kernel": jnp.array([[1.0, 2.0], [-2.0, 4.0]])}, None)["kernel"]
+      Array([[0.04      , 0.2       ],
+             [0.16666667, 1.        ]], dtype=float64)
+
+    Source: Lee et al. 2021, arXiv:2010.07611.
+    """
+    return from_weights(lambda weights: precision.in_double(_lamp, weights), where=where)
+
+
 def synflow(
     apply: Apply, *, input_shape: tuple[int, ...], where: Where = trees.is_prunable
 ) -> Criterion:
@@ -104,6 +135,13 @@ def synflow(
         return jax.tree.map(lambda w, g: jnp.abs(w * g) / scale, weights, gradient)
 
     return score
+
+
+def _lamp(weights: Array) -> Array:
+    squares = jnp.square(weights.astype(jnp.float64)).reshape(-1)
+    order = jnp.argsort(-squares, stable=True)
+    sums = jnp.zeros_like(squares).at[order].set(jnp.cumsum(squares[order]))
+    return (squares / jnp.where(squares == 0, 1, sums)).reshape(weights.shape)
 
 
 def _positive_double(leaf: Any) -> Any:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
-from nopr import trees
-from nopr.criteria.shared import gradient, living
-from nopr.typing import Batch, Criterion, Loss, Masks, Params, Scores, Where, check_loss
+from nopr import sweeps, trees
+from nopr.criteria.shared import gradient, living, summed, wide
+from nopr.typing import (
+    Batch,
+    Criterion,
+    Loss,
+    Masks,
+    Params,
+    Scores,
+    Where,
+    check_loss,
+    whole_number,
+)
 
 
 def grasp(loss: Loss, *, where: Where = trees.is_prunable, stacked: bool = False) -> Criterion:
@@ -43,3 +55,87 @@ def grasp(loss: Loss, *, where: Where = trees.is_prunable, stacked: bool = False
         return jax.tree.map(lambda w, hg: w * hg, weights, curvature)
 
     return score
+
+
+def obd(
+    loss: Loss,
+    *,
+    block: int = 32,
+    where: Where = trees.is_prunable,
+    stacked: bool = False,
+) -> Criterion:
+    r"""Optimal brain damage :math:`w^2 F / 2` with the diagonal Fisher information.
+
+    Removing :math:`w` at a minimum of the loss raises it by about :math:`w^2 H / 2`, and the second
+    derivative :math:`H` is approximated by the mean squared gradient of single examples,
+
+    .. math:: F_i = \frac{1}{n} \sum_{j=1}^n \Big(
+        \frac{\partial L(x_j, y_j)}{\partial w_i} \Big)^2 ,
+
+    the empirical Fisher information where the loss is a negative log-likelihood. A network whose
+    loss mixes examples, such as batch norm in training mode, has no gradient of single examples.
+
+    Args:
+      loss: `loss(params, batch) -> scalar`, a mean over the batch; called with single examples.
+      block: Number of examples differentiated at once; blocks run one after the other.
+      where: `where(path, leaf)`, true for a prunable leaf.
+      stacked: Whether the batch holds several batches, over which the scores are summed.
+
+    Returns:
+      A criterion whose scores are at least float32.
+
+    Raises:
+      ValueError: If `block` is not a whole number from 1 up. From the criterion, if the leaves of
+        the batch share no leading axis.
+
+    Source: LeCun et al. 1990, Optimal Brain Damage; with the Fisher information, Theis et al. 2018,
+    arXiv:1801.05787.
+    """
+    check_loss(loss)
+    block = whole_number("block", block)
+
+    def score(
+        params: Params, batch: Batch, *, masks: Masks | None = None, key: Any = None
+    ) -> Scores:
+        del key
+        weights = living(params, masks, where)
+        trees.check_floating(weights)
+        zeros = jax.tree.map(lambda w: jnp.zeros_like(wide(w)), weights)
+
+        def fisher(batch: Batch) -> Params:
+            def slope(example: Batch) -> Params:
+                return gradient(loss, params, example, stacked=False)(weights)
+
+            return _mean_square(slope, batch, block, zeros)
+
+        if stacked:
+            sweeps.case_count(batch, name="batch")
+        information = summed(fisher, batch, zeros) if stacked else fisher(batch)
+        return jax.tree.map(lambda w, f: jnp.square(wide(w)) * f / 2, weights, information)
+
+    return score
+
+
+def _mean_square(
+    function: Callable[[Batch], Params], batch: Batch, block: int, zeros: Params
+) -> Params:
+    """The mean of a function's square over the examples of a batch, `block` of them at once."""
+    n = sweeps.case_count(batch, name="batch")
+    block = min(block, n)
+
+    def square(index: Array) -> Params:
+        one = jax.tree.map(lambda leaf: jnp.asarray(leaf)[index][None], batch)
+        return jax.tree.map(lambda value: jnp.square(wide(value)), function(one))
+
+    def of_block(start: Array) -> Params:
+        index = start + jnp.arange(block)  # the last block may end after the batch
+        each = jax.vmap(square)(jnp.minimum(index, n - 1))
+
+        def total(leaf: Array) -> Array:
+            there = jnp.expand_dims(index < n, tuple(range(1, leaf.ndim)))
+            return jnp.sum(jnp.where(there, leaf, 0), axis=0)
+
+        return jax.tree.map(total, each)
+
+    sums = summed(of_block, jnp.arange(0, n, block), zeros)
+    return jax.tree.map(lambda leaf: leaf / n, sums)

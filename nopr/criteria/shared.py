@@ -119,6 +119,31 @@ def living(params: Params, masks: Masks | None, where: Where) -> Params:
     return trees.map_prunable(lambda m, w: jnp.where(m, w, 0), masks, weights)
 
 
+def alive(masks: Masks | None, like: Params | Scores) -> Masks:
+    """The masks, or masks that keep every weight of `like` if there are none.
+
+    Raises:
+      ValueError: If the masks are not bool or do not match `like`; the message names the leaf.
+    """
+    if masks is None:
+        return jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), like)
+    trees.check_same(masks, like, name="masks", other="scores")
+    masks_.check_bool(masks)
+    return masks
+
+
+def wide(values: Any) -> Array:
+    """Values in at least float32: sums in half precision would lose their small terms."""
+    values = jnp.asarray(values)
+    return values.astype(jnp.float32) if values.dtype.itemsize < 4 else values
+
+
+def filter_sums(values: Any) -> Array:
+    """The sum over each filter (index of the last axis), as the value of each of its entries."""
+    axes = tuple(range(values.ndim - 1))
+    return jnp.broadcast_to(jnp.sum(wide(values), axis=axes, keepdims=True), values.shape)
+
+
 def gradient(loss: Loss, params: Params, batch: Batch, stacked: bool) -> Callable[[Params], Params]:
     """The gradient of the loss with respect to the prunable leaves, as a function of them.
 
@@ -140,14 +165,18 @@ def gradient(loss: Loss, params: Params, batch: Batch, stacked: bool) -> Callabl
         return lambda weights: one(weights, batch)
 
     sweeps.case_count(batch, name="batch")
+    return lambda weights: summed(
+        lambda batch: one(weights, batch), batch, jax.tree.map(jnp.zeros_like, weights)
+    )
 
-    def summed(weights: Params) -> Params:
-        def add(total: Params, batch: Batch) -> tuple[Params, None]:
-            return jax.tree.map(jnp.add, total, one(weights, batch)), None
 
-        return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, weights), batch)[0]
+def summed(function: Callable[[Any], Params], xs: Any, zeros: Params) -> Params:
+    """The sum of a function over the leading axis of `xs`, from `zeros` on, one after the other."""
 
-    return summed
+    def add(total: Params, x: Any) -> tuple[Params, None]:
+        return jax.tree.map(jnp.add, total, function(x)), None
+
+    return jax.lax.scan(add, zeros, xs)[0]
 
 
 def check(criterion: Criterion) -> None:
