@@ -5,8 +5,8 @@ compiles all rounds to one program, which scores in double precision and selects
 comparisons; PyTorch runs the rounds one by one and selects by `torch.kthvalue`, in double precision
 and in its usual single one. Batch norm is in inference mode. Before timing, the masks are compared:
 in double precision they may differ where scores agree to rounding, in a millionth of the weights.
-Goal: half the time of double precision on the first two, and no longer on VGG-16. About five
-minutes.
+Goal: half the time of double precision on the first two, and no longer on VGG-16. About eight
+minutes, most of them for VGG-16.
 
     python -m experiments.benchmarks.synflow_keeps_pace_with_pytorch
 """
