@@ -16,10 +16,7 @@ EXTRA = (
     *("tensorflow_datasets", "sklearn", "matplotlib", "tqdm", "pyarrow", "requests"),
     "safetensors",
 )
-NEEDS_THE_EXTRA = (
-    *("tensorflow_datasets", "sklearn", "matplotlib", "tqdm", "pyarrow", "requests"),
-    "safetensors",
-)
+NEEDS_THE_EXTRA = ("nopr.lab", "nopr.data.elsewhere", "nopr.data.prepared")
 
 
 def main() -> None:
