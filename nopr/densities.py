@@ -46,7 +46,9 @@ def erk(shapes: Shapes, *, density: float) -> Counts:
 
     Layer :math:`l` with dimensions :math:`n_i` keeps a share proportional to
     :math:`\sum_i n_i / \prod_i n_i`. A layer whose share would exceed 1 becomes dense, and the
-    rest is shared again.
+    rest is shared again. Every dimension counts, so that an attention kernel [in, heads, features]
+    keeps less than its matrix [in, heads * features] would. Granules of one dimension, such as
+    filters, all have the same share, so that ERK of filters is `uniform`.
 
     Args:
       shapes: Shape of each prunable layer.

@@ -30,6 +30,7 @@ from nopr.typing import (
     Scores,
     Shapes,
     check_choice,
+    check_form,
     check_key,
     shown,
     whole_number,
@@ -43,7 +44,7 @@ def pruner(
     scope: Scope = "global",
     distribution: Callable[..., Counts] | None = None,
     granularity: granularities.Granularity | None = None,
-    schedule: Callable[..., schedules.Schedule] = schedules.one_shot,
+    schedule: Callable[..., schedules.Schedule] = schedules.exponential,
     rounds: int = 1,
     regrow: bool = False,
 ) -> Pruner:
@@ -59,13 +60,15 @@ def pruner(
         `(shapes, *, density, paths) -> counts`; replaces `scope`.
       granularity: The weights that are kept or removed together; single weights by default.
         `granularity.n_of_m` takes no `density`, `distribution` or `count`.
-      schedule: A constructor of `schedules`; round t of `rounds` keeps `schedule(t)`.
+      schedule: A constructor of `schedules`; round t of `rounds` keeps `schedule(t)`. A single
+        round keeps the density at once, by any schedule.
       rounds: Number of rounds of scoring and pruning; each scores the params under the masks of the
         round before.
       regrow: Whether granules that a round removed can return in a later one. Each round then
         chooses among all that were alive at the start, by scores under the masks of the round
-        before. Made for `criteria.force`; most criteria score removed weights as 0, so that they
-        do not return.
+        before. Made for `criteria.force`, which scores removed weights too. Most criteria give
+        them 0, so that they stay out where scores are positive, but return before any weight of
+        negative score.
 
     Returns:
       The Pruner. Given `masks`, it chooses among the granules alive in them. Given `count`, it
@@ -88,6 +91,7 @@ def pruner(
     check_choice("scope", scope, Scope)
     grain = granularities.unstructured() if granularity is None else granularity
     _check_group(grain, density=density, distribution=distribution)
+    by_layer = distribution is not None or not (density is None or _is_single(density))
 
     def prune(
         params: Params,
@@ -110,6 +114,12 @@ def pruner(
             plan = _planned(pooled, density, distribution, schedule, rounds)
         else:
             plan = _per_round(count, rounds, paths)
+            if by_layer and np.ndim(plan) < 2:
+                raise ValueError(
+                    "`count` must be one number per layer where the pruner has a `distribution` or "
+                    f"a density per layer, which it replaces, got {shown(count)}. "
+                    "`densities.counts` makes them."
+                )
 
         def prune_once(masks: Masks | None, xs: tuple[Any, Any]) -> tuple[Masks, Array]:
             count, key = xs
@@ -217,9 +227,15 @@ def _check_densities(
     rounds: int,
 ) -> None:
     """Checks the densities when the Pruner is made, not at its first call."""
+    check_form(
+        schedule,
+        "(*, density, steps)",
+        name="schedule",
+        remedy="Give the constructor, such as `schedules.cubic`; the pruner calls it.",
+    )
     if density is None:
         return
-    single = not isinstance(density, Mapping) and np.ndim(density) == 0
+    single = _is_single(density)
     if distribution is not None and not single:
         raise ValueError(
             f"`density` must be one number with a `distribution`, got {shown(density)}. "
@@ -227,6 +243,10 @@ def _check_densities(
         )
     for value in [density] if single else _values(density):
         schedule(density=value, steps=rounds)  # raises if it is out of range
+
+
+def _is_single(density: Any) -> bool:
+    return not isinstance(density, Mapping) and np.ndim(density) == 0
 
 
 def _check_group(grain: granularities.Granularity, **given: Any) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from jax.tree_util import GetAttrKey, keystr, tree_flatten_with_path, tree_map_with_path
 from jaxtyping import Array, PyTree
 
-from nopr.typing import Counts, Masks, Params, Shapes, Where, shown
+from nopr.typing import Counts, Masks, Params, Shapes, Where, check_form, shown
 
 
 def path_string(path: Sequence[Any]) -> str:
@@ -175,6 +175,7 @@ def select(params: Params, where: Where = is_prunable) -> Params:
       ValueError: If nothing is prunable, or two leaves have the same path.
     """
     there = by_path(params, "params")
+    check_form(where, "(path, leaf)", name="where", remedy="It is true for a prunable leaf.")
     chosen = tree_map_with_path(
         lambda path, leaf: leaf if where(path_string(path), leaf) else None, params
     )

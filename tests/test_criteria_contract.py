@@ -73,6 +73,12 @@ def guide():
     return names
 
 
+def kernels(path, leaf):
+    """Not attention's, whose filters are not along the last axis alone."""
+    return trees.is_prunable(path, leaf) and leaf.ndim != 3
+
+
+OF_FILTERS = {"taylor of filters", "filter_l1", "filter_l2", "fpgm", "by_filter"}
 NETWORKS = {"linen": linen(), "plain": plain()}
 CRITERIA = {
     "random": lambda net: criteria.random(),
@@ -81,20 +87,20 @@ CRITERIA = {
     "snip": lambda net: criteria.snip(net.loss),
     "force": lambda net: criteria.force(net.loss),
     "taylor": lambda net: criteria.taylor(net.loss),
-    "taylor of filters": lambda net: criteria.taylor(net.loss, group="filter"),
+    "taylor of filters": lambda net: criteria.taylor(net.loss, group="filter", where=kernels),
     "movement": lambda net: criteria.movement(net.loss),
     "grasp": lambda net: criteria.grasp(net.loss),
     "obd": lambda net: criteria.obd(net.loss, block=4),
     "prospr": lambda net: criteria.prospr(net.loss, learning_rate=0.1),
     "synflow": lambda net: criteria.synflow(net.apply, input_shape=net.inputs.shape[1:]),
-    "filter_l1": lambda net: criteria.filter_l1(),
-    "filter_l2": lambda net: criteria.filter_l2(),
-    "fpgm": lambda net: criteria.fpgm(),
+    "filter_l1": lambda net: criteria.filter_l1(where=kernels),
+    "filter_l2": lambda net: criteria.filter_l2(where=kernels),
+    "fpgm": lambda net: criteria.fpgm(where=kernels),
     "batch_norm_scale": lambda net: criteria.batch_norm_scale(net.scales),
     "invert": lambda net: criteria.invert(criteria.snip(net.loss)),
     "shuffle": lambda net: criteria.shuffle(criteria.snip(net.loss)),
     "normalize": lambda net: criteria.normalize(criteria.snip(net.loss)),
-    "by_filter": lambda net: criteria.by_filter(criteria.taylor(net.loss)),
+    "by_filter": lambda net: criteria.by_filter(criteria.taylor(net.loss, where=kernels)),
     "average": lambda net: criteria.average(criteria.random(), keys=3),
     "average in float64": lambda net: criteria.average(criteria.lamp(), stacked=True),
     "the guide's short one": lambda net: guide()["rooted"](net.loss),
@@ -113,7 +119,7 @@ def test_the_contract_holds(name, network):
     score, batch = CRITERIA[name](net), (net.inputs, net.targets)
     criteria.check_contract(score, net.params, batch, key=KEYS[1])
     shapes = jax.eval_shape(lambda params: score(params, batch, key=KEYS[1]), net.params)
-    where = trees.is_prunable
+    where = kernels if name in OF_FILTERS else trees.is_prunable
     if name == "batch_norm_scale":
         where = lambda path, leaf: path in net.scales  # noqa: E731
     assert jax.tree.structure(shapes) == jax.tree.structure(trees.select(net.params, where))
@@ -126,6 +132,20 @@ def test_the_guides_fisher_is_twice_obd():
         CRITERIA[name](net)(net.params, batch, key=None) for name in ("obd", "the guide's long one")
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(2 * a, b, rtol=1e-5), half, whole)
+
+
+def of_filters():
+    """Criteria of filters that are not told to leave attention's kernels out."""
+    yield from (criteria.filter_l1(), criteria.filter_l2(), criteria.fpgm())
+    yield criteria.by_filter(criteria.magnitude())
+    yield criteria.taylor(NETWORKS["linen"].loss, group="filter")
+
+
+@pytest.mark.parametrize("score", list(of_filters()))
+def test_criteria_of_filters_refuse_kernels_of_three_dimensions_by_path(score):
+    net = NETWORKS["linen"]
+    with pytest.raises(ValueError, match=r"along the last axis .* at 'params/.*/key/kernel'"):
+        score(net.params, (net.inputs, net.targets), key=KEYS[0])
 
 
 def careless(change):

@@ -229,7 +229,7 @@ def test_layers_that_do_not_fit_the_tree_are_named(rng):
     dense = {"a": jnp.ones((2, 3)), "b": jnp.ones((6, 2))}
     with pytest.raises(ValueError, match="'b' has 6 inputs"):
         granularity.units(("a", "b")).pool(dense)  # only a convolution is flattened
-    with pytest.raises(ValueError, match=r"two or more dimensions, got \(3,\) at 'b'"):
+    with pytest.raises(ValueError, match=r"kernel \[in, out\] or .*, got \(3,\) at 'b'"):
         granularity.units(("a", "b")).pool({"a": jnp.ones((2, 3)), "b": jnp.ones(3)})
 
 

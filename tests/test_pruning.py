@@ -51,6 +51,38 @@ def test_layer_scope_is_the_uniform_distribution(rng, getkey):
     )
 
 
+@pytest.mark.parametrize("options", [{"distribution": densities.erk}, {"density": [0.1, 0.2, 1.0]}])
+def test_one_count_for_all_layers_does_not_pass_by_what_each_should_keep(options, rng, getkey):
+    key, params = getkey(), net(rng)
+    prune = pruning.pruner(criteria.magnitude(), **{"density": 0.1, **options})
+    with pytest.raises(ValueError, match=r"one number per layer .*, got 50\. `densities.counts`"):
+        prune(params, None, count=50, key=key)
+    assert counts(prune(params, None, count=[[30, 20, 5]], key=key)) == [30, 20, 5]
+
+
+def test_rounds_fall_exponentially_by_default_and_one_round_keeps_the_density(rng, getkey):
+    key, params, criterion = getkey(), net(rng), criteria.lamp()
+    by_default, named = (
+        pruning.pruner(criterion, density=0.1, rounds=4, **options)(params, None, key=key)
+        for options in ({}, {"schedule": schedules.exponential})
+    )
+    jax.tree.map(np.testing.assert_array_equal, by_default, named)
+    assert int(masks.count(pruning.pruner(criterion, density=0.1)(params, None, key=key))) == 36
+
+
+def test_a_schedule_is_given_as_its_constructor():
+    made = schedules.exponential(density=0.1, steps=3)
+    with pytest.raises(ValueError, match=r"`schedule` must take .*Give the constructor"):
+        pruning.pruner(criteria.magnitude(), density=0.1, schedule=made)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_where_is_a_function_of_path_and_leaf(rng):
+    for where in ("kernel", lambda path: True):
+        with pytest.raises(ValueError, match=r"`where` must .*\(path, leaf\)"):
+            criteria.magnitude(where=where)(net(rng), None)
+
+
 @pytest.mark.parametrize("distribution", [None, densities.erk])
 def test_rounds_only_ever_remove_and_end_where_the_schedule_ends(distribution, rng, getkey):
     params, seen = net(rng), []

@@ -60,14 +60,15 @@ def controls(
 
     Shuffled and random masks have the same law, and train alike; but given the key, a shuffled mask
     still knows what the chosen one knows of the data, and a random one only its counts. Both move
-    single weights, and so break up the filters or units of a structured mask.
+    single weights, and so break up the filters or units of a structured mask. Where these differ
+    in size, inverted masks keep another number of weights than the chosen ones.
 
     Args:
       criterion: The criterion to control.
       build: `build(criterion) -> Algorithm`, called with the criterion and with its inverse.
       init: `init(key) -> params`, as given to the algorithm.
-      rewind: As given to `imp`: trains from `init` to the step that trainings start from; None for
-        training from initialization.
+      rewind: The one given to `imp`, which must be given here too: trains from `init` to the step
+        that trainings start from. None for training from initialization.
 
     Returns:
       `(data, *, key) -> {branch: Start}`, with `"chosen"` first. It works under jit and vmap, and

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from nopr import precision, sweeps, trees
-from nopr.criteria.shared import alive, check, filter_sums, summed, wide
+from nopr.criteria.shared import alive, check, check_filters, filter_sums, summed, wide
 from nopr.typing import Batch, Criterion, Masks, Params, Scores, check_key, whole_number
 
 
@@ -118,6 +118,7 @@ def by_filter(criterion: Criterion) -> Criterion:
 
     def score(params: Params, batch: Batch, *, masks: Masks | None = None, key: Any) -> Scores:
         scores = _scores(criterion, params, batch, masks, key)
+        check_filters(scores)
         return jax.tree.map(_own_precision(_filter_sums), scores, alive(masks, scores))
 
     return score

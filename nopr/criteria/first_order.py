@@ -9,7 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from nopr import trees
-from nopr.criteria.shared import filter_sums, from_gradients, gradient, living
+from nopr.criteria.shared import (
+    check_filters,
+    filter_sums,
+    from_gradients,
+    gradient,
+    living,
+)
 from nopr.typing import (
     Batch,
     Criterion,
@@ -117,7 +123,17 @@ def taylor(
         change = weights * gradient
         return jnp.square(filter_sums(change) if group == "filter" else change)
 
-    return from_gradients(score, loss, where=where, stacked=stacked)
+    of_weights = from_gradients(score, loss, where=where, stacked=stacked)
+    if group == "weight":
+        return of_weights
+
+    def of_filters(
+        params: Params, batch: Batch, *, masks: Masks | None = None, key: Any = None
+    ) -> Scores:
+        check_filters(trees.select(params, where))
+        return of_weights(params, batch, masks=masks, key=key)
+
+    return of_filters
 
 
 def movement(loss: Loss, *, where: Where = trees.is_prunable, stacked: bool = False) -> Criterion:

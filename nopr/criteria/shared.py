@@ -138,6 +138,21 @@ def wide(values: Any) -> Array:
     return values.astype(jnp.float32) if values.dtype.itemsize < 4 else values
 
 
+def check_filters(tree: Params | Scores) -> None:
+    """Checks that the last axis of every leaf numbers its filters.
+
+    Raises:
+      ValueError: If a leaf has three dimensions: those of attention are [in, heads, features] or
+        [heads, features, out], and do not show which they are.
+    """
+    for path, leaf in trees.by_path(tree, "params").items():
+        if leaf.ndim == 3:
+            raise ValueError(
+                f"Filters must be along the last axis of a kernel, got shape {leaf.shape} at "
+                f"{path!r}, which may be attention's. Leave it out with `where`."
+            )
+
+
 def filter_sums(values: Any) -> Array:
     """The sum over each filter (index of the last axis), as the value of each of its entries."""
     axes = tuple(range(values.ndim - 1))

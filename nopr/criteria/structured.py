@@ -4,13 +4,14 @@ The scores have the shape of the weights, and all weights of a filter have its s
 criteria serve every consumer of scores. To prune filters, give the pruner
 `granularity=granularity.filters(outputs=...)` (or `units`), whose mean over a filter returns its
 score to rounding. Transpose weights that are [out, in, ...], as in Equinox and PyTorch, first.
+Kernels of three dimensions, which may be attention's, are refused.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from nopr import trees
-from nopr.criteria.shared import alive, filter_sums, from_weights, living, wide
+from nopr.criteria.shared import alive, check_filters, filter_sums, living, wide
 from nopr.typing import Batch, Criterion, Masks, Params, Scores, Where, shown
 
 
@@ -51,7 +52,7 @@ def filter_l1(*, where: Where = trees.is_prunable) -> Criterion:
 
     Source: Li et al. 2017, arXiv:1608.08710.
     """
-    return from_weights(lambda weights: filter_sums(jnp.abs(wide(weights))), where=where)
+    return _of_filters(lambda w, _: filter_sums(jnp.abs(wide(w))), where)
 
 
 def filter_l2(*, where: Where = trees.is_prunable) -> Criterion:
@@ -65,7 +66,7 @@ def filter_l2(*, where: Where = trees.is_prunable) -> Criterion:
 
     Source: compared with the sum of magnitudes by Li et al. 2017, arXiv:1608.08710.
     """
-    return from_weights(lambda w: jnp.sqrt(filter_sums(jnp.square(wide(w)))), where=where)
+    return _of_filters(lambda w, _: jnp.sqrt(filter_sums(jnp.square(wide(w)))), where)
 
 
 def fpgm(*, where: Where = trees.is_prunable) -> Criterion:
@@ -88,15 +89,7 @@ def fpgm(*, where: Where = trees.is_prunable) -> Criterion:
 
     Source: He et al. 2019, filter pruning via geometric median, arXiv:1811.00250.
     """
-
-    def score(
-        params: Params, batch: Batch, *, masks: Masks | None = None, key: Any = None
-    ) -> Scores:
-        del batch, key
-        weights = living(params, masks, where)
-        return jax.tree.map(_distances, weights, alive(masks, weights))
-
-    return score
+    return _of_filters(_distances, where)
 
 
 def batch_norm_scale(scales: Mapping[str, str]) -> Criterion:
@@ -139,6 +132,20 @@ def batch_norm_scale(scales: Mapping[str, str]) -> Criterion:
             for path, leaf in trees.by_path(weights, "params").items()
         ]
         return jax.tree.unflatten(jax.tree.structure(weights), found)
+
+    return score
+
+
+def _of_filters(function: Callable[[Any, Any], Array], where: Where) -> Criterion:
+    """A criterion of kernels and their masks, whose last axis must number the filters."""
+
+    def score(
+        params: Params, batch: Batch, *, masks: Masks | None = None, key: Any = None
+    ) -> Scores:
+        del batch, key
+        weights = living(params, masks, where)
+        check_filters(weights)
+        return jax.tree.map(function, weights, alive(masks, weights))
 
     return score
 

@@ -216,9 +216,10 @@ def check(granularity: Granularity) -> None:
     """
     if not isinstance(granularity, Granularity):
         found = function_name(granularity) if callable(granularity) else shown(granularity)
+        made = found if callable(granularity) else "filters"
         raise ValueError(
             f"`granularity` must be a Granularity, got {found}. Call a constructor: "
-            "`granularity.filters(outputs=...)`."
+            f"`granularity.{made}(...)`."
         )
 
 

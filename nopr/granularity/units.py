@@ -119,9 +119,10 @@ def _pooled(scores: Any) -> Array:
 
 
 def _check_fits(path: str, shape: tuple[int, ...], before: tuple[int, ...] | None) -> None:
-    if len(shape) < 2:
+    if len(shape) not in (2, 4):
         raise ValueError(
-            f"A layer must be a kernel of two or more dimensions, got {shape} at {path!r}."
+            f"A layer must be a kernel [in, out] or [height, width, in, out], got {shape} at "
+            f"{path!r}. Attention and other layers cannot be followed from unit to unit."
         )
     if before is None or shape[-2] == before[-1]:
         return
@@ -129,5 +130,6 @@ def _check_fits(path: str, shape: tuple[int, ...], before: tuple[int, ...] | Non
     if not flattened or shape[-2] % before[-1]:
         raise ValueError(
             f"`layers` must fit together, but the kernel at {path!r} has {shape[-2]} inputs, and "
-            f"the layer before it has {before[-1]} outputs. Name every kernel, in order."
+            f"the layer before it has {before[-1]} outputs. Name every kernel, in order; grouped "
+            "and depthwise convolutions and shortcuts cannot be followed."
         )
