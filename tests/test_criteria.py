@@ -164,6 +164,7 @@ def test_force_of_the_whole_network_is_snip(problem):
     jax.tree.map(np.testing.assert_array_equal, *pair)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("block", [1, 4, 6, 32])
 def test_obd_is_half_the_squared_weight_times_the_mean_squared_gradient(block, problem):
@@ -332,6 +333,7 @@ def test_synflow_scores_a_disconnected_net_as_zero(rng):
 SMALL = st.lists(st.integers(-3, 3), min_size=12, max_size=12)
 
 
+@pytest.mark.long
 @given(values=SMALL, alive=st.lists(st.booleans(), min_size=12, max_size=12))
 def test_lamp_agrees_with_its_twin_when_magnitudes_tie_and_weights_are_pruned(values, alive):
     weights, kept = (np.float32(values).reshape(4, 3), np.array(alive).reshape(4, 3))
@@ -348,6 +350,7 @@ def test_lamp_of_a_large_layer_of_equal_weights_is_the_harmonic_series():
     np.testing.assert_allclose(scores.ravel(), 1 / np.arange(1, n + 1), rtol=1e-13)
 
 
+@pytest.mark.long
 @given(values=SMALL, count=st.integers(0, 12))
 def test_lamp_keeps_in_a_layer_what_magnitude_keeps(values, count):
     weights = {"w": np.float32(values).reshape(4, 3)}

@@ -97,6 +97,7 @@ MANY = {
 top_many = jax.jit(lambda scores, k, alive: masks.top(scores, count=k, masks=alive, warn=False))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("kind", MANY)
 def test_many_scores_are_chosen_as_sorting_does(kind, dtype, rng):
@@ -106,6 +107,7 @@ def test_many_scores_are_chosen_as_sorting_does(kind, dtype, rng):
         np.testing.assert_array_equal(kept, oracles.top(scores, k, alive), err_msg=f"{k=}")
 
 
+@pytest.mark.long
 def test_many_scores_under_vmap_are_chosen_as_in_a_loop(rng):
     scores = np.stack([MANY[kind](rng) for kind in MANY]).astype(np.float32)
     counts = np.arange(len(scores)) * 5000
@@ -114,6 +116,7 @@ def test_many_scores_under_vmap_are_chosen_as_in_a_loop(rng):
         np.testing.assert_array_equal(found, oracles.top(row, k))
 
 
+@pytest.mark.long
 def test_many_scores_can_be_checked_under_vmap_and_differentiated_through(rng):
     rows = rng.normal(size=(2, N)).astype(np.float32)
 

@@ -165,6 +165,7 @@ def every_round(pruner_of, params, batch, key, **options):
         yield np.asarray(trees.ravel(kept)[0])
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize(("make", "regrow"), [(criteria.force, True), (criteria.snip, False)])
 def test_rounds_are_force_with_regrow_and_iterative_snip_without(make, regrow, rng, getkey):
@@ -188,6 +189,7 @@ def test_rounds_are_force_with_regrow_and_iterative_snip_without(make, regrow, r
     assert any(returned) == regrow
 
 
+@pytest.mark.long
 def test_regrow_chooses_among_the_masks_that_are_given(rng, getkey):
     params, batch = jax.tree.map(np.float32, small(rng))
     alive = jax.tree.map(lambda w: rng.random(w.shape) < 0.8, trees.select(params))
@@ -201,6 +203,7 @@ def test_regrow_chooses_among_the_masks_that_are_given(rng, getkey):
     assert any((later & ~now).any() for now, later in itertools.pairwise(found))
 
 
+@pytest.mark.long
 def test_regrow_works_under_jit_and_vmap_and_at_several_levels(rng, getkey):
     many = jax.tree.map(lambda *x: np.float32(x), *(small(rng) for _ in range(3)))
     prune = pruning.pruner(criteria.force(small_loss), rounds=4, regrow=True, scope="layer")
