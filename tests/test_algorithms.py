@@ -61,6 +61,7 @@ ALL = {
 }
 
 
+@pytest.mark.long
 def test_at_init_prunes_the_params_of_the_first_half_of_the_key(data, getkey):
     key = getkey()
     init_key, run_key = jax.random.split(key)
@@ -75,6 +76,7 @@ def test_after_training_prunes_the_trained_params(data, getkey):
     assert_same(ALL["after_training"](data, key=key), MAGNITUDE(trained, data, key=key))
 
 
+@pytest.mark.long
 def test_imp_trains_prunes_and_rewinds_level_by_level(data, getkey):
     key = getkey()
     start = init(jax.random.split(key)[0])
@@ -106,6 +108,7 @@ def test_imp_rewinds_to_the_given_step(data, getkey):
     assert_same(rewound, masks.top(criteria.magnitude()(trained, None), count=6, warn=False))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ALL)
 def test_algorithms_are_pure_and_compose_with_jit_and_vmap(name, data, getkey, rng):
     algorithm, key = ALL[name], getkey()
@@ -172,6 +175,7 @@ def test_imp_whose_training_diverges_raises_outside_a_trace(data, getkey):
         algorithm(bad, key=getkey())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["imp", "after_training"])
 def test_checked_flags_the_cases_whose_scores_are_not_finite(name, data, getkey):
     pruner = pruning.pruner(criteria.magnitude(), density=0.25)
@@ -204,6 +208,7 @@ def recorded(params, kept, data, *, key):
     return Record(train(params, kept, data, key=key), kept, jnp.array(True))
 
 
+@pytest.mark.long
 def test_training_may_return_a_record_or_params_alone(data, getkey):
     key, pruner = getkey(), pruning.pruner(criteria.magnitude())
     after = algorithms.after_training(MAGNITUDE, init=init, train=recorded)

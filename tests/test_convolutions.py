@@ -133,6 +133,7 @@ def _reversed(x, w):
 _reversed.defvjp(lambda x, w: (PLAIN(x, w), (x, w)), lambda kept, _: kept)
 
 
+@pytest.mark.long
 def test_functions_with_derivative_rules_of_their_own_keep_them(rng):
     x, w = _inputs(LAYOUTS[0], 1, rng)
     _assert_rewritten_exactly(lambda x, w: _clipped(3 * PLAIN(x, w)), x, w)
@@ -154,6 +155,7 @@ def _loss(params, batch):
     return finetune.cross_entropy(lambda _, x: x.mean((1, 2)))(None, (hidden, labels))
 
 
+@pytest.mark.long
 def test_training_has_no_convolution_on_a_cpu_and_ends_where_xla_ends(rng):
     inputs, kernel = _inputs(LAYOUTS[0], 1, rng)
     params, data = {"conv": kernel}, (np.concatenate([inputs] * 3), np.arange(6) % 3)

@@ -56,6 +56,7 @@ def flat_loss(params, batch):
     return np.asarray(kernels), of
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("double")
 def test_snip_is_weight_times_finite_difference_gradient(problem):
     params, batch = problem
@@ -150,6 +151,7 @@ def test_prospr_is_the_effect_of_a_mask_on_the_loss_after_training_by_optax(prun
     assert np.max(expected) > 1e-2
 
 
+@pytest.mark.long
 def test_prospr_without_training_is_snip_and_with_it_is_not(problem):
     params, batch = jax.tree.map(np.float32, problem)
     snip = trees.ravel(criteria.snip(loss)(params, batch, key=None))[0]
@@ -207,6 +209,7 @@ def test_obd_of_half_precision_adds_up_in_single_precision():
     np.testing.assert_allclose(scores, slope**2 / 2, rtol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("double")
 def test_grasp_is_weight_times_hessian_times_gradient(problem):
     params, batch = problem
@@ -379,6 +382,7 @@ def test_biases_are_scored_only_when_asked_for(problem):
     assert len(jax.tree.leaves(everything)) == 6
 
 
+@pytest.mark.long
 def test_criteria_work_on_an_nnx_state(rng):
     model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
     graph, state = nnx.split(model)

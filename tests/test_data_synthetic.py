@@ -155,6 +155,7 @@ def test_draws_need_a_whole_number_and_a_key(unchecked):
         synthetic.sample_cube(2, key=0)
 
 
+@pytest.mark.long
 def test_small_integer_types_do_not_wrap(unchecked):
     small = synthetic.sample_cube(
         3, dimension=np.uint8(9), points=np.int8(4), key=jax.random.key(0)

@@ -93,6 +93,7 @@ def test_training_agrees_with_the_slow_loop_and_visits_every_example_once_an_epo
     np.testing.assert_array_equal(np.asarray(fitted.params["kernel"])[~masks["kernel"]], 0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("parts", [(2, 2), (1, 1, 2), (3, 1)])
 @pytest.mark.parametrize("batch_size", [BATCH, None])
 def test_two_calls_end_bit_for_bit_where_one_does(parts, batch_size, problem, getkey):
@@ -239,6 +240,7 @@ def test_pruned_weights_are_zero_after_every_epoch(tx, problem, getkey):
     assert np.all(metrics["kept"] > 0)
 
 
+@pytest.mark.long
 def test_no_masks_and_full_masks_train_the_same_network(problem, getkey):
     params, _, data = problem
     key, full = getkey(), {"kernel": jnp.ones((3, 2), bool), "bias": None}
@@ -263,6 +265,7 @@ def test_one_compilation_serves_all_masks(problem, getkey):
     np.testing.assert_array_equal(np.asarray(trained["kernel"])[masks["kernel"]], 0)
 
 
+@pytest.mark.long
 def test_seeds_under_vmap_and_jit_agree_with_a_loop(problem, getkey, rng):
     params, _, data = problem
     keys = jax.random.split(getkey(), 3)

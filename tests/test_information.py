@@ -337,6 +337,7 @@ def test_equal_datasets_are_merged_in_the_ceiling():
     assert result.bits == pytest.approx(result.dataset_entropy_bits, rel=1e-14)
 
 
+@pytest.mark.long
 @given(
     weights=st.lists(st.integers(0, 5), min_size=32, max_size=32).filter(any),
     seed=st.integers(0, 2**31),

@@ -163,6 +163,7 @@ def test_a_pruned_linear_net_gets_every_singular_value_equal_to_the_product_of_g
     jax.tree.map(np.testing.assert_array_equal, masks.apply(new, kept), new)
 
 
+@pytest.mark.long
 def test_it_jits_and_vmaps_over_params_and_masks_like_a_loop(rng):
     params = [linear_net(rng, (6, 5, 4, 2)) for _ in range(3)]
     grain = granularity.units(LAYERS)

@@ -33,6 +33,7 @@ def flat(kept):
     return np.concatenate([kept["a"].reshape(-1), kept["z"][0]])
 
 
+@pytest.mark.long
 @given(scores=TIED, k=st.integers(0, 12))
 def test_top_agrees_with_sorting_when_scores_tie(scores, k):
     expected = oracles.top(scores, k)
@@ -47,6 +48,7 @@ def test_a_removed_weight_never_comes_back(scores, alive, k):
     np.testing.assert_array_equal(flat(top_alive_jit(tree(scores), k, kept)), expected)
 
 
+@pytest.mark.long
 @given(scores=TIED, k=st.integers(0, 12))
 def test_layer_shares_are_exact_traced_or_not_under_ties_or_not(scores, k):
     ends = np.cumsum(SIZES)[:-1]
@@ -243,6 +245,7 @@ def test_a_layer_without_weights_keeps_none():
         np.testing.assert_array_equal(kept["b"], [False, False, True, True])
 
 
+@pytest.mark.long
 def test_density_may_be_traced_and_vmapped():
     scores = {"w": np.arange(40, dtype=np.float32)}
     counts = jax.vmap(lambda d: masks.count(masks.top(scores, density=d)))(

@@ -25,6 +25,7 @@ def counts(kept):
     return [int(layer.kept) for layer in masks.by_layer(kept).values()]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("density", [0.0, 0.02, 0.5, 1.0])
 @pytest.mark.parametrize("scope", ["global", "layer"])
 def test_prune_keeps_exactly_the_requested_count(density, scope, rng, getkey):
@@ -60,6 +61,7 @@ def test_one_count_for_all_layers_does_not_pass_by_what_each_should_keep(options
     assert counts(prune(params, None, count=[[30, 20, 5]], key=key)) == [30, 20, 5]
 
 
+@pytest.mark.long
 def test_rounds_fall_exponentially_by_default_and_one_round_keeps_the_density(rng, getkey):
     key, params, criterion = getkey(), net(rng), criteria.lamp()
     by_default, named = (
@@ -308,6 +310,7 @@ def test_nothing_prunable_is_refused(getkey):
         pruning.pruner(criteria.magnitude(), density=0.5)({"b": np.ones(3)}, None, key=getkey())
 
 
+@pytest.mark.long
 def test_levels_give_the_masks_of_every_count_from_one_pruner(rng, getkey):
     params, key = net(rng), getkey()
     prune = pruning.pruner(criteria.random())

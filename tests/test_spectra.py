@@ -44,6 +44,7 @@ def tolerance(x64):
     return 1e-12 if x64 else 2e-5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("ins", "outs"), [(12, 3), (3, 12), (5, 5)], ids=["wide", "tall", "square"]
 )
@@ -96,6 +97,7 @@ def test_auto_mode_is_forward_for_tall_and_square_jacobians_and_reverse_for_wide
     assert program("auto") == program(expected)
 
 
+@pytest.mark.long
 def test_semi_orthogonal_linear_nets_of_falling_widths_have_the_product_of_gains(rng, x64):
     gains = (0.5, 3.0, 1.25)
     params = [
@@ -181,6 +183,7 @@ def test_circular_convolutions_have_the_singular_values_of_each_frequency(rng, x
     np.testing.assert_allclose(values[0], expected, rtol=200 * tolerance(x64))
 
 
+@pytest.mark.long
 def test_delta_orthogonal_convolutions_are_exact_isometries(rng):
     kernel = np.zeros((3, 3, 4, 4))
     kernel[1, 1] = orthogonal(rng, 4, 4)
@@ -195,6 +198,7 @@ def test_delta_orthogonal_convolutions_are_exact_isometries(rng):
     np.testing.assert_allclose(values, 1, rtol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("block", [1, 2, 99])
 def test_blocks_change_nothing_and_values_descend(block, rng):
     params = tanh_params(rng, 12, 6, 3)
@@ -222,6 +226,7 @@ def test_the_default_block_keeps_the_compiled_program_within_its_bound(apply, mo
     assert temporary_bytes(block=64) > 2**18
 
 
+@pytest.mark.long
 def test_the_gram_route_agrees_within_the_error_it_states(rng):
     u, v = orthogonal(rng, 4, 4), orthogonal(rng, 9, 9)[:, :4]
     true = np.array([2.0, 1.0, 1e-2, 1e-6])
@@ -236,6 +241,7 @@ def test_the_gram_route_agrees_within_the_error_it_states(rng):
     np.testing.assert_allclose(tall[:2], true[:2], rtol=1e-5)
 
 
+@pytest.mark.long
 def test_it_jits_and_vmaps_over_params_like_a_loop(rng):
     stack = jnp.asarray(rng.normal(size=(3, 6, 4)), jnp.float32)
     inputs = jnp.asarray(rng.normal(size=(5, 6)), jnp.float32)
@@ -256,6 +262,7 @@ def test_it_takes_an_nnx_state(rng):
     np.testing.assert_allclose(found, np.stack([model.kernel[...].T] * 2), rtol=1e-6)
 
 
+@pytest.mark.long
 def test_summary_of_values_known_by_hand():
     values = np.array([[4.0, 2.0, 1.0], [2.5, 0.5, 0.25], [3.0, 0.4, 0.0]])
     summary = spectra.summarize(values)
@@ -331,6 +338,7 @@ def test_outputs_that_cannot_be_differentiated_are_refused(unchecked):
         spectra.jacobian({}, None, jnp.ones((2, 3)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_an_input_that_is_not_finite_is_refused_where_its_slope_is_0(bad):
     inputs = jnp.array([[1.0, 2.0], [bad, 1.0]])

@@ -98,6 +98,7 @@ def test_connectivity_counts_what_walking_every_path_finds(values):
     np.testing.assert_allclose(found.effective_density, live / len(values), rtol=1e-6)
 
 
+@pytest.mark.long
 def test_connectivity_of_convolutions_counts_channels_and_vmaps():
     tree = {
         "conv": jnp.zeros((3, 3, 2, 4), bool).at[1, 1, 0, :2].set(True),
@@ -129,6 +130,7 @@ def test_live_is_idempotent_and_vmaps_like_a_loop(rng):
         )
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:The masks leave no path")
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.booleans(), min_size=36, max_size=36))
@@ -233,6 +235,7 @@ def test_removal_leaves_the_outputs_of_the_masked_network(values, bias, some_zer
     assert int(masks.count(smaller)) == int(surgery.effective_count(tree, LAYERS))
 
 
+@pytest.mark.long
 def test_whole_units_go_and_the_shapes_say_so(rng):
     params = dense_params(rng)
     grain = granularity.units(LAYERS)

@@ -259,6 +259,7 @@ def test_masks_may_cover_biases_too(rng):
     assert trained["first"]["bias"][0] != 0
 
 
+@pytest.mark.long
 def test_a_nan_in_a_pruned_gradient_does_not_spread(rng):
     params, masks, _ = _problem(rng)
     gradients = jax.tree.map(
