@@ -16,6 +16,7 @@ __all__ = [
     "criteria",
     "data",
     "densities",
+    "durable",
     "export",
     "finetune",
     "granularity",

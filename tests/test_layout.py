@@ -13,7 +13,7 @@ import nopr
 ROOT = Path(__file__).parents[1]
 SCIENCE = {"jax", "optax", "jaxtyping", "numpy", "scipy"}
 GROUPS = [
-    {"typing", "processes"},
+    {"typing", "processes", "durable"},
     {"jaxprs"},
     {"trees", "precision", "convolutions"},
     {"budgets", "ranking"},

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+from nopr import durable
 from nopr.export.coding import DamageError
 from nopr.typing import shown
 
@@ -33,23 +33,11 @@ def write(path: Path, data: bytes) -> Path:
     Raises:
       OSError: If it cannot be written, as on a full disk; what was there is untouched.
     """
-    aside = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(aside, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
-        except BaseException:
-            aside.unlink(missing_ok=True)
-            raise
-        _sync(path.parent)
+        return durable.write(path, data)
     except OSError as error:
         reason = f"{error.strerror}; it was not written, and what was there is unchanged"
         raise type(error)(error.errno, reason, str(path)) from error
-    return path
 
 
 @contextlib.contextmanager
@@ -69,14 +57,3 @@ def explained(path: Path, what: str) -> Generator[None, None, None]:
 def must(path: Path, what: str) -> str:
     """How the error of a file begins."""
     return f"`path` must be {what}, got {str(path)!r}"
-
-
-def _sync(folder: Path) -> None:
-    """Makes a name survive a power loss, where folders can be synced."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,10 +7,11 @@ import csv
 import errno
 import io
 import json
-import os
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from nopr import durable
 
 
 class RunError(RuntimeError):
@@ -32,25 +33,8 @@ def write_bytes(path: str | Path, data: bytes, *, sync_name: bool = True) -> Pat
       RunError: If it cannot be written, as on a full disk; what was there is untouched.
     """
     path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(aside, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
-        except BaseException:
-            aside.unlink(missing_ok=True)
-            raise
-        if sync_name:
-            descriptor = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-    return path
+        return durable.write(path, data, sync_name=sync_name)
 
 
 def write_text(path: str | Path, text: str) -> Path:
