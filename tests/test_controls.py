@@ -159,3 +159,25 @@ def test_controls_jit_and_vmap_over_keys_like_a_loop():
 def test_what_is_not_of_the_form_is_refused_with_the_remedy(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_each_level_of_leveled_masks_has_controls_of_its_own():
+    def leveled(criterion):
+        pruner = pruning.pruner(criterion)
+        options = {"init": init, "train": train, "counts": (60, 30), "rewind": train}
+        return algorithms.imp(pruner, **options, levels=True)
+
+    found = algorithms.controls(SNIP, leveled, init=init, rewind=train, levels=True)(DATA, key=KEY)
+    plain = RUNS["imp"][1](DATA, key=KEY)
+    for name, start in found.items():
+        assert same(start.params, plain[name].params), name
+        for level, count in enumerate((60, 30)):
+            kept = jax.tree.map(lambda leaf, level=level: leaf[level], start.masks)
+            assert int(masks.count(kept)) == count, name
+            if name in ("shuffled", "random"):
+                chosen = jax.tree.map(lambda leaf, i=level: leaf[i], found["chosen"].masks)
+                assert counts(kept) == counts(chosen), name
+                assert not same(kept, chosen), name
+    for name in ("chosen", "inverted"):
+        last = jax.tree.map(lambda leaf: leaf[-1], found[name].masks)
+        assert same(last, plain[name].masks), name

@@ -17,8 +17,8 @@ SHAPES = ((4, 6), (6, 5), (5, 3))
 LIKE = trees.select(jax.eval_shape(NETWORK.init, jax.random.key(0)))
 SIZE = 69
 ROUNDS = 4
-DATA_FREE = ("random", "magnitude_init", "synflow")
-SINGLE = tuple(name for name in methods.TITLES if name != "units_after")
+DATA_FREE = ("random", "magnitude_init", "lamp_init", "synflow")
+SINGLE = tuple(name for name in methods.TITLES if name not in settings.WHOLE_UNITS)
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +46,10 @@ def task():
 def test_every_method_keeps_exactly_the_planned_weights(name, problem, getkey, rng):
     params = NETWORK.init(getkey())
     batch = rng.normal(size=(9, 4)).astype(np.float32), np.arange(9) % 3
-    prune = methods.pruner(name, problem, synflow_rounds=ROUNDS)
+    prune = methods.pruner(name, problem, rounds=ROUNDS)
     program = jax.jit(lambda counts, key: prune(params, batch, count=counts, key=key))
     for density in (1.0, 0.5, 0.123, 0.04, 0.0):
-        counts = methods.plan(name, density, problem, synflow_rounds=ROUNDS)
+        counts = methods.plan(name, density, problem, rounds=ROUNDS)
         found = program(jnp.asarray(counts), getkey())
         assert int(masks.count(found)) == round(density * SIZE)
         assert trees.shapes(found) == SHAPES
@@ -57,7 +57,7 @@ def test_every_method_keeps_exactly_the_planned_weights(name, problem, getkey, r
 
 def test_units_keep_their_whole_rows_and_columns(problem, getkey):
     params = NETWORK.init(getkey())
-    prune = methods.pruner("units_after", problem, synflow_rounds=ROUNDS)
+    prune = methods.pruner("units_after", problem, rounds=ROUNDS)
     found = prune(params, None, count=np.array([[3, 2]]), key=getkey())
     first, second, last = (np.asarray(found[f"layer_{i}"]["kernel"]) for i in range(3))
     np.testing.assert_array_equal(first, np.broadcast_to(first[0], first.shape))
@@ -75,8 +75,8 @@ def test_units_go_from_the_layer_they_are_planned_for_however_the_layers_sort(ge
     problem = methods.Problem(network.apply, loss, loss, (5,), network.layers, like)
     assert trees.paths(like) != network.layers  # layer_10 sorts before layer_2.
     assert problem.widths == (5, *hidden, 3)
-    counts = methods.plan("units_after", 0.5, problem, synflow_rounds=ROUNDS)
-    prune = methods.pruner("units_after", problem, synflow_rounds=ROUNDS)
+    counts = methods.plan("units_after", 0.5, problem, rounds=ROUNDS)
+    prune = methods.pruner("units_after", problem, rounds=ROUNDS)
     found = trees.map_prunable(np.asarray, prune(params, None, count=counts, key=getkey()))
     kept = [found[path.split("/")[0]]["kernel"].any(axis=0).sum() for path in network.layers]
     assert kept == [20, *[15] * 9, 4, 3]
@@ -133,7 +133,7 @@ def test_every_method_prunes_the_planned_weights_and_data_free_ones_know_nothing
 ):
     assert task.size == 2 * 3 + 3 + 3 + 1
     pruned = cube.pruned_counts(name, task, range(1, task.size))
-    algorithm = cube.algorithm(name, task, pruned, synflow_rounds=ROUNDS)
+    algorithm = cube.algorithm(name, task, pruned, rounds=ROUNDS)
     found = information.exact(
         algorithm,
         task.data.datasets,
@@ -142,7 +142,7 @@ def test_every_method_prunes_the_planned_weights_and_data_free_ones_know_nothing
         check=False,
         key=getkey(),
     )
-    if name == "units_after":
+    if name in settings.WHOLE_UNITS:
         # Its masks hold kernels alone; the bias of a unit is removed without being in them.
         expected = [(2 + 1) * (3 - units) for units in (1, 2)]
     else:

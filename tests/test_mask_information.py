@@ -18,7 +18,7 @@ TINY = {
     "methods": ("magnitude_after", "snip", "synflow", "random"),
     "task.steps": 5,
     "pruning.most": 5,
-    "pruning.synflow_rounds": 3,
+    "pruning.rounds": 3,
     "sensitivity.initialization": ("he",),
     "sensitivity.learning_rate": (),
     "sensitivity.steps": (),

@@ -12,7 +12,7 @@ from matplotlib._pylab_helpers import Gcf
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 
-from nopr.lab import plots
+from nopr.lab import plots, tables
 from nopr.lab.plots import canvas, series
 
 METHODS = (
@@ -433,3 +433,45 @@ def test_curve_rows_are_one_row_a_point():
     assert rows[1] == {"method": "a", "source": "computed", "pruned": 2, "mean": 0.7}
     assert rows[-1] == {"method": "SNIP", "source": "published", "pruned": 7, "mean": 6.48}
     assert len(rows) == 5
+
+
+# --- Many panels ---------------------------------------------------------------------------------
+
+
+def test_panels_share_their_axes_and_show_every_line():
+    curve = {"x": [10.0, 1.0], "mean": [90.0, 70.0], "low": [89.0, 60.0], "high": [91.0, 80.0]}
+    names = [f"method {i}" for i in range(6)]
+    figure = plots.panels(
+        {name: {"chosen": curve, "shuffled": curve} for name in names},
+        title="Controls",
+        x_label="weights kept, %",
+        y_label="test accuracy, %",
+        level=95.0,
+        level_name="dense",
+        y_range=(0, 100),
+    )
+    shown = [axes for axes in figure.axes if axes.get_title(loc="left")]
+    assert [axes.get_title(loc="left") for axes in shown] == names
+    for axes in shown:
+        drawn = [line for line in axes.lines if line.get_label() in ("chosen", "shuffled")]
+        for line in drawn:
+            np.testing.assert_array_equal(line.get_ydata(), [70.0, 90.0])
+        assert len(drawn) == 2
+        assert axes.get_xlim()[0] > axes.get_xlim()[1]
+        assert axes.get_ylim() == (0, 100)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["chosen", "shuffled", "dense"]
+    assert [text.get_text() for text in shown[-1].get_xticklabels()] == ["1", "10"]
+
+
+def test_differences_have_a_row_per_name_and_their_intervals():
+    column = {"SNIP": tables.Interval(1.5, 0.5, 5), "IMP": tables.Interval(-2.0, None, 1)}
+    figure = plots.differences(
+        {"chosen - shuffled": column}, title="What a control costs", x_label="points"
+    )
+    (axes,) = (axes for axes in figure.axes if axes.get_title(loc="left"))
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["SNIP", "IMP"]
+    (bars,) = (c for c in axes.collections if hasattr(c, "get_segments"))
+    np.testing.assert_allclose([s[:, 0] for s in bars.get_segments()], [[1, 2], [-2, -2]])
+    with pytest.raises(ValueError, match="All panels must have the rows"):
+        plots.differences({"a": column, "b": {}}, title="", x_label="")

@@ -33,10 +33,10 @@ class Cube:
 
 @dataclass(frozen=True)
 class Pruning:
-    """How much is pruned, and SynFlow's rounds."""
+    """How much is pruned, and in how many rounds."""
 
     most: settings.Count = 20  # weights pruned at most, of 21; IMP prunes one per round
-    synflow_rounds: settings.Count = 100
+    rounds: settings.Count = 100  # of SynFlow and other iterative methods
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,12 @@ class Settings:
     sensitivity: Sensitivity = Sensitivity()
 
     def __post_init__(self):
-        if "units_after" in self.methods:
-            raise ValueError(
-                "`methods` must prune one weight at a time, 'units_after' does not. "
-                "The main job measures it."
-            )
+        for name in settings.WHOLE_UNITS:
+            if name in self.methods:
+                raise ValueError(
+                    f"`methods` must prune one weight at a time, {name!r} does not. "
+                    "The main job measures it."
+                )
         weights = (self.task.dimension + 2) * self.task.width + 1
         if not self.pruning.most < weights:
             raise ValueError(

@@ -15,7 +15,7 @@ import numpy as np
 from experiments.mask_information.config import Cube
 from nopr import algorithms, finetune, information, networks, pruning, sweeps, trees
 from nopr.data import synthetic
-from nopr.lab import methods
+from nopr.lab import methods, settings
 from nopr.typing import Algorithm
 
 
@@ -65,27 +65,24 @@ def pruned_counts(name: str, task: Task, pruned: Sequence[int]) -> tuple[int, ..
 
     Whole units are removed with all of their weights: incoming, outgoing and the bias.
     """
-    if name != "units_after":
+    if name not in settings.WHOLE_UNITS:
         return tuple(pruned)
     inputs, width = task.problem.shapes[1]
     return tuple((inputs + 2) * units for units in range(1, width))
 
 
-def algorithm(name: str, task: Task, pruned: Sequence[int], *, synflow_rounds: int) -> Algorithm:
+def algorithm(name: str, task: Task, pruned: Sequence[int], *, rounds: int) -> Algorithm:
     """The algorithm of a method, its masks stacked over the levels of `pruned`."""
-    prune = methods.pruner(name, task.problem, synflow_rounds=synflow_rounds)
+    prune = methods.pruner(name, task.problem, rounds=rounds)
     init, train = task.network.init, task.train
     kept = [task.size - count for count in pruned]
     if name == "imp":
         return algorithms.imp(prune, init=init, train=train, counts=kept, levels=True)
-    if name == "units_after":
+    if name in settings.WHOLE_UNITS:
         inputs, width = task.problem.shapes[1]
         counts: Any = [width - count // (inputs + 2) for count in pruned]
     else:
-        counts = [
-            methods.plan(name, k / task.size, task.problem, synflow_rounds=synflow_rounds)
-            for k in kept
-        ]
+        counts = [methods.plan(name, k / task.size, task.problem, rounds=rounds) for k in kept]
     many = pruning.levels(prune, np.array(counts))
     if name in methods.AT_INIT:
         return algorithms.at_init(many, init=init)

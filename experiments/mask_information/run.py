@@ -72,7 +72,7 @@ def _measure(
 ) -> np.ndarray:
     """Bits, [initializations, levels]."""
     pruned = tuple(range(1, asked.pruning.most + 1))
-    algorithm = cube.algorithm(name, task, pruned, synflow_rounds=asked.pruning.synflow_rounds)
+    algorithm = cube.algorithm(name, task, pruned, rounds=asked.pruning.rounds)
     rows = []
     for index in range(setting.initializations):
         key = jax.random.fold_in(jax.random.key(asked.seed), index)

@@ -26,7 +26,7 @@ class Pruning:
 
     densities: settings.Densities = (0.2, 0.05, 0.02)  # kept / prunable; of units for whole units
     scoring_examples: settings.Count = 512  # training examples that SNIP and GraSP score on
-    synflow_rounds: settings.Count = 100
+    rounds: settings.Count = 100  # of SynFlow and other iterative methods
     # Largest share removed per round; the rounds hit every density.
     imp_removal: Annotated[float, settings.Range(0.001, 1, below=True)] = 0.2
     grasp_temperature: settings.Positive = 200.0
@@ -90,7 +90,8 @@ class Settings:
     information: Information = Information()
 
     def __post_init__(self):
-        if "units_after" not in self.methods:
+        whole = [name for name in settings.WHOLE_UNITS if name in self.methods]
+        if not whole:
             return
         if self.repair.density not in (None, *self.pruning.densities):
             raise ValueError(
@@ -99,14 +100,15 @@ class Settings:
             )
         if self.information.width < 2:
             raise ValueError(
-                "`information.width` must be at least 2 for 'units_after' to have a unit to prune, "
+                "`information.width` must be at least 2 for "
+                f"{whole[0]!r} to have a unit to prune, "
                 f"got {self.information.width}."
             )
         for density in self.pruning.densities:
             if not all(round(density * width) for width in self.network.widths):
                 raise ValueError(
                     "`pruning.densities` must leave a unit in each of `network.widths`, "
-                    f"{self.network.widths}, for 'units_after', got {density}."
+                    f"{self.network.widths}, for {whole[0]!r}, got {density}."
                 )
 
     @property

@@ -195,8 +195,9 @@ def choose_masks(setting: Setting, name: str, dense: Params) -> dict[str, Any]:
         prune = _pruner(setting, name)
         found = methods.over_seeds(
             name,
-            lambda case: prune(case["params"], None, key=case["key"]),
+            lambda case, batch: prune(case["params"], batch, key=case["key"]),
             {"params": dense, "key": setting.task.keys},
+            shared=setting.task.examples(setting.asked.pruning.scoring_examples),
             block=setting.asked.block or setting.asked.seeds,
         )
     return dict(zip(trees.paths(found), map(np.asarray, jax.tree.leaves(found)), strict=True))
@@ -206,10 +207,9 @@ def _pruner(setting: Setting, name: str) -> Pruner:
     """Masks at every density, from one scoring where the method scores once."""
     asked, problem = setting.asked.pruning, setting.problem
     each = [
-        methods.plan(name, density, problem, synflow_rounds=asked.synflow_rounds)
-        for density in asked.densities
+        methods.plan(name, density, problem, rounds=asked.rounds) for density in asked.densities
     ]
-    prune = methods.pruner(name, problem, synflow_rounds=asked.synflow_rounds)
+    prune = methods.pruner(name, problem, rounds=asked.rounds)
     return pruning.levels(prune, np.stack(each))
 
 
@@ -218,7 +218,7 @@ def _imp(setting: Setting) -> Masks:
     asked = setting.asked.pruning
     levels, hits = methods.imp_levels(asked.densities, removal=asked.imp_removal)
     algorithm = algorithms.imp(
-        methods.pruner("imp", setting.problem, synflow_rounds=1),
+        methods.pruner("imp", setting.problem, rounds=1),
         init=setting.task.network.init,
         train=setting.task.trainer(),
         counts=pruning.level_counts(setting.problem.size, levels),
@@ -249,7 +249,7 @@ def _information(
 ) -> dict[str, np.ndarray]:
     """Exact bits of a method on the cube task, [initializations, levels]."""
     pruned = cube.pruned_counts(name, task, range(1, task.size))
-    algorithm = cube.algorithm(name, task, pruned, synflow_rounds=asked.pruning.synflow_rounds)
+    algorithm = cube.algorithm(name, task, pruned, rounds=asked.pruning.rounds)
 
     def measure(index: int) -> dict[str, np.ndarray]:
         key = jax.random.fold_in(jax.random.key(asked.seed), index)

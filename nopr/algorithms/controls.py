@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 import jax
 from jaxtyping import Array, Key
 
-from nopr import criteria
+from nopr import criteria, sweeps
 from nopr import masks as masks_
 from nopr.algorithms.pure import Init, check_parts, starting_params
 from nopr.typing import (
@@ -45,7 +45,12 @@ Begin: TypeAlias = Callable[..., Start]
 
 
 def controls(
-    criterion: Criterion, build: Build, *, init: Init, rewind: Train | None = None
+    criterion: Criterion,
+    build: Build,
+    *,
+    init: Init,
+    rewind: Train | None = None,
+    levels: bool = False,
 ) -> Callable[..., dict[str, Start]]:
     """The mask that an algorithm chooses, beside its four controls.
 
@@ -69,6 +74,9 @@ def controls(
       init: `init(key) -> params`, as given to the algorithm.
       rewind: The one given to `imp`, which must be given here too: trains from `init` to the step
         that trainings start from. None for training from initialization.
+      levels: Whether the algorithm returns masks of many levels, along a leading axis, as with
+        `imp(levels=True)` or `pruning.levels`. Each level then has controls of its own, and the
+        masks of every branch have the axis; the params, which are the same for all, have not.
 
     Returns:
       `(data, *, key) -> {branch: Start}`, with `"chosen"` first. It works under jit and vmap, and
@@ -92,7 +100,7 @@ def controls(
     Source: Frankle et al. 2021, "Pruning Neural Networks at Initialization: Why Are We Missing the
     Mark?", arXiv:2009.08576.
     """
-    parts = _parts(criterion, build, init, rewind)
+    parts = _parts(criterion, build, init, rewind, levels)
 
     def run(data: Batch, *, key: Key[Array, ""]) -> dict[str, Start]:
         chosen = parts["chosen"](data, key=key)
@@ -105,7 +113,13 @@ def controls(
 
 
 def branch(
-    name: Branch, criterion: Criterion, build: Build, *, init: Init, rewind: Train | None = None
+    name: Branch,
+    criterion: Criterion,
+    build: Build,
+    *,
+    init: Init,
+    rewind: Train | None = None,
+    levels: bool = False,
 ) -> Begin:
     """One of the results of `controls` alone, by name, as an experiment's config has it.
 
@@ -115,6 +129,7 @@ def branch(
       build: `build(criterion) -> Algorithm`.
       init: `init(key) -> params`, as given to the algorithm.
       rewind: As given to `imp`; None for training from initialization.
+      levels: Whether the algorithm returns masks of many levels; see `controls`.
 
     Returns:
       `(data, *, key) -> Start`, equal to the result of `controls` under that name.
@@ -124,7 +139,7 @@ def branch(
         form.
     """
     check_choice("name", name, Branch)
-    parts = _parts(criterion, build, init, rewind)
+    parts = _parts(criterion, build, init, rewind, levels)
 
     def run(data: Batch, *, key: Key[Array, ""]) -> Start:
         if name == "chosen":
@@ -140,7 +155,7 @@ _CONTROLS = get_args(Branch)[1:]
 
 
 def _parts(
-    criterion: Criterion, build: Build, init: Init, rewind: Train | None
+    criterion: Criterion, build: Build, init: Init, rewind: Train | None, levels: bool
 ) -> dict[str, Callable[..., Start]]:
     """How each branch is made, by name; the controls take the chosen start."""
     criteria.check(criterion)
@@ -149,6 +164,12 @@ def _parts(
     start = partial(starting_params, init=init, rewind=rewind)
     algorithm, inverted = _built(build, criterion), _built(build, criteria.invert(criterion))
 
+    def each(control: Callable[..., Masks], masks: Masks, key: Key[Array, ""]) -> Masks:
+        if not levels:
+            return control(masks, key)
+        count = sweeps.case_count(masks, name="masks")
+        return jax.vmap(control)(masks, jax.random.split(key, count))
+
     def own(key: Key[Array, ""], index: int) -> Key[Array, ""]:
         return jax.random.split(jax.random.fold_in(key, _STREAM), 3)[index]
 
@@ -156,7 +177,7 @@ def _parts(
         return Start(start(data, key=key), algorithm(data, key=key))
 
     def shuffled(data: Batch, *, chosen: Start, key: Key[Array, ""]) -> Start:
-        return chosen._replace(masks=masks_.shuffle(chosen.masks, key=own(key, 0)))
+        return chosen._replace(masks=each(_shuffled, chosen.masks, own(key, 0)))
 
     def redrawn(data: Batch, *, chosen: Start, key: Key[Array, ""]) -> Start:
         return chosen._replace(params=start(data, key=own(key, 1)))
@@ -165,10 +186,7 @@ def _parts(
         return Start(start(data, key=key), inverted(data, key=key))
 
     def random(data: Batch, *, chosen: Start, key: Key[Array, ""]) -> Start:
-        counts = {path: layer.kept for path, layer in masks_.by_layer(chosen.masks).items()}
-        every = criteria.random(where=lambda path, leaf: path in counts)
-        noise = every(chosen.params, None, key=own(key, 2))
-        return chosen._replace(masks=masks_.top(noise, count=counts, scope="layer", warn=False))
+        return chosen._replace(masks=each(_random, chosen.masks, own(key, 2)))
 
     return {
         "chosen": chosen,
@@ -177,6 +195,16 @@ def _parts(
         "inverted": inverse,
         "random": random,
     }
+
+
+def _shuffled(masks: Masks, key: Key[Array, ""]) -> Masks:
+    return masks_.shuffle(masks, key=key)
+
+
+def _random(masks: Masks, key: Key[Array, ""]) -> Masks:
+    counts = {path: layer.kept for path, layer in masks_.by_layer(masks).items()}
+    noise = criteria.random(where=lambda path, leaf: True)(masks, None, key=key)
+    return masks_.top(noise, count=counts, scope="layer", warn=False)
 
 
 def _built(build: Build, criterion: Criterion) -> Algorithm:

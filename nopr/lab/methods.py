@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jax.experimental import checkify
 
 from nopr import criteria, densities, granularity, pruning, schedules, sweeps, trees
+from nopr.lab import settings
 from nopr.typing import Apply, Criterion, Loss, Pruner, Shapes, Where
-
-TITLES = {
-    "imp": "IMP",
-    "magnitude_after": "magnitude after training",
-    "units_after": "units after training",
-    "magnitude_init": "magnitude at init",
-    "synflow": "SynFlow",
-    "grasp": "GraSP",
-    "snip": "SNIP",
-    "random": "random (ERK)",
-}
-"""The name of each method in tables and figures, in their order there."""
-
-AT_INIT = ("random", "magnitude_init", "snip", "grasp", "synflow")
-"""Methods that choose their mask before training."""
-
-AFTER_TRAINING = ("magnitude_after", "units_after")
-"""Methods that choose their mask on the trained dense network and continue from it."""
 
 
 class Problem(NamedTuple):
@@ -70,48 +53,126 @@ class Problem(NamedTuple):
         return sum(math.prod(shape) for shape in self.shapes)
 
 
-def criterion(name: str, problem: Problem) -> Criterion:
-    """The criterion that a method scores with."""
-    makers: dict[str, Callable[[], Criterion]] = {
-        "random": lambda: criteria.random(where=problem.where),
-        "snip": lambda: criteria.snip(problem.loss, where=problem.where),
-        "grasp": lambda: criteria.grasp(problem.grasp_loss, where=problem.where),
-        "synflow": lambda: criteria.synflow(
-            problem.apply, input_shape=problem.input_shape, where=problem.where
-        ),
-    }
-    return makers.get(name, lambda: criteria.magnitude(where=problem.where))()
+class Method(NamedTuple):
+    """A way to choose masks.
+
+    Attributes:
+      title: Name in tables and figures.
+      criterion: `criterion(problem)`, what it scores with.
+      when: Whether it prunes the initial network, the trained one, or alternates (IMP).
+      iterative: Whether it scores and prunes in many rounds of an exponential schedule.
+      regrow: Whether removed weights can return in a later round.
+      erk: Whether its layers keep the counts of ERK, instead of competing with each other.
+    """
+
+    title: str
+    criterion: Callable[[Problem], Criterion]
+    when: Literal["init", "trained", "imp"] = "init"
+    iterative: bool = False
+    regrow: bool = False
+    erk: bool = False
 
 
-def pruner(name: str, problem: Problem, *, synflow_rounds: int) -> Pruner:
-    """The pruner of a method; its counts are given in each call, see `plan`."""
-    if name == "units_after":
-        return pruning.pruner(
-            criteria.magnitude(),
-            scope="layer",
-            granularity=granularity.units(problem.layers),
-        )
-    rounds = synflow_rounds if name == "synflow" else 1
-    return pruning.pruner(criterion(name, problem), rounds=rounds)
+def _magnitude(problem: Problem) -> Criterion:
+    return criteria.magnitude(where=problem.where)
 
 
-def plan(name: str, density: float, problem: Problem, *, synflow_rounds: int) -> np.ndarray:
+def _lamp(problem: Problem) -> Criterion:
+    return criteria.lamp(where=problem.where)
+
+
+def _snip(problem: Problem) -> Criterion:
+    return criteria.snip(problem.loss, where=problem.where)
+
+
+def _force(problem: Problem) -> Criterion:
+    return criteria.force(problem.loss, where=problem.where)
+
+
+def _prospr(problem: Problem) -> Criterion:
+    return criteria.prospr(problem.loss, learning_rate=0.1, where=problem.where)
+
+
+METHODS: Mapping[str, Method] = {
+    "imp": Method("IMP", _magnitude, "imp"),
+    "magnitude_after": Method("magnitude after training", _magnitude, "trained"),
+    "units_after": Method("units after training", lambda _: criteria.magnitude(), "trained"),
+    "magnitude_init": Method("magnitude at init", _magnitude),
+    "synflow": Method(
+        "SynFlow",
+        lambda p: criteria.synflow(p.apply, input_shape=p.input_shape, where=p.where),
+        iterative=True,
+    ),
+    "grasp": Method("GraSP", lambda p: criteria.grasp(p.grasp_loss, where=p.where)),
+    "snip": Method("SNIP", _snip),
+    "random": Method("random (ERK)", lambda p: criteria.random(where=p.where), erk=True),
+    "lamp_init": Method("LAMP at init", _lamp),
+    "iterative_snip": Method("iterative SNIP", _snip, iterative=True),
+    "force": Method("FORCE", _force, iterative=True, regrow=True),
+    "prospr": Method("ProsPr", _prospr),
+    "lamp_after": Method("LAMP after training", _lamp, "trained"),
+    "taylor_after": Method(
+        "Taylor after training", lambda p: criteria.taylor(p.loss, where=p.where), "trained"
+    ),
+    "obd_after": Method(
+        "OBD after training", lambda p: criteria.obd(p.loss, where=p.where), "trained"
+    ),
+    "movement_after": Method(
+        "movement after training", lambda p: criteria.movement(p.loss, where=p.where), "trained"
+    ),
+    "fpgm_after": Method("FPGM after training", lambda _: criteria.fpgm(), "trained"),
+}
+"""The methods that experiments compare, by name, in their order in tables and figures."""
+
+TITLES = {name: method.title for name, method in METHODS.items()}
+"""The name of each method in tables and figures."""
+
+AT_INIT = tuple(name for name, method in METHODS.items() if method.when == "init")
+"""Methods that choose their mask before training."""
+
+AFTER_TRAINING = tuple(name for name, method in METHODS.items() if method.when == "trained")
+"""Methods that choose their mask on the trained dense network and continue from it."""
+
+
+def pruner(
+    name: str, problem: Problem, *, rounds: int, criterion: Criterion | None = None
+) -> Pruner:
+    """The pruner of a method; its counts are given in each call, see `plan`.
+
+    Args:
+      name: The method.
+      problem: What it prunes.
+      rounds: Rounds of an iterative method; the others take one.
+      criterion: Criterion in place of the method's own, such as its inverse.
+    """
+    method, whole = METHODS[name], name in settings.WHOLE_UNITS
+    return pruning.pruner(
+        criterion or method.criterion(problem),
+        scope="layer" if whole else "global",
+        granularity=granularity.units(problem.layers) if whole else None,
+        rounds=rounds if method.iterative else 1,
+        regrow=method.regrow,
+    )
+
+
+def plan(name: str, density: float, problem: Problem, *, rounds: int) -> np.ndarray:
     """What a method's pruner keeps for a density of all prunable weights.
 
     Returns:
-      Kept weights: one count; one per layer for random masks, by ERK; one per round for SynFlow.
-      For whole units, the kept units of each hidden layer in leaf order, where layer_10 precedes
-      layer_2.
+      Kept weights: one count; one per layer for random masks, by ERK; one per round for iterative
+      methods. For whole units, the kept units of each hidden layer in leaf order, where layer_10
+      precedes layer_2.
     """
-    if name == "units_after":
+    method = METHODS[name]
+    if name in settings.WHOLE_UNITS:
         units = granularity.sizes(granularity.units(problem.layers), trees.select(problem.like))
         return np.array([kept_units(tuple(units.values()), density)], np.int32)
-    if name == "random":
+    if method.erk:
         return np.array([densities.erk(problem.shapes, density=density)], np.int32)
-    if name != "synflow":
+    if not method.iterative:
         return np.array(round(density * problem.size), np.int32)
-    at = schedules.exponential(density=density, steps=synflow_rounds)
-    return pruning.level_counts(problem.size, [at(step) for step in range(1, synflow_rounds + 1)])
+    at = schedules.exponential(density=density, steps=rounds)
+    return pruning.level_counts(problem.size, [at(step) for step in range(1, rounds + 1)])
 
 
 def kept_units(widths: Sequence[int], density: float) -> tuple[int, ...]:

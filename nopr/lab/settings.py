@@ -121,8 +121,19 @@ Method = Literal[
     "grasp",
     "snip",
     "random",
+    "lamp_init",
+    "iterative_snip",
+    "force",
+    "prospr",
+    "lamp_after",
+    "taylor_after",
+    "obd_after",
+    "movement_after",
+    "fpgm_after",
 ]
 """The pruners that `nopr.lab.methods` knows by name."""
+WHOLE_UNITS = ("units_after", "fpgm_after")
+"""Those of them that remove whole units, the same share of each hidden layer."""
 Methods = Annotated[tuple[Method, ...], _check_some]
 Densities = Annotated[tuple[Density, ...], _check_some]
 Widths = Annotated[tuple[Width, ...], _check_some]

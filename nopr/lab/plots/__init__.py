@@ -15,13 +15,16 @@ error that names the series.
 from nopr.lab.plots.distributions import singular_value_rows, singular_values
 from nopr.lab.plots.files import Saved, curve_rows, save
 from nopr.lab.plots.lines import accuracy_against_density, bits_against_pruned, lines_with_intervals
+from nopr.lab.plots.panels import differences, panels
 
 __all__ = [
     "Saved",
     "accuracy_against_density",
     "bits_against_pruned",
     "curve_rows",
+    "differences",
     "lines_with_intervals",
+    "panels",
     "save",
     "singular_value_rows",
     "singular_values",

@@ -1,0 +1,209 @@
+"""Every method and its four controls, trained at every density on every seed.
+
+Stages: the dense networks; for each method, the masks of all branches, then a sweep that trains
+under them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments.pruning_at_init.config import Settings
+from experiments.quickstart.run import pruning_problem
+from nopr import algorithms, pruning, surgery, trees
+from nopr.lab import methods, records, settings, training
+from nopr.typing import Algorithm, Criterion, Masks, Params
+
+BRANCHES: tuple[str, ...] = get_args(algorithms.Branch)
+"""The mask as it was chosen, then its controls."""
+
+
+class Setting(NamedTuple):
+    """Everything the stages need, made once."""
+
+    asked: Settings
+    task: training.Task
+    problem: methods.Problem
+    tune: Any
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses settings that cannot be run."""
+    settings.read(Settings, config)
+
+
+def run(config: ConfigDict, run: records.Run) -> dict[str, Any]:
+    """Runs all stages; results by method, branch and density."""
+    setting = _setting(settings.read(Settings, config))
+    dense = run.stage("dense", partial(_train_dense, setting), finite=True)
+    found = {}
+    for name in setting.asked.methods:
+        kept = run.stage(f"masks/{name}", partial(choose_masks, setting, name, dense["params"]))
+        found[name] = _train(setting, name, kept, dense["params"], run)
+    return {
+        "dense": {name: value for name, value in dense.items() if name != "params"},
+        "found": found,
+        "weights": setting.problem.size,
+        "widths": setting.problem.widths,
+        "epochs": setting.task.epochs,
+        "images": training.counted(setting.task.images),
+    }
+
+
+def _setting(asked: Settings) -> Setting:
+    task = training.task(
+        asked.data,
+        asked.training,
+        widths=asked.network.widths,
+        initialization=asked.network.initialization,
+        seed=asked.seed,
+        seeds=asked.seeds,
+    )
+    problem = pruning_problem(task, asked.pruning.grasp_temperature)
+    plain = training.tuning(task, partial(_measure, problem.layers))
+
+    def tune(case: Any, shared: Any) -> dict[str, Any]:
+        found = plain(case, shared)
+        del found["params"]  # a gigabyte over all cases
+        return found
+
+    return Setting(asked, task, problem, tune)
+
+
+def _measure(
+    layers: tuple[str, ...], start: Params, end: Params, masks: Masks, shared: Any
+) -> dict[str, Any]:
+    """What the mask leaves of the network."""
+    del start, end, shared
+    found = surgery.connectivity(masks, layers)
+    return {
+        "effective": sum(found.live.values()),
+        "dead_units": sum(found.dead_units.values()),
+        "collapsed_layers": sum(found.collapsed.values()),
+        "disconnected_inputs": found.disconnected_inputs,
+        "disconnected_outputs": found.disconnected_outputs,
+    }
+
+
+# --- Masks ---------------------------------------------------------------------------------------
+
+
+def choose_masks(setting: Setting, name: str, dense: Params) -> dict[str, Any]:
+    """The masks of every branch, seed and density, and the redrawn params.
+
+    Returns:
+      `masks`, bits {branch: {path: [seeds, densities, bytes]}}, and `redrawn`, {path: [seeds,
+      ...]}.
+    """
+    asked, task = setting.asked, setting.task
+    trained, imp = name in methods.AFTER_TRAINING, name == "imp"
+
+    def choose(case: Mapping[str, Any], data: Any) -> dict[str, Any]:
+        def build(criterion: Criterion) -> Algorithm:
+            if imp:
+                return _imp(setting, criterion)
+            # The dense networks are trained; `algorithms.after_training` would train them again.
+            init = (lambda key: case["params"]) if trained else task.network.init
+            return algorithms.at_init(_pruner(setting, name, criterion), init=init)
+
+        own = methods.METHODS[name].criterion(setting.problem)
+        every = algorithms.controls(own, build, init=task.network.init, levels=True)
+        starts = every(data, key=case["key"])
+        return {
+            "masks": {branch: start.masks for branch, start in starts.items()},
+            "redrawn": starts["redrawn"].params,
+        }
+
+    scoring = task.examples(asked.pruning.scoring_examples)
+    found = methods.over_seeds(
+        name,
+        choose,
+        {"params": dense, "key": task.keys},
+        shared=task.parts["train"] if imp else scoring,
+        block=asked.block or asked.seeds,
+    )
+    kept = {branch: _packed(found["masks"][branch]) for branch in BRANCHES}
+    return {"masks": kept, "redrawn": trees.by_path(found["redrawn"], "params")}
+
+
+def _pruner(setting: Setting, name: str, criterion: Criterion) -> Any:
+    """Masks at every density, from one scoring where the method scores once."""
+    asked, problem = setting.asked.pruning, setting.problem
+    each = [methods.plan(name, d, problem, rounds=asked.rounds) for d in asked.densities]
+    prune = methods.pruner(name, problem, rounds=asked.rounds, criterion=criterion)
+    return pruning.levels(prune, np.stack(each))
+
+
+def _imp(setting: Setting, criterion: Criterion) -> Algorithm:
+    """Masks at the densities alone, from geometric rounds that hit each density."""
+    asked = setting.asked.pruning
+    levels, hits = methods.imp_levels(asked.densities, removal=asked.imp_removal)
+    algorithm = algorithms.imp(
+        pruning.pruner(criterion),
+        init=setting.task.network.init,
+        train=setting.task.trainer(),
+        counts=pruning.level_counts(setting.problem.size, levels),
+        levels=True,
+    )
+    return lambda data, *, key: jax.tree.map(
+        lambda leaf: leaf[np.array(hits)], algorithm(data, key=key)
+    )
+
+
+def _packed(masks: Masks) -> dict[str, np.ndarray]:
+    """Masks as bits, {path: [seeds, densities, bytes]}."""
+    leaves = {path: np.asarray(leaf) for path, leaf in trees.by_path(masks, "masks").items()}
+    return {path: np.packbits(m.reshape(*m.shape[:2], -1), axis=-1) for path, m in leaves.items()}
+
+
+def unpacked(bits: Mapping[str, np.ndarray], like: Any) -> Masks:
+    """Masks [seeds, densities, ...] from their bits, as a tree like the prunable leaves."""
+    leaves = []
+    for path, leaf in trees.by_path(like, "like").items():
+        flat = np.unpackbits(bits[path], axis=-1, count=leaf.size).astype(bool)
+        leaves.append(flat.reshape(*flat.shape[:2], *leaf.shape))
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+# --- Training ------------------------------------------------------------------------------------
+
+
+def _train_dense(setting: Setting) -> dict[str, Any]:
+    params = setting.task.initial
+    case = {"params": params, "masks": jax.vmap(trees.full_masks)(params)}
+    tune = training.tuning(setting.task, partial(_measure, setting.problem.layers))
+    block = setting.asked.block
+    return training.sweep(setting.task, {"dense": case}, tune=tune, block=block)["dense"]
+
+
+def _train(
+    setting: Setting, name: str, kept: Mapping[str, Any], dense: Params, run: records.Run
+) -> dict[str, dict[float, dict[str, Any]]]:
+    """Results of a method, {branch: {density: {name: [seeds, ...]}}}."""
+    initial = setting.task.initial
+    chosen = jax.tree.map(jnp.asarray, dense) if name in methods.AFTER_TRAINING else initial
+    paths = trees.paths(initial)
+    redrawn = jax.tree.unflatten(
+        jax.tree.structure(initial), [jnp.asarray(kept["redrawn"][path]) for path in paths]
+    )
+    cases = {}
+    for branch in BRANCHES:
+        masks = unpacked(kept["masks"][branch], setting.problem.like)
+        params = redrawn if branch == "redrawn" else chosen
+        for level, density in enumerate(setting.asked.pruning.densities):
+            mask = jax.tree.map(lambda leaf, level=level: leaf[:, level], masks)
+            cases[branch, density] = {"params": params, "masks": mask}
+    swept = training.sweep(
+        setting.task, cases, run, tune=setting.tune, block=setting.asked.block, name=name
+    )
+    return {
+        branch: {d: swept[branch, d] for d in setting.asked.pruning.densities}
+        for branch in BRANCHES
+    }
