@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 
 from experiments.pruning_at_init.config import Settings
 from experiments.quickstart.run import pruning_problem
-from nopr import algorithms, pruning, surgery, trees
-from nopr.lab import methods, records, settings, training
+from nopr import algorithms, surgery, trees
+from nopr.lab import choosing, methods, records, settings, training
 from nopr.typing import Algorithm, Criterion, Masks, Params
 
 BRANCHES: tuple[str, ...] = get_args(algorithms.Branch)
@@ -31,6 +31,7 @@ class Setting(NamedTuple):
     asked: Settings
     task: training.Task
     problem: methods.Problem
+    choice: choosing.Choice
     tune: Any
 
 
@@ -74,7 +75,16 @@ def _setting(asked: Settings) -> Setting:
         del found["params"]  # a gigabyte over all cases
         return found
 
-    return Setting(asked, task, problem, tune)
+    choice = choosing.Choice(
+        task,
+        problem,
+        densities=asked.pruning.densities,
+        rounds=asked.pruning.rounds,
+        scoring_examples=asked.pruning.scoring_examples,
+        imp_removal=asked.pruning.imp_removal,
+        block=asked.block,
+    )
+    return Setting(asked, task, problem, choice, tune)
 
 
 def _measure(
@@ -102,59 +112,29 @@ def choose_masks(setting: Setting, name: str, dense: Params) -> dict[str, Any]:
       `masks`, bits {branch: {path: [seeds, densities, bytes]}}, and `redrawn`, {path: [seeds,
       ...]}.
     """
-    asked, task = setting.asked, setting.task
-    trained, imp = name in methods.AFTER_TRAINING, name == "imp"
+    choice = setting.choice
 
     def choose(case: Mapping[str, Any], data: Any) -> dict[str, Any]:
         def build(criterion: Criterion) -> Algorithm:
-            if imp:
-                return _imp(setting, criterion)
-            # The dense networks are trained; `algorithms.after_training` would train them again.
-            init = (lambda key: case["params"]) if trained else task.network.init
-            return algorithms.at_init(_pruner(setting, name, criterion), init=init)
+            return choosing.algorithm(choice, name, trained=case["params"], criterion=criterion)
 
         own = methods.METHODS[name].criterion(setting.problem)
-        every = algorithms.controls(own, build, init=task.network.init, levels=True)
+        every = algorithms.controls(own, build, init=setting.task.network.init, levels=True)
         starts = every(data, key=case["key"])
         return {
             "masks": {branch: start.masks for branch, start in starts.items()},
             "redrawn": starts["redrawn"].params,
         }
 
-    scoring = task.examples(asked.pruning.scoring_examples)
     found = methods.over_seeds(
         name,
         choose,
-        {"params": dense, "key": task.keys},
-        shared=task.parts["train"] if imp else scoring,
-        block=asked.block or asked.seeds,
+        {"params": dense, "key": setting.task.keys},
+        shared=choice.data(name),
+        block=setting.asked.block or setting.asked.seeds,
     )
     kept = {branch: _packed(found["masks"][branch]) for branch in BRANCHES}
     return {"masks": kept, "redrawn": trees.by_path(found["redrawn"], "params")}
-
-
-def _pruner(setting: Setting, name: str, criterion: Criterion) -> Any:
-    """Masks at every density, from one scoring where the method scores once."""
-    asked, problem = setting.asked.pruning, setting.problem
-    each = [methods.plan(name, d, problem, rounds=asked.rounds) for d in asked.densities]
-    prune = methods.pruner(name, problem, rounds=asked.rounds, criterion=criterion)
-    return pruning.levels(prune, np.stack(each))
-
-
-def _imp(setting: Setting, criterion: Criterion) -> Algorithm:
-    """Masks at the densities alone, from geometric rounds that hit each density."""
-    asked = setting.asked.pruning
-    levels, hits = methods.imp_levels(asked.densities, removal=asked.imp_removal)
-    algorithm = algorithms.imp(
-        pruning.pruner(criterion),
-        init=setting.task.network.init,
-        train=setting.task.trainer(),
-        counts=pruning.level_counts(setting.problem.size, levels),
-        levels=True,
-    )
-    return lambda data, *, key: jax.tree.map(
-        lambda leaf: leaf[np.array(hits)], algorithm(data, key=key)
-    )
 
 
 def _packed(masks: Masks) -> dict[str, np.ndarray]:

@@ -17,9 +17,9 @@ from ml_collections import ConfigDict
 
 from experiments.mask_information import cube
 from experiments.quickstart.config import Settings
-from nopr import algorithms, finetune, isometry, pruning, spectra, surgery, trees
-from nopr.lab import methods, records, settings, training
-from nopr.typing import Masks, Params, Pruner
+from nopr import finetune, isometry, spectra, surgery, trees
+from nopr.lab import choosing, methods, records, settings, training
+from nopr.typing import Masks, Params
 
 
 class Job(NamedTuple):
@@ -179,59 +179,18 @@ def _case(setting: Setting, job: Job, kept: Mapping[Any, Any], dense: Params) ->
 
 def choose_masks(setting: Setting, name: str, dense: Params) -> dict[str, Any]:
     """Masks of all seeds and densities, {path: [seeds, densities, ...]}."""
-    if name == "imp":
-        found = _imp(setting)
-    elif name in methods.AT_INIT:
-        algorithm = algorithms.at_init(_pruner(setting, name), init=setting.task.network.init)
-        found = methods.over_seeds(
-            name,
-            lambda key, batch: algorithm(batch, key=key),
-            setting.task.keys,
-            shared=setting.task.examples(setting.asked.pruning.scoring_examples),
-            block=setting.asked.block or setting.asked.seeds,
-        )
-    else:
-        # The dense networks are trained; `algorithms.after_training` would train them again.
-        prune = _pruner(setting, name)
-        found = methods.over_seeds(
-            name,
-            lambda case, batch: prune(case["params"], batch, key=case["key"]),
-            {"params": dense, "key": setting.task.keys},
-            shared=setting.task.examples(setting.asked.pruning.scoring_examples),
-            block=setting.asked.block or setting.asked.seeds,
-        )
-    return dict(zip(trees.paths(found), map(np.asarray, jax.tree.leaves(found)), strict=True))
-
-
-def _pruner(setting: Setting, name: str) -> Pruner:
-    """Masks at every density, from one scoring where the method scores once."""
-    asked, problem = setting.asked.pruning, setting.problem
-    each = [
-        methods.plan(name, density, problem, rounds=asked.rounds) for density in asked.densities
-    ]
-    prune = methods.pruner(name, problem, rounds=asked.rounds)
-    return pruning.levels(prune, np.stack(each))
-
-
-def _imp(setting: Setting) -> Masks:
-    """Masks at the densities alone, from geometric rounds that hit each density."""
     asked = setting.asked.pruning
-    levels, hits = methods.imp_levels(asked.densities, removal=asked.imp_removal)
-    algorithm = algorithms.imp(
-        methods.pruner("imp", setting.problem, rounds=1),
-        init=setting.task.network.init,
-        train=setting.task.trainer(),
-        counts=pruning.level_counts(setting.problem.size, levels),
-        levels=True,
+    choice = choosing.Choice(
+        setting.task,
+        setting.problem,
+        densities=asked.densities,
+        rounds=asked.rounds,
+        scoring_examples=asked.scoring_examples,
+        imp_removal=asked.imp_removal,
+        block=setting.asked.block,
     )
-    path = methods.over_seeds(
-        "imp",
-        lambda key, data: algorithm(data, key=key),
-        setting.task.keys,
-        shared=setting.task.parts["train"],
-        block=setting.asked.block or setting.asked.seeds,
-    )
-    return jax.tree.map(lambda leaf: leaf[:, np.array(hits)], path)
+    found = choosing.masks(choice, name, dense)
+    return dict(zip(trees.paths(found), map(np.asarray, jax.tree.leaves(found)), strict=True))
 
 
 def _masks_like(setting: Setting, stored: dict[str, Any]) -> Masks:
