@@ -16,7 +16,7 @@ from experiments.mask_information.config import Cube
 from nopr import algorithms, finetune, information, networks, pruning, sweeps, trees
 from nopr.data import synthetic
 from nopr.lab import methods, settings
-from nopr.typing import Algorithm
+from nopr.typing import Algorithm, Where
 
 
 class Task(NamedTuple):
@@ -30,8 +30,12 @@ class Task(NamedTuple):
     batching: sweeps.Batching
 
 
-def task(asked: Cube) -> Task:
+def task(asked: Cube, *, where: Where = trees.everything) -> Task:
     """Builds the cube task.
+
+    Args:
+      asked: Its settings.
+      where: Predicate for prunable leaves; biases are prunable too in the paper.
 
     Raises:
       ValueError: If the datasets cannot be enumerated.
@@ -47,8 +51,8 @@ def task(asked: Cube) -> Task:
         grasp_loss=loss,
         input_shape=(asked.dimension,),
         layers=network.layers,
-        like=trees.select(like, trees.everything),
-        where=trees.everything,
+        like=trees.select(like, where),
+        where=where,
     )
     return Task(
         data=synthetic.cube(dimension=asked.dimension, points=asked.points, law=asked.law),
@@ -73,16 +77,23 @@ def pruned_counts(name: str, task: Task, pruned: Sequence[int]) -> tuple[int, ..
 
 def algorithm(name: str, task: Task, pruned: Sequence[int], *, rounds: int) -> Algorithm:
     """The algorithm of a method, its masks stacked over the levels of `pruned`."""
-    prune = methods.pruner(name, task.problem, rounds=rounds)
-    init, train = task.network.init, task.train
     kept = [task.size - count for count in pruned]
     if name == "imp":
-        return algorithms.imp(prune, init=init, train=train, counts=kept, levels=True)
-    if name in settings.WHOLE_UNITS:
+        counts: Any = kept
+    elif name in settings.WHOLE_UNITS:
         inputs, width = task.problem.shapes[1]
-        counts: Any = [width - count // (inputs + 2) for count in pruned]
+        counts = [width - count // (inputs + 2) for count in pruned]
     else:
         counts = [methods.plan(name, k / task.size, task.problem, rounds=rounds) for k in kept]
+    return with_counts(name, task, counts, rounds=rounds)
+
+
+def with_counts(name: str, task: Task, counts: Any, *, rounds: int) -> Algorithm:
+    """The algorithm of a method that keeps these counts, by level; see `methods.plan`."""
+    prune = methods.pruner(name, task.problem, rounds=rounds)
+    init, train = task.network.init, task.train
+    if name == "imp":
+        return algorithms.imp(prune, init=init, train=train, counts=counts, levels=True)
     many = pruning.levels(prune, np.array(counts))
     if name in methods.AT_INIT:
         return algorithms.at_init(many, init=init)

@@ -16,6 +16,7 @@ from nopr.lab.plots.distributions import singular_value_rows, singular_values
 from nopr.lab.plots.files import Saved, curve_rows, save
 from nopr.lab.plots.lines import accuracy_against_density, bits_against_pruned, lines_with_intervals
 from nopr.lab.plots.panels import differences, panels
+from nopr.lab.plots.points import numbered_points
 
 __all__ = [
     "Saved",
@@ -24,6 +25,7 @@ __all__ = [
     "curve_rows",
     "differences",
     "lines_with_intervals",
+    "numbered_points",
     "panels",
     "save",
     "singular_value_rows",
