@@ -129,6 +129,19 @@ def fpgm(kernel, alive=None):
     ]
 
 
+def restricted(hessian, weights, kept):
+    """The optimal brain surgeon's update, by the inverse of the whole matrix, in float64."""
+    hessian, found = np.asarray(hessian, np.float64), np.array(weights, np.float64)
+    pruned = [i for i in range(len(found)) if not kept[i]]
+    if not pruned:
+        return found
+    inverse = np.linalg.inv(hessian)
+    rise = np.linalg.inv(inverse[np.ix_(pruned, pruned)]) @ found[pruned]
+    found = found - inverse[:, pruned] @ rise
+    found[pruned] = 0.0
+    return found
+
+
 def relu_mlp(params, inputs):
     """A ReLU net on {"layer_i": {"kernel", "bias"}}, in float64."""
     values = np.asarray(inputs, np.float64)
