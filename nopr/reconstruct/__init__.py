@@ -5,5 +5,6 @@ weights, not the masks, which any criterion has chosen.
 """
 
 from nopr.reconstruct.quadratic import restricted
+from nopr.reconstruct.surgeon import obs
 
-__all__ = ["restricted"]
+__all__ = ["obs", "restricted"]

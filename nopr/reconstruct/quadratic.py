@@ -68,7 +68,7 @@ def restricted(
     block = jnp.where(both, hessian, jnp.eye(n, dtype=dtype))
     pull = jnp.dot(hessian, jnp.where(kept, 0, weights), precision=_HIGHEST)
     factor = jnp.linalg.cholesky(block, symmetrize_input=False)
-    change = jax.scipy.linalg.cho_solve((factor, True), jnp.where(kept, pull, 0))
+    change = jax.scipy.linalg.cho_solve((factor, True), pull)
     found = jnp.where(kept, weights + change, 0)
     if not isinstance(found, jax.core.Tracer) and not jnp.isfinite(found).all():
         raise ValueError(
