@@ -78,7 +78,12 @@ def kernels(path, leaf):
     return trees.is_prunable(path, leaf) and leaf.ndim != 3
 
 
-OF_FILTERS = {"taylor of filters", "filter_l1", "filter_l2", "fpgm", "by_filter"}
+OF_FILTERS = {"taylor of filters", "filter_l1", "filter_l2", "fpgm", "by_filter", "spectral"}
+ATTENTION = "params/MultiHeadDotProductAttention_0/"
+AXES = {
+    **{f"{ATTENTION}{part}/kernel": (-2, -1) for part in ("query", "key", "value")},
+    f"{ATTENTION}out/kernel": -1,
+}
 NETWORKS = {"linen": linen(), "plain": plain()}
 CRITERIA = {
     "random": lambda net: criteria.random(),
@@ -97,6 +102,7 @@ CRITERIA = {
     "filter_l1": lambda net: criteria.filter_l1(where=kernels),
     "filter_l2": lambda net: criteria.filter_l2(where=kernels),
     "fpgm": lambda net: criteria.fpgm(where=kernels),
+    "spectral": lambda net: criteria.spectral(rank=2, where=kernels),
     "batch_norm_scale": lambda net: criteria.batch_norm_scale(net.scales),
     "invert": lambda net: criteria.invert(criteria.snip(net.loss)),
     "shuffle": lambda net: criteria.shuffle(criteria.snip(net.loss)),
@@ -137,7 +143,7 @@ def test_the_guides_fisher_is_twice_obd():
 
 def of_filters():
     """Criteria of filters that are not told to leave attention's kernels out."""
-    yield from (criteria.filter_l1(), criteria.filter_l2(), criteria.fpgm())
+    yield from (criteria.filter_l1(), criteria.filter_l2(), criteria.fpgm(), criteria.spectral())
     yield criteria.by_filter(criteria.magnitude())
     yield criteria.taylor(NETWORKS["linen"].loss, group="filter")
 
@@ -145,8 +151,18 @@ def of_filters():
 @pytest.mark.parametrize("score", list(of_filters()))
 def test_criteria_of_filters_refuse_kernels_of_three_dimensions_by_path(score):
     net = NETWORKS["linen"]
-    with pytest.raises(ValueError, match=r"along the last axis .* at 'params/.*/key/kernel'"):
+    with pytest.raises(ValueError, match=r"`axes` must be given for 'params/.*/key/kernel'"):
         score(net.params, (net.inputs, net.targets), key=KEYS[0])
+
+
+def test_criteria_of_filters_that_are_told_the_axes_score_attention_too():
+    net = NETWORKS["linen"]
+    score = criteria.taylor(net.loss, group="filter", axes=AXES)
+    batch = (net.inputs, net.targets)
+    criteria.check_contract(score, net.params, batch, key=KEYS[1])
+    values = score(net.params, batch, key=None)["params"]["MultiHeadDotProductAttention_0"]
+    assert np.unique(values["query"]["kernel"].round(12)).size == 6  # 2 heads of 3 features
+    assert np.unique(values["out"]["kernel"].round(12)).size == 6  # outputs
 
 
 def careless(change):

@@ -30,7 +30,10 @@ SELDOM = {
     **dict.fromkeys(("finetune", "sweeps"), 10),
 }
 GRADIENTS = ("snip", "force", "taylor", "movement", "grasp", "obd", "prospr", "woodfisher")
-DATA_FREE = ("random", "magnitude", "lamp", "filter_l1", "filter_l2", "fpgm", "batch_norm_scale")
+DATA_FREE = (
+    *("random", "magnitude", "lamp", "filter_l1", "filter_l2", "fpgm", "spectral"),
+    "batch_norm_scale",
+)
 PROMISES = {}
 # NaN that is given and is not read, or is meant.
 UNREAD = {
