@@ -501,7 +501,7 @@ def _unread(owner, given):
     """The arguments in which a NaN changes nothing."""
     if given.get("steps") == 0 or given.get("masks") is fuzzing.EMPTY:  # nothing is left to read
         return set(given)
-    if owner == "algorithms.at_init()":  # its pruner takes magnitudes
+    if owner in ("algorithms.at_init()", "algorithms.checked()"):  # the pruner takes magnitudes
         return {"key", "data"}
     if owner == "finetune.epoch_rates()":  # a schedule of optax
         return set(given)
