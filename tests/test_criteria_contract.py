@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 
@@ -292,6 +293,27 @@ def mean_loss(params, batch):
             train=lambda params, masks, data, *, key: params,
             counts=(3,),
         )(0, key=KEYS[0]), "`masks` must be bool, got float32 at"),
+        (lambda: pruning.pruner(criteria.random(), regrow="yes"), "`regrow` must be True or False"),
+        (lambda: criteria.snip(mean_loss, stacked=1), "`stacked` must be True or False, got 1"),
+        (lambda: masks.top(NETWORKS["plain"].params["a"], density=1, warn="no"), "`warn` must be"),
+        (lambda: finetune.trainer(
+            mean_loss, optax.sgd(1.0), epochs=1, batch_size=2, remainder=None),
+         "`remainder` must be True or False, got None"),
+        (lambda: criteria.snip(lambda p, b: jnp.mean(jnp.dot(b, p["a"]["w"])[0]), stacked=True)(
+            NETWORKS["plain"].params, np.ones((6, 4, 1))),
+         r"`stacked=True` gives the loss one batch .* of shape \(4, 1\), and it failed: .* Leave"),
+        (lambda: criteria.obd(mean_loss, stacked=True)(
+            NETWORKS["plain"].params, (np.ones((6, 4)), np.ones(6))),
+         r"two leading axes with `stacked=True`, .* got shape \(6,\) at '1'"),
+        (lambda: criteria.woodfisher(mean_loss, stacked=True)(
+            NETWORKS["plain"].params, (np.ones((6, 4)), np.ones((6, 3)))),
+         r"the same in every array, got shape \(6, 3\) at '1'"),
+        (lambda: criteria.synflow(NETWORKS["plain"].apply, input_shape=(3, 5))(
+            NETWORKS["plain"].params, None),
+         r"`apply` failed on one input of `input_shape`, an array of shape \(1, 3, 5\): .* Give"),
+        (lambda: finetune.cross_entropy(nn.BatchNorm()), "must be a function .* got a BatchNorm"),
+        (lambda: finetune.cross_entropy(lambda p, x: x)({}, (jnp.eye(3), jnp.eye(3))),
+         r"integers of shape \(3,\), got float32 of shape \(3, 3\)\. Turn one-hot labels into int"),
         (lambda: algorithms.at_init(PRUNER, init=abs)(0, key=0),
          "`key` must be a key of JAX, got 0"),
         (lambda: PRUNER(NETWORKS["plain"].params, None, count=[3, 2], key=KEYS[0]),

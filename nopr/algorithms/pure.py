@@ -30,6 +30,7 @@ from nopr.typing import (
     Train,
     Trained,
     check_choice,
+    check_flags,
     check_form,
     check_key,
     shown,
@@ -205,6 +206,7 @@ def imp(
     """
     check_parts(pruner=pruner, init=init, train=train)
     check_choice("retrain", retrain, Retrain)
+    check_flags(levels=levels)
     if rewind is not None:
         check_parts(rewind=rewind)
     if (finetune is not None) != (retrain == "finetuning"):

@@ -13,7 +13,16 @@ from jaxtyping import Array, Key
 from nopr import precision, sweeps, trees
 from nopr.criteria.shared import alive, check, filter_sums, map_filters, summed, wide
 from nopr.granularity.shared import Axes, check_axes
-from nopr.typing import Batch, Criterion, Masks, Params, Scores, check_key, whole_number
+from nopr.typing import (
+    Batch,
+    Criterion,
+    Masks,
+    Params,
+    Scores,
+    check_flags,
+    check_key,
+    whole_number,
+)
 
 
 def invert(criterion: Criterion) -> Criterion:
@@ -156,6 +165,7 @@ def average(criterion: Criterion, *, keys: int | None = None, stacked: bool = Fa
         from 1 up, or not exactly one of `keys` and `stacked` is given.
     """
     check(criterion)
+    check_flags(stacked=stacked)
     if (keys is None) != bool(stacked):
         given = "both" if stacked else "neither"
         raise ValueError(

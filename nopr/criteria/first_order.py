@@ -19,6 +19,7 @@ from nopr.typing import (
     Scores,
     Where,
     check_choice,
+    check_flags,
     check_loss,
     shown,
 )
@@ -70,6 +71,7 @@ def force(loss: Loss, *, where: Where = trees.is_prunable, stacked: bool = False
     Source: de Jorge et al. 2021, arXiv:2006.09081.
     """
     check_loss(loss)
+    check_flags(stacked=stacked)
 
     def score(
         params: Params, batch: Batch, *, masks: Masks | None = None, key: Any = None

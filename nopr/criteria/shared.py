@@ -23,9 +23,11 @@ from nopr.typing import (
     Params,
     Scores,
     Where,
+    check_flags,
     check_form,
     check_loss,
     check_loss_value,
+    explained,
     function_name,
     takes,
 )
@@ -97,6 +99,7 @@ def from_gradients(
         score, "(weights, gradient)", name="score", remedy="It is called with each prunable leaf."
     )
     check_loss(loss)
+    check_flags(stacked=stacked)
 
     def criterion(
         params: Params, batch: Batch, *, masks: Masks | None = None, key: Any = None
@@ -219,7 +222,15 @@ def gradient(loss: Loss, params: Params, batch: Batch, stacked: bool) -> Callabl
     """
 
     def value(weights: Params, batch: Batch) -> Array:
-        return check_loss_value(loss(trees.overlay(lambda _, new: new, params, weights), batch))
+        whole = trees.overlay(lambda _, new: new, params, weights)
+        if not stacked:
+            return check_loss_value(loss(whole, batch))
+        with explained(
+            "`stacked=True` gives the loss one batch at a time, here with arrays of shape "
+            f"{', '.join(map(str, trees.shapes(batch)))}, and it failed",
+            "Leave `stacked` out if the batch is a single one.",
+        ):
+            return check_loss_value(loss(whole, batch))
 
     def one(weights: Params, batch: Batch) -> Params:
         trees.check_floating(weights)
