@@ -30,6 +30,7 @@ __all__ = [
     "processes",
     "pruning",
     "ranking",
+    "reconstruct",
     "schedules",
     "spectra",
     "surgery",

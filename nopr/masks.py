@@ -23,6 +23,7 @@ from nopr.typing import (
     Params,
     Scope,
     Scores,
+    check_flags,
     check_key,
     function_name,
     shown,
@@ -86,6 +87,7 @@ def top(
     paths = trees.paths(scores)
     alive = _alive(masks, scores)
     sizes = [leaf.size for leaf in leaves]
+    check_flags(warn=warn)
     counts = budgets.kept(paths, sizes, alive, density=density, count=count, scope=scope)
     choose = partial(ranking.highest, scope=scope)
     if any(leaf.dtype == np.float64 for leaf in leaves):

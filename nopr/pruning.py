@@ -30,6 +30,7 @@ from nopr.typing import (
     Scores,
     Shapes,
     check_choice,
+    check_flags,
     check_form,
     check_key,
     shown,
@@ -87,6 +88,7 @@ def pruner(
     if distribution is not None:
         densities_.check(distribution)
     rounds = whole_number("rounds", rounds)
+    check_flags(regrow=regrow)
     _check_densities(density, distribution, schedule, rounds)
     check_choice("scope", scope, Scope)
     grain = granularities.unstructured() if granularity is None else granularity

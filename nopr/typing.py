@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 Params: TypeAlias = PyTree
@@ -196,6 +198,9 @@ def check_apply(apply: Any) -> None:
       ValueError: If it is something else.
     """
     remedy = "Give the function that computes the outputs, such as `net.apply`."
+    if hasattr(apply, "apply"):  # a network, which may be called with two arguments too
+        found = type(apply).__name__
+        raise ValueError(f"`apply` must be a function (params, inputs), got a {found}. {remedy}")
     check_form(apply, "(params, inputs)", name="apply", remedy=remedy)
 
 
@@ -280,6 +285,36 @@ def check_choice(name: str, value: Any, choices: Any) -> None:
     if not isinstance(value, str) or value not in known:
         listed = ", ".join(map(repr, known))
         raise ValueError(f"`{name}` must be one of {listed}, got {shown(value)}.")
+
+
+def check_flags(**flags: Any) -> None:
+    """Checks that options are True or False, since text such as `"no"` would count as True.
+
+    Raises:
+      ValueError: If one is something else; the message has the first of them.
+    """
+    for name, value in flags.items():
+        if not isinstance(value, bool | np.bool_):
+            raise ValueError(f"`{name}` must be True or False, got {shown(value)}.")
+
+
+@contextlib.contextmanager
+def explained(what: str, remedy: str) -> Iterator[None]:
+    """Errors of a user's function as one line, with the original as its cause.
+
+    Args:
+      what: The beginning of the line, such as "`apply` failed on inputs of shape (1, 3)".
+      remedy: Its last sentence.
+
+    Raises:
+      ValueError: If the code within raises.
+    """
+    try:
+        yield
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        text = text if len(text) <= 200 else f"{text[:200]}..."
+        raise ValueError(f"{what}: {text.rstrip('.')}. {remedy}") from error
 
 
 def is_real(value: Any) -> bool:

@@ -25,12 +25,15 @@ OFTEN = {"masks.top": 100, "pruning.pruner": 50, "masks.apply": 30, "masks.combi
 SELDOM = {
     **dict.fromkeys(("algorithms", "finetune.advance", "finetune.resume", "finetune.trainer"), 3),
     **dict.fromkeys(("criteria.check_contract", "criteria.grasp", "criteria.prospr"), 3),
-    "information.exact": 3,
+    **dict.fromkeys(("information.exact", "criteria.woodfisher", "reconstruct.obs"), 3),
     **dict.fromkeys(("pruning.levels", "criteria", "isometry", "spectra", "synthetic"), 6),
     **dict.fromkeys(("finetune", "sweeps"), 10),
 }
-GRADIENTS = ("snip", "force", "taylor", "movement", "grasp", "obd", "prospr")
-DATA_FREE = ("random", "magnitude", "lamp", "filter_l1", "filter_l2", "fpgm", "batch_norm_scale")
+GRADIENTS = ("snip", "force", "taylor", "movement", "grasp", "obd", "prospr", "woodfisher")
+DATA_FREE = (
+    *("random", "magnitude", "lamp", "filter_l1", "filter_l2", "fpgm", "spectral"),
+    "batch_norm_scale",
+)
 PROMISES = {}
 # NaN that is given and is not read, or is meant.
 UNREAD = {
@@ -351,6 +354,14 @@ def _(got, call, *, params, where=None, **_given):
         assert np.shape(leaf) == np.shape(weights[path])
 
 
+@promise("reconstruct.obs()")
+def _(got, call, *, params, masks, **_given):
+    same_form(got, params)
+    weights = fuzzing.trees.by_path(got, "params")
+    for path, leaf in fuzzing.trees.by_path(masks, "masks").items():
+        assert not np.any(flat(weights[path])[~np.ravel(leaf)]), "a pruned weight is not 0"
+
+
 @promise("spectra.singular_values")
 def _(got, call, *, params, inputs, **_given):
     assert got.shape[0] == len(inputs)
@@ -490,7 +501,7 @@ def _unread(owner, given):
     """The arguments in which a NaN changes nothing."""
     if given.get("steps") == 0 or given.get("masks") is fuzzing.EMPTY:  # nothing is left to read
         return set(given)
-    if owner == "algorithms.at_init()":  # its pruner takes magnitudes
+    if owner in ("algorithms.at_init()", "algorithms.checked()"):  # the pruner takes magnitudes
         return {"key", "data"}
     if owner == "finetune.epoch_rates()":  # a schedule of optax
         return set(given)

@@ -14,9 +14,11 @@ from nopr.criteria.combinators import average, by_filter, invert, normalize, shu
 from nopr.criteria.contract import check_contract
 from nopr.criteria.data_free import lamp, magnitude, random, synflow
 from nopr.criteria.first_order import force, movement, snip, taylor
+from nopr.criteria.fisher import woodfisher
 from nopr.criteria.meta_gradients import prospr
 from nopr.criteria.second_order import grasp, obd
 from nopr.criteria.shared import check, from_gradients, from_weights
+from nopr.criteria.spectral import spectral
 from nopr.criteria.structured import batch_norm_scale, filter_l1, filter_l2, fpgm
 
 __all__ = [
@@ -42,6 +44,8 @@ __all__ = [
     "random",
     "shuffle",
     "snip",
+    "spectral",
     "synflow",
     "taylor",
+    "woodfisher",
 ]

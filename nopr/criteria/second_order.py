@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
 
-from nopr import sweeps, trees
+from nopr import trees
+from nopr.criteria.fisher import check_stacked, over_examples
 from nopr.criteria.shared import gradient, living, summed, wide
 from nopr.typing import (
     Batch,
@@ -19,6 +18,7 @@ from nopr.typing import (
     Params,
     Scores,
     Where,
+    check_flags,
     check_loss,
     whole_number,
 )
@@ -40,6 +40,7 @@ def grasp(loss: Loss, *, where: Where = trees.is_prunable, stacked: bool = False
     Source: Wang et al. 2020, arXiv:2002.07376.
     """
     check_loss(loss)
+    check_flags(stacked=stacked)
 
     def score(
         params: Params, batch: Batch, *, masks: Masks | None = None, key: Any = None
@@ -92,6 +93,7 @@ def obd(
     arXiv:1801.05787.
     """
     check_loss(loss)
+    check_flags(stacked=stacked)
     block = whole_number("block", block)
 
     def score(
@@ -106,36 +108,16 @@ def obd(
             def slope(example: Batch) -> Params:
                 return gradient(loss, params, example, stacked=False)(weights)
 
-            return _mean_square(slope, batch, block, zeros)
+            n, total = over_examples(_sum_of_squares, slope, batch, block, zeros)
+            return jax.tree.map(lambda leaf: leaf / n, total)
 
         if stacked:
-            sweeps.case_count(batch, name="batch")
+            check_stacked(batch)
         information = summed(fisher, batch, zeros) if stacked else fisher(batch)
         return jax.tree.map(lambda w, f: jnp.square(wide(w)) * f / 2, weights, information)
 
     return score
 
 
-def _mean_square(
-    function: Callable[[Batch], Params], batch: Batch, block: int, zeros: Params
-) -> Params:
-    """The mean of a function's square over the examples of a batch, `block` of them at once."""
-    n = sweeps.case_count(batch, name="batch")
-    block = min(block, n)
-
-    def square(index: Array) -> Params:
-        one = jax.tree.map(lambda leaf: jnp.asarray(leaf)[index][None], batch)
-        return jax.tree.map(lambda value: jnp.square(wide(value)), function(one))
-
-    def of_block(start: Array) -> Params:
-        index = start + jnp.arange(block)  # the last block may end after the batch
-        each = jax.vmap(square)(jnp.minimum(index, n - 1))
-
-        def total(leaf: Array) -> Array:
-            there = jnp.expand_dims(index < n, tuple(range(1, leaf.ndim)))
-            return jnp.sum(jnp.where(there, leaf, 0), axis=0)
-
-        return jax.tree.map(total, each)
-
-    sums = summed(of_block, jnp.arange(0, n, block), zeros)
-    return jax.tree.map(lambda leaf: leaf / n, sums)
+def _sum_of_squares(slopes: Params) -> Params:
+    return jax.tree.map(lambda leaf: jnp.sum(jnp.square(wide(leaf)), axis=0), slopes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,9 @@ from jaxtyping import Array, PyTree
 from nopr import masks as masks_
 from nopr import trees
 from nopr.typing import Masks, Scores, Where, function_name, shown
+
+Axes: TypeAlias = int | Sequence[int] | Mapping[str, Any] | None
+"""The option of which axes play a part: one or several, or `{path: axes}`."""
 
 
 class Granularity(NamedTuple):
