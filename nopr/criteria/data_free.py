@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from nopr import budgets, precision, trees
+from nopr import precision, trees
 from nopr import masks as masks_
-from nopr.criteria.shared import from_weights, living
+from nopr.criteria.shared import check_input_shape, from_weights, living
 from nopr.typing import (
     Apply,
     Batch,
@@ -21,7 +21,6 @@ from nopr.typing import (
     Where,
     check_apply,
     check_key,
-    shown,
 )
 
 
@@ -108,9 +107,7 @@ def synflow(
     Source: Tanaka et al. 2020, arXiv:2006.05467.
     """
     check_apply(apply)
-    must = "`input_shape` must be a tuple of whole numbers"
-    if budgets.whole(input_shape, must=must).ndim != 1:
-        raise ValueError(f"{must}, got {shown(input_shape)}.")
+    check_input_shape(input_shape)
 
     def score(
         params: Params, batch: Batch, *, masks: Masks | None = None, key: Any = None

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from nopr import masks as masks_
-from nopr import sweeps, trees
+from nopr import budgets, sweeps, trees
 from nopr.typing import (
     Batch,
     Criterion,
@@ -23,6 +23,7 @@ from nopr.typing import (
     check_loss,
     check_loss_value,
     function_name,
+    shown,
     takes,
 )
 
@@ -136,6 +137,17 @@ def wide(values: Any) -> Array:
     """Values in at least float32: sums in half precision would lose their small terms."""
     values = jnp.asarray(values)
     return values.astype(jnp.float32) if values.dtype.itemsize < 4 else values
+
+
+def check_input_shape(input_shape: Any) -> None:
+    """Checks that the shape of one input is a tuple of whole numbers.
+
+    Raises:
+      ValueError: If it is not.
+    """
+    must = "`input_shape` must be a tuple of whole numbers"
+    if budgets.whole(input_shape, must=must).ndim != 1:
+        raise ValueError(f"{must}, got {shown(input_shape)}.")
 
 
 def check_filters(tree: Params | Scores) -> None:
