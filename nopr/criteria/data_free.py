@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from nopr import precision, trees
 from nopr import masks as masks_
+from nopr import precision, trees
 from nopr.criteria.shared import check_input_shape, from_weights, living
 from nopr.typing import (
     Apply,

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from nopr import masks as masks_
 from nopr import budgets, sweeps, trees
+from nopr import masks as masks_
 from nopr.typing import (
     Batch,
     Criterion,

@@ -7,7 +7,7 @@ network without hooks or module classes can be walked, as long as it is made of 
 `_RULES` knows; any other is refused by name.
 
 Sums of products of squares leave the range of float64 in deep networks, so each value is a mantissa
-and a power of two that its entries share.
+and a power of two that its entries share, brought up to date every `_MOST_PRODUCTS` layers.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from jaxtyping import Array
 
 from nopr import jaxprs
 
+_MOST_PRODUCTS = 16  # without rescaling; each may change the magnitude by 1e19
+_LEAST_EXPONENT = -500.0  # so that constants that are added stay in range
+
 
 class Flow(NamedTuple):
     """A value that depends on weights or inputs, and the same sum over paths with squared factors.
@@ -31,17 +34,19 @@ class Flow(NamedTuple):
       squared: The sum over squared paths, divided by 2 to the power of `exponent`.
       exponent: A whole number that all entries share.
       reads: Whether it depends on the inputs.
+      products: How many products of two such values are in it since it was rescaled.
     """
 
     real: Any
     squared: Any
     exponent: Any
     reads: bool
+    products: int
 
 
 def squared(real: Any, square: Any, *, reads: bool) -> Flow:
     """The value and the square of an argument."""
-    return Flow(real, square, 0.0, reads)
+    return Flow(real, square, 0.0, reads, 0)
 
 
 def walk(program: jaxprs.Program, values: Sequence[Any], *, within: str = "") -> list[Any]:
@@ -68,27 +73,43 @@ def walk(program: jaxprs.Program, values: Sequence[Any], *, within: str = "") ->
             return walk(body, operands, within=eqn.params.get("name") or within)
         if not any(jnp.issubdtype(var.aval.dtype, jnp.inexact) for var in eqn.outvars):
             return jaxprs.bind(eqn, *map(_real, operands))  # a gate, an index: constant nearby
+        if name == jaxprs.SCAN:
+            return _scanned(eqn, operands, within)
         if name not in _RULES:
             _refuse(name, within)
         found = _RULES[name](eqn, operands)
         if found is None:
             _refuse(name, within)
         real = jaxprs.bind(eqn, *map(_real, operands))
-        reads = any(isinstance(value, Flow) and value.reads for value in operands)
-        parts, exponent = found
-        return [Flow(r, s, exponent, reads) for r, s in zip(real, parts, strict=True)]
+        flows = [value for value in operands if isinstance(value, Flow)]
+        reads, products = any(flow.reads for flow in flows), max(flow.products for flow in flows)
+        if name in _PRODUCTS and len(flows) == 2:
+            products = sum(flow.products for flow in flows) + 1
+        flows = [
+            Flow(r, part, found.exponent, reads, products)
+            for r, part in zip(real, found.parts, strict=True)
+        ]
+        return flows if products <= _MOST_PRODUCTS else [rescaled(flow) for flow in flows]
 
     return jaxprs.fold(program, values, step, constant=lambda value: value)
 
 
 def total(results: Sequence[Any]) -> tuple[Array, Array]:
-    """The sum over the squared results, as a mantissa and an exponent."""
-    aligned, exponent = _aligned([_as_flow(value) for value in results])
-    return sum((jnp.sum(part) for part in aligned), jnp.zeros(())), jnp.asarray(exponent)
+    """The sum over the squared results, as a mantissa and an exponent.
+
+    It is NaN if a real result is not finite, since the gates are then unknown.
+    """
+    aligned, exponent = _aligned(results)
+    value = sum((jnp.sum(part) for part in aligned), jnp.zeros(()))
+    finite = [jnp.all(jnp.isfinite(_real(value))) for value in results]
+    return jnp.where(jnp.all(jnp.stack(finite)), value, jnp.nan), jnp.asarray(exponent)
 
 
-Found = tuple[Sequence[Any], Any]
-"""The squared results of an operation, and their exponent."""
+class Found(NamedTuple):
+    """The squared results of an operation, and their exponent."""
+
+    parts: Sequence[Any]
+    exponent: Any
 
 
 def _real(value: Any) -> Any:
@@ -98,7 +119,7 @@ def _real(value: Any) -> Any:
 def _as_flow(value: Any) -> Flow:
     if isinstance(value, Flow):
         return value
-    return Flow(value, jnp.square(value), 0.0, reads=False)
+    return Flow(value, jnp.square(value), 0.0, reads=False, products=0)
 
 
 def _refuse(name: str, within: str) -> NoReturn:
@@ -109,33 +130,100 @@ def _refuse(name: str, within: str) -> NoReturn:
     )
 
 
-def _aligned(flows: Sequence[Flow]) -> tuple[list[Any], Any]:
-    """The squared values with the largest of their exponents."""
-    exponents = [flow.exponent for flow in flows]
-    largest = exponents[0]
-    for exponent in exponents[1:]:
-        largest = jnp.maximum(largest, exponent)
-    if all(isinstance(exponent, float) for exponent in exponents):
-        return [flow.squared for flow in flows], 0.0
-    return [_scaled(flow.squared, flow.exponent - largest) for flow in flows], largest
+def _aligned(values: Sequence[Any]) -> tuple[list[Any], Any]:
+    """The squared values under one exponent."""
+    flows = [value for value in values if isinstance(value, Flow)]
+    exponent = flows[0].exponent if flows else 0.0
+    if any(flow.exponent is not exponent for flow in flows):
+        for flow in flows[1:]:
+            exponent = jnp.maximum(exponent, flow.exponent)
+    return [_under(_as_flow(value), exponent) for value in values], exponent
 
 
-def _rescaled(values: Any, exponent: Any) -> Found:
-    """The same values with mantissas of at most 2."""
-    largest = lax.stop_gradient(jnp.max(values, initial=0.0))
+def _under(flow: Flow, exponent: Any) -> Any:
+    same = flow.exponent is exponent
+    return flow.squared if same else _times(flow.squared, flow.exponent - exponent)
+
+
+def rescaled(flow: Flow) -> Flow:
+    """The same flow with mantissas of about 1."""
+    largest = lax.stop_gradient(jnp.max(flow.squared, initial=0.0))
     shift = jnp.floor(jnp.log2(jnp.where(largest > 0, largest, 1.0)))
-    return [_scaled(values, -shift)], exponent + shift
+    shift = jnp.maximum(shift, _LEAST_EXPONENT - flow.exponent)
+    exponent = lax.optimization_barrier(flow.exponent + shift)
+    return flow._replace(squared=_times(flow.squared, -shift), exponent=exponent, products=0)
 
 
-def _scaled(values: Any, exponent: Any) -> Any:
+def _times(values: Any, exponent: Any) -> Any:
     """The values times 2 to the power of a whole number."""
-    return values * jnp.exp2(lax.stop_gradient(exponent)).astype(values.dtype)
+    factor = lax.optimization_barrier(jnp.exp2(lax.stop_gradient(exponent)))
+    return values * factor.astype(values.dtype)
+
+
+def _scanned(eqn: jaxprs.Equation, operands: list[Any], within: str) -> list[Any]:
+    """A loop over layers, which carries real and squared values."""
+    fixed, carried = eqn.params["num_consts"], eqn.params["num_carry"]
+    consts, carry, xs = operands[:fixed], operands[fixed : fixed + carried], operands[fixed:]
+    xs = xs[carried:]
+    reads = [isinstance(value, Flow) and value.reads for value in carry]
+    of_ys: list[bool] = []
+
+    def body(state: list[Any], slices: list[Any]) -> tuple[list[Any], list[Any]]:
+        now = [_unpacked(value, read) for value, read in zip(state, reads, strict=True)]
+        rows = [
+            x._replace(real=row[0], squared=row[1]) if isinstance(x, Flow) else row
+            for x, row in zip(xs, slices, strict=True)
+        ]
+        found = walk(eqn.params["jaxpr"], [*consts, *now, *rows], within=within)
+        after = [isinstance(value, Flow) and value.reads for value in found]
+        reads[:] = [a or b for a, b in zip(reads, after, strict=False)]
+        of_ys[:] = after[carried:]
+        packed = list(map(_packed, found))
+        return packed[:carried], packed[carried:]
+
+    state = list(map(_packed, carry))
+    plain = [(x.real, x.squared) if isinstance(x, Flow) else x for x in xs]
+    before = None
+    while before != reads:  # until what is carried reads the inputs no more than before
+        before = list(reads)
+        last, ys = lax.scan(
+            lambda *args: body(*args), state, plain, eqn.params["length"], eqn.params["reverse"]
+        )
+    return [
+        *(_unpacked(value, read) for value, read in zip(last, reads, strict=True)),
+        *(_unpacked(_joined(value), read) for value, read in zip(ys, of_ys, strict=True)),
+    ]
+
+
+def _packed(value: Any) -> Any:
+    """A floating value as arrays that a loop can carry; whole numbers stay constants."""
+    if not jnp.issubdtype(jnp.result_type(_real(value)), jnp.inexact):
+        return value
+    flow = rescaled(_as_flow(value))
+    return flow.real, flow.squared, jnp.asarray(flow.exponent, float)
+
+
+def _unpacked(value: Any, reads: bool) -> Any:
+    if not isinstance(value, tuple):
+        return value
+    real, square, exponent = value
+    return Flow(real, square, exponent, reads, 0)
+
+
+def _joined(value: Any) -> Any:
+    """The results of all rounds under one exponent."""
+    if not isinstance(value, tuple):
+        return value
+    real, square, exponent = value
+    most = jnp.max(exponent)
+    factors = jnp.exp2(exponent - most).reshape(-1, *(1,) * (square.ndim - 1))
+    return real, square * factors, most
 
 
 def _same(eqn: jaxprs.Equation, operands: list[Any]) -> Found:
     """Operations whose factor is 1 or -1."""
     del eqn
-    return [operands[0].squared], operands[0].exponent
+    return Found([operands[0].squared], operands[0].exponent)
 
 
 def _moved(eqn: jaxprs.Equation, operands: list[Any]) -> Found | None:
@@ -143,19 +231,19 @@ def _moved(eqn: jaxprs.Equation, operands: list[Any]) -> Found | None:
     first, *rest = operands
     if not isinstance(first, Flow) or any(isinstance(value, Flow) for value in rest):
         return None
-    return jaxprs.bind(eqn, first.squared, *rest), first.exponent
+    return Found(jaxprs.bind(eqn, first.squared, *rest), first.exponent)
 
 
 def _together(eqn: jaxprs.Equation, operands: list[Any]) -> Found:
     """Operations that put operands beside each other."""
-    aligned, exponent = _aligned(list(map(_as_flow, operands)))
-    return jaxprs.bind(eqn, *aligned), exponent
+    aligned, exponent = _aligned(operands)
+    return Found(jaxprs.bind(eqn, *aligned), exponent)
 
 
 def _added(eqn: jaxprs.Equation, operands: list[Any]) -> Found:
     del eqn
-    (one, two), exponent = _aligned(list(map(_as_flow, operands)))
-    return [one + two], exponent
+    (one, two), exponent = _aligned(operands)
+    return Found([one + two], exponent)
 
 
 def _product(eqn: jaxprs.Equation, operands: list[Any]) -> Found | None:
@@ -163,9 +251,10 @@ def _product(eqn: jaxprs.Equation, operands: list[Any]) -> Found | None:
     one, two = map(_as_flow, operands)
     if one.reads and two.reads:
         return None
-    found, exponent = jaxprs.bind(eqn, one.squared, two.squared), one.exponent + two.exponent
-    constant = eqn.primitive.name == "mul" and not all(isinstance(v, Flow) for v in operands)
-    return (found, exponent) if constant else _rescaled(found[0], exponent)
+    exponent = one.exponent if isinstance(two.exponent, float) else two.exponent
+    if not isinstance(one.exponent, float) and not isinstance(two.exponent, float):
+        exponent = one.exponent + two.exponent
+    return Found(jaxprs.bind(eqn, one.squared, two.squared), exponent)
 
 
 def _quotient(eqn: jaxprs.Equation, operands: list[Any]) -> Found | None:
@@ -173,7 +262,7 @@ def _quotient(eqn: jaxprs.Equation, operands: list[Any]) -> Found | None:
     one, two = operands
     if isinstance(two, Flow):
         return None
-    return [one.squared / jnp.square(two)], one.exponent
+    return Found([one.squared / jnp.square(two)], one.exponent)
 
 
 def _chosen(eqn: jaxprs.Equation, operands: list[Any]) -> Found:
@@ -182,43 +271,44 @@ def _chosen(eqn: jaxprs.Equation, operands: list[Any]) -> Found:
     larger = one.real > two.real if isinstance(operands[0], Flow) else one.real >= two.real
     if eqn.primitive.name == "min":
         larger = one.real < two.real if isinstance(operands[0], Flow) else one.real <= two.real
-    aligned, exponent = _aligned([one, two])
-    return [jnp.where(larger, *aligned)], exponent
+    aligned, exponent = _aligned(operands)
+    return Found([jnp.where(larger, *aligned)], exponent)
 
 
 def _selected(eqn: jaxprs.Equation, operands: list[Any]) -> Found:
     which, *cases = operands
-    aligned, exponent = _aligned(list(map(_as_flow, cases)))
-    return jaxprs.bind(eqn, which, *aligned), exponent
+    aligned, exponent = _aligned(cases)
+    return Found(jaxprs.bind(eqn, which, *aligned), exponent)
 
 
 def _pooled(eqn: jaxprs.Equation, operands: list[Any]) -> Found:
     """The squared values where the real ones are largest: a derivative along the squared ones."""
     (flow,) = operands
     _, found = jax.jvp(lambda real: jaxprs.bind(eqn, real)[0], (flow.real,), (flow.squared,))
-    return [found], flow.exponent
+    return Found([found], flow.exponent)
 
 
 def _updated(eqn: jaxprs.Equation, operands: list[Any]) -> Found:
     array, update, *starts = operands
-    aligned, exponent = _aligned([_as_flow(array), _as_flow(update)])
-    return jaxprs.bind(eqn, *aligned, *starts), exponent
+    aligned, exponent = _aligned([array, update])
+    return Found(jaxprs.bind(eqn, *aligned, *starts), exponent)
 
 
-Rule = Callable[[jaxprs.Equation, list[Any]], "Found | None"]
+_PRODUCTS = {"mul", "dot_general", "conv_general_dilated"}
+
+Rule = Callable[[jaxprs.Equation, list[Any]], Found | None]
+
+_MOVES = """
+    broadcast_in_dim convert_element_type copy copy_p cumsum dynamic_slice gather reduce_sum
+    reduce_window_sum reshape rev slice split squeeze transpose
+    """
 
 _RULES: dict[str, Rule] = {
     **dict.fromkeys(("abs", "neg"), _same),
-    **dict.fromkeys(
-        """
-        broadcast_in_dim convert_element_type copy copy_p cumsum dynamic_slice expand_dims gather
-        reduce_sum reduce_window_sum reshape rev slice split squeeze transpose
-        """.split(),
-        _moved,
-    ),
+    **dict.fromkeys(_MOVES.split(), _moved),
     **dict.fromkeys(("concatenate", "pad"), _together),
     **dict.fromkeys(("add", "add_any", "sub"), _added),
-    **dict.fromkeys(("mul", "dot_general", "conv_general_dilated"), _product),
+    **dict.fromkeys(_PRODUCTS, _product),
     **dict.fromkeys(("max", "min"), _chosen),
     **dict.fromkeys(("reduce_max", "reduce_min", "reduce_window_max"), _pooled),
     "div": _quotient,

@@ -55,8 +55,8 @@ def px(apply: Apply, *, where: Where = trees.is_prunable, stacked: bool = False)
     beside it, so that deep networks neither overflow nor vanish.
 
     The released code instead multiplies, for each output, the sum of :math:`(a_p(x) x_p)^2` over
-    its paths by that of :math:`v_p^2`, so that which paths are open for the data changes nothing but
-    the weights of the outputs; here each path keeps its own gate.
+    its paths by that of :math:`v_p^2`, so that the data decide only how much each output counts;
+    here each path keeps its own gate.
 
     Args:
       apply: `apply(params, inputs) -> outputs`; it must follow the dtype of its arguments. The
@@ -219,9 +219,7 @@ def ntk_sap(
     def slope(params: Params, masks: Masks | None, inputs: Array, noise: Params) -> Params:
         params, inputs, noise = jax.tree.map(_double, (params, inputs, noise))
         weights = living(params, masks, where)
-        moved = living(
-            trees.overlay(lambda w, z: w + eps * z, params, noise), masks, where
-        )
+        moved = living(trees.overlay(lambda w, z: w + eps * z, params, noise), masks, where)
 
         def outputs(weights: Params, gates: Params) -> Array:
             gated = trees.overlay(
