@@ -165,34 +165,33 @@ def _scanned(eqn: jaxprs.Equation, operands: list[Any], within: str) -> list[Any
     fixed, carried = eqn.params["num_consts"], eqn.params["num_carry"]
     consts, carry, xs = operands[:fixed], operands[fixed : fixed + carried], operands[fixed:]
     xs = xs[carried:]
-    reads = [isinstance(value, Flow) and value.reads for value in carry]
-    of_ys: list[bool] = []
-
-    def body(state: list[Any], slices: list[Any]) -> tuple[list[Any], list[Any]]:
-        now = [_unpacked(value, read) for value, read in zip(state, reads, strict=True)]
-        rows = [
-            x._replace(real=row[0], squared=row[1]) if isinstance(x, Flow) else row
-            for x, row in zip(xs, slices, strict=True)
-        ]
-        found = walk(eqn.params["jaxpr"], [*consts, *now, *rows], within=within)
-        after = [isinstance(value, Flow) and value.reads for value in found]
-        reads[:] = [a or b for a, b in zip(reads, after, strict=False)]
-        of_ys[:] = after[carried:]
-        packed = list(map(_packed, found))
-        return packed[:carried], packed[carried:]
-
-    state = list(map(_packed, carry))
     plain = [(x.real, x.squared) if isinstance(x, Flow) else x for x in xs]
-    before = None
-    while before != reads:  # until what is carried reads the inputs no more than before
-        before = list(reads)
-        last, ys = lax.scan(
-            lambda *args: body(*args), state, plain, eqn.params["length"], eqn.params["reverse"]
-        )
-    return [
-        *(_unpacked(value, read) for value, read in zip(last, reads, strict=True)),
-        *(_unpacked(_joined(value), read) for value, read in zip(ys, of_ys, strict=True)),
-    ]
+
+    def of(reads: list[bool]) -> tuple[list[Any], list[bool]]:
+        """The results, and which of them read the inputs, if these parts of the carry do."""
+        after: list[bool] = []
+
+        def body(state: list[Any], slices: list[Any]) -> tuple[list[Any], list[Any]]:
+            now = [_unpacked(value, read) for value, read in zip(state, reads, strict=True)]
+            rows = [
+                x._replace(real=row[0], squared=row[1]) if isinstance(x, Flow) else row
+                for x, row in zip(xs, slices, strict=True)
+            ]
+            found = walk(eqn.params["jaxpr"], [*consts, *now, *rows], within=within)
+            after[:] = [isinstance(value, Flow) and value.reads for value in found]
+            packed = list(map(_packed, found))
+            return packed[:carried], packed[carried:]
+
+        length, reverse = eqn.params["length"], eqn.params["reverse"]
+        last, ys = lax.scan(body, list(map(_packed, carry)), plain, length, reverse)
+        return [*last, *map(_joined, ys)], after
+
+    reads = [isinstance(value, Flow) and value.reads for value in carry]
+    results, after = of(reads)
+    while any(more and not had for had, more in zip(reads, after, strict=False)):
+        reads = [had or more for had, more in zip(reads, after, strict=False)]
+        results, after = of(reads)
+    return [_unpacked(value, read) for value, read in zip(results, after, strict=True)]
 
 
 def _packed(value: Any) -> Any:
@@ -300,7 +299,7 @@ Rule = Callable[[jaxprs.Equation, list[Any]], Found | None]
 
 _MOVES = """
     broadcast_in_dim convert_element_type copy copy_p cumsum dynamic_slice gather reduce_sum
-    reduce_window_sum reshape rev slice split squeeze transpose
+    reduce_window_sum reshape rev slice split squeeze stop_gradient transpose
     """
 
 _RULES: dict[str, Rule] = {
