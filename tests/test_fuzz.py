@@ -25,12 +25,16 @@ OFTEN = {"masks.top": 100, "pruning.pruner": 50, "masks.apply": 30, "masks.combi
 SELDOM = {
     **dict.fromkeys(("algorithms", "finetune.advance", "finetune.resume", "finetune.trainer"), 3),
     **dict.fromkeys(("criteria.check_contract", "criteria.grasp", "criteria.prospr"), 3),
+    **dict.fromkeys(("criteria.ntk_sap", "criteria.px"), 3),
     "information.exact": 3,
     **dict.fromkeys(("pruning.levels", "criteria", "isometry", "spectra", "synthetic"), 6),
     **dict.fromkeys(("finetune", "sweeps"), 10),
 }
-GRADIENTS = ("snip", "force", "taylor", "movement", "grasp", "obd", "prospr")
-DATA_FREE = ("random", "magnitude", "lamp", "filter_l1", "filter_l2", "fpgm", "batch_norm_scale")
+GRADIENTS = ("snip", "force", "taylor", "movement", "grasp", "obd", "prospr", "px")
+DATA_FREE = (
+    *("random", "magnitude", "lamp", "ntk_sap", "filter_l1", "filter_l2", "fpgm"),
+    "batch_norm_scale",
+)
 PROMISES = {}
 # NaN that is given and is not read, or is meant.
 UNREAD = {
