@@ -1,5 +1,6 @@
 """Slow, obvious twins in NumPy, loops and float64."""
 
+import itertools
 import math
 import zlib
 from fractions import Fraction
@@ -276,3 +277,75 @@ def _lanes(code, plans):
     assert not words
     assert states == [2**31] * lanes
     return vectors, [code[end + i // 8] >> i % 8 & 1 for i in range(low_bits)]
+
+
+def px(params, inputs):
+    """For each weight of a ReLU net, the share of the squared paths through it, path by path.
+
+    A path starts at an input, or at a bias, and goes through one unit of each layer after it.
+    """
+    layers = list(params.values())
+    values, gates = np.asarray(inputs, np.float64), []
+    for layer in layers:
+        values = values @ layer["kernel"] + layer["bias"]
+        gates.append(values > 0 if layer is not layers[-1] else np.ones(values.shape, bool))
+        values = np.where(gates[-1], values, 0.0)
+    scores, total = [np.zeros(np.shape(layer["kernel"])) for layer in layers], 0.0
+    sizes = [np.shape(layers[0]["kernel"])[0], *(len(layer["bias"]) for layer in layers)]
+    for example, begin in itertools.product(range(len(inputs)), range(len(sizes))):
+        for units in itertools.product(*(range(size) for size in sizes[begin:])):
+            source = layers[begin - 1]["bias"][units[0]] if begin else inputs[example][units[0]]
+            value, through = float(source), []
+            if begin and not gates[begin - 1][example, units[0]]:
+                continue
+            for i in range(begin, len(layers)):
+                step = units[i - begin], units[i - begin + 1]
+                value *= layers[i]["kernel"][step] * gates[i][example, step[1]]
+                through.append((i, step))
+            total += value**2
+            for i, step in through:
+                scores[i][step] += value**2
+    return {name: leaf / total for name, leaf in zip(params, scores, strict=True)}
+
+
+def back(params, inputs, slopes_of):
+    """The gradient by each kernel of a ReLU net of a function of its outputs, by hand."""
+    values, before = [np.asarray(inputs, np.float64)], []
+    for i, layer in enumerate(params.values()):
+        before.append(values[-1] @ layer["kernel"] + layer["bias"])
+        last = i == len(params) - 1
+        values.append(before[-1] if last else np.maximum(before[-1], 0))
+    slopes, found = slopes_of(values[-1]), {}
+    for i, (name, layer) in reversed(list(enumerate(params.items()))):
+        found[name] = values[i].T @ slopes
+        if i:
+            slopes = (slopes @ layer["kernel"].T) * (before[i - 1] > 0)
+    return {name: found[name] for name in params}
+
+
+def mse_gradient(params, inputs, targets):
+    """The gradient of the mean squared error of a ReLU net by its kernels."""
+    return back(params, inputs, lambda outputs: 2 * (outputs - targets) / targets.size)
+
+
+def ntk_sap(params, kept, inputs, noise, *, eps):
+    """The derivative by the masks of the squared change of the outputs under noise."""
+    one, two = (
+        {
+            name: {
+                "kernel": np.where(
+                    kept[name], layer["kernel"] + step * np.asarray(noise[name], np.float64), 0.0
+                ),
+                "bias": np.asarray(layer["bias"], np.float64),
+            }
+            for name, layer in params.items()
+        }
+        for step in (0.0, eps)
+    )
+    change = relu_mlp(one, inputs) - relu_mlp(two, inputs)
+    first = back(one, inputs, lambda _: 2 * change)
+    second = back(two, inputs, lambda _: -2 * change)
+    return {
+        name: one[name]["kernel"] * first[name] + two[name]["kernel"] * second[name]
+        for name in params
+    }

@@ -15,6 +15,7 @@ from experiments.benchmarks import (
     masked_epochs_cost_as_dense,
     packed_masks_come_close_to_the_least,
     seeds_on_images_beat_pytorch,
+    snip_costs_little_more_than_its_gradient,
     sweeps_beat_loops,
     sweeps_scale,
     synflow_keeps_pace_with_pytorch,
@@ -33,6 +34,11 @@ TINY = {
         "TIMED": {"steps": 1, "runs": 2, "samples": 4},
     },
     masked_epochs_cost_as_dense: {"EXAMPLES": 256, "REPEATS": 1},
+    snip_costs_little_more_than_its_gradient: {
+        "REPEATS": 1,
+        "BATCH": 4,
+        "network": lambda: networks.resnet(8, width=0.25, input_shape=(8, 8, 3)),
+    },
     synflow_keeps_pace_with_pytorch: {
         "ROUNDS": 2,
         "REPEATS": 1,

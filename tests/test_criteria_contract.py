@@ -24,6 +24,7 @@ class Network(NamedTuple):
     """The arguments of constructors and of criteria."""
 
     apply: object
+    gated: object  # the same, piecewise linear
     params: dict
     inputs: np.ndarray
     targets: np.ndarray
@@ -35,17 +36,21 @@ class Network(NamedTuple):
 
 
 class Block(nn.Module):
+    attends: bool = True
+
     @nn.compact
     def __call__(self, inputs):
         values = nn.BatchNorm(use_running_average=True)(nn.Dense(6)(inputs))
-        return nn.Dense(2)(values + nn.MultiHeadDotProductAttention(2)(values))
+        more = nn.MultiHeadDotProductAttention(2)(values) if self.attends else nn.relu(values)
+        return nn.Dense(2)(values + more)
 
 
 def linen():
     inputs = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
     params = Block().init(jax.random.key(1), inputs)
     scales = {"params/Dense_0/kernel": "params/BatchNorm_0/scale"}
-    return Network(Block().apply, params, inputs, inputs[..., :2], scales)
+    gated = Block(attends=False).apply
+    return Network(Block().apply, gated, params, inputs, inputs[..., :2], scales)
 
 
 def plain():
@@ -56,13 +61,16 @@ def plain():
     for name, w in kernels.items():
         params[name]["scale"] = jnp.float32(rng.normal(size=w.shape[1]))
 
-    def apply(params, inputs):
-        hidden = jnp.tanh(jnp.dot(inputs, params["a"]["w"]) + params["a"]["bias"][None, :])
+    def apply(params, inputs, act=jnp.tanh):
+        hidden = act(jnp.dot(inputs, params["a"]["w"]) + params["a"]["bias"][None, :])
         return jnp.dot(hidden, params["b"]["w"])
+
+    def gated(params, inputs):
+        return apply(params, inputs, nn.relu)
 
     inputs = np.float32(rng.normal(size=(6, 4)))
     scales = {"a/w": "a/scale", "b/w": "b/scale"}
-    return Network(apply, params, inputs, inputs[:, :2], scales)
+    return Network(apply, gated, params, inputs, inputs[:, :2], scales)
 
 
 def guide():
@@ -100,6 +108,10 @@ CRITERIA = {
     "woodfisher": lambda net: criteria.woodfisher(net.loss, block=8, examples=4),
     "prospr": lambda net: criteria.prospr(net.loss, learning_rate=0.1),
     "synflow": lambda net: criteria.synflow(net.apply, input_shape=net.inputs.shape[1:]),
+    "px": lambda net: criteria.px(net.gated),
+    "ntk_sap": lambda net: criteria.ntk_sap(
+        net.apply, input_shape=net.inputs.shape[1:], draws=2, examples=3
+    ),
     "filter_l1": lambda net: criteria.filter_l1(where=kernels),
     "filter_l2": lambda net: criteria.filter_l2(where=kernels),
     "fpgm": lambda net: criteria.fpgm(where=kernels),
@@ -114,7 +126,7 @@ CRITERIA = {
     "the guide's short one": lambda net: guide()["rooted"](net.loss),
     "the guide's long one": lambda net: guide()["fisher"](net.loss),
 }
-NEEDS_KEY = {"random", "average", "shuffle"}
+NEEDS_KEY = {"random", "average", "shuffle", "ntk_sap"}
 
 both = pytest.mark.parametrize("network", NETWORKS)
 every = pytest.mark.parametrize("name", CRITERIA)

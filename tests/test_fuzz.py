@@ -26,12 +26,13 @@ SELDOM = {
     **dict.fromkeys(("algorithms", "finetune.advance", "finetune.resume", "finetune.trainer"), 3),
     **dict.fromkeys(("criteria.check_contract", "criteria.grasp", "criteria.prospr"), 3),
     **dict.fromkeys(("information.exact", "criteria.woodfisher", "reconstruct.obs"), 3),
+    **dict.fromkeys(("criteria.ntk_sap", "criteria.px"), 3),
     **dict.fromkeys(("pruning.levels", "criteria", "isometry", "spectra", "synthetic"), 6),
     **dict.fromkeys(("finetune", "sweeps"), 10),
 }
-GRADIENTS = ("snip", "force", "taylor", "movement", "grasp", "obd", "prospr", "woodfisher")
+GRADIENTS = ("snip", "force", "taylor", "movement", "grasp", "obd", "prospr", "woodfisher", "px")
 DATA_FREE = (
-    *("random", "magnitude", "lamp", "filter_l1", "filter_l2", "fpgm", "spectral"),
+    *("random", "magnitude", "lamp", "ntk_sap", "filter_l1", "filter_l2", "fpgm", "spectral"),
     "batch_norm_scale",
 )
 PROMISES = {}

@@ -3,7 +3,8 @@
 Higher scores are kept. A criterion takes the unmasked params, applies the masks itself and
 differentiates at the masked weights. With `stacked=True` the batch has an extra leading axis of
 batches, and gradients are *summed* over it before any absolute value is taken. Scores have the
-dtype of the weights, but sums have at least float32, and `lamp` and `synflow` give float64.
+dtype of the weights, but sums have at least float32, and `lamp`,
+`synflow`, `px` and `ntk_sap` give float64.
 
 Each family of criteria is a file. A new criterion is mostly a docstring and a call of
 `from_weights` or `from_gradients`, and a line in the table of the contract tests, which every
@@ -20,6 +21,7 @@ from nopr.criteria.second_order import grasp, obd
 from nopr.criteria.shared import check, from_gradients, from_weights
 from nopr.criteria.spectral import spectral
 from nopr.criteria.structured import batch_norm_scale, filter_l1, filter_l2, fpgm
+from nopr.criteria.tangent_kernel import ntk_sap, px
 
 __all__ = [
     "average",
@@ -39,8 +41,10 @@ __all__ = [
     "magnitude",
     "movement",
     "normalize",
+    "ntk_sap",
     "obd",
     "prospr",
+    "px",
     "random",
     "shuffle",
     "snip",

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from nopr import budgets, precision, trees
 from nopr import masks as masks_
-from nopr.criteria.shared import from_weights, living
+from nopr import precision, trees
+from nopr.criteria.shared import check_input_shape, from_weights, living
 from nopr.typing import (
     Apply,
     Batch,
@@ -22,7 +22,6 @@ from nopr.typing import (
     check_apply,
     check_key,
     explained,
-    shown,
 )
 
 
@@ -109,9 +108,7 @@ def synflow(
     Source: Tanaka et al. 2020, arXiv:2006.05467.
     """
     check_apply(apply)
-    must = "`input_shape` must be a tuple of whole numbers"
-    if budgets.whole(input_shape, must=must).ndim != 1:
-        raise ValueError(f"{must}, got {shown(input_shape)}.")
+    check_input_shape(input_shape)
 
     def score(
         params: Params, batch: Batch, *, masks: Masks | None = None, key: Any = None

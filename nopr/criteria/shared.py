@@ -12,8 +12,8 @@ import numpy as np
 from jax.tree_util import tree_flatten_with_path, tree_map_with_path
 from jaxtyping import Array
 
+from nopr import budgets, sweeps, trees
 from nopr import masks as masks_
-from nopr import sweeps, trees
 from nopr.granularity.shared import Axes, axes_of, check_axes, check_known
 from nopr.typing import (
     Batch,
@@ -29,6 +29,7 @@ from nopr.typing import (
     check_loss_value,
     explained,
     function_name,
+    shown,
     takes,
 )
 
@@ -143,6 +144,17 @@ def wide(values: Any) -> Array:
     """Values in at least float32: sums in half precision would lose their small terms."""
     values = jnp.asarray(values)
     return values.astype(jnp.float32) if values.dtype.itemsize < 4 else values
+
+
+def check_input_shape(input_shape: Any) -> None:
+    """Checks that the shape of one input is a tuple of whole numbers.
+
+    Raises:
+      ValueError: If it is not.
+    """
+    must = "`input_shape` must be a tuple of whole numbers"
+    if budgets.whole(input_shape, must=must).ndim != 1:
+        raise ValueError(f"{must}, got {shown(input_shape)}.")
 
 
 def of_filters(function: Callable[..., Array], where: Where, axes: Axes) -> Criterion:

@@ -1,0 +1,260 @@
+"""Criteria that keep what the neural tangent kernel is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from nopr import jaxprs, precision, sweeps, trees
+from nopr import masks as masks_
+from nopr.criteria import squared_paths
+from nopr.criteria.shared import check_input_shape, living
+from nopr.typing import (
+    Apply,
+    Batch,
+    Criterion,
+    Masks,
+    Params,
+    Scores,
+    Where,
+    check_apply,
+    check_form,
+    check_key,
+    is_real,
+    shown,
+    whole_number,
+)
+
+
+def px(apply: Apply, *, where: Where = trees.is_prunable, stacked: bool = False) -> Criterion:
+    r"""Path exclusion: the share of the paths of a ReLU network, squared, that go through a weight.
+
+    A network that is piecewise linear sums over its paths :math:`p` from inputs (or biases) to
+    outputs: the product :math:`v_p = \prod_{i \in p} w_i` of the weights on a path, its input
+    :math:`x_p`, and its gate :math:`a_p(x)`, 1 if the path is open for the input :math:`x` and 0 if
+    not. The trace of the neural tangent kernel is bounded by sums over paths of
+    :math:`(a_p(x) x_p)^2` and :math:`(v_p / w_i)^2`. The score is
+
+    .. math:: \frac{w_i^2}{R} \frac{\partial R}{\partial w_i^2}, \qquad
+        R = \sum_x \sum_p \big( v_p \, a_p(x) \, x_p \big)^2 ,
+
+    where :math:`R` is the sum of the outputs of the network with all weights, biases, constants and
+    inputs squared, under the gates of the real network on the real inputs. Over any cut between
+    inputs and outputs of a network without biases, the scores sum to 1. With open gates and inputs
+    of ones, this is `synflow` of the squared weights. Meant for about 100 rounds of an exponential
+    schedule on 2 batches (`pruning.pruner`).
+
+    The gates are found by following `apply` operation by operation. ReLU and leaky ReLU, max and
+    average pooling, and norms in inference mode are piecewise linear. Leaves that are not prunable
+    are constants; anything added, such as a bias or a running mean, starts a path of its own. A
+    product counts its factors squared. Everything is computed in float64, and with powers of two
+    beside it, so that deep networks neither overflow nor vanish.
+
+    The released code instead multiplies, for each output, the sum of :math:`(a_p(x) x_p)^2` over
+    its paths by that of :math:`v_p^2`, so that the data decide only how much each output counts;
+    here each path keeps its own gate.
+
+    Args:
+      apply: `apply(params, inputs) -> outputs`; it must follow the dtype of its arguments. The
+        inputs are the first entry of a batch that is a tuple or list, and otherwise all of it.
+      where: `where(path, leaf)`, true for a prunable leaf.
+      stacked: Whether the batch holds several batches, over which :math:`R` is summed.
+
+    Returns:
+      A criterion whose scores are float64, in [0, 1].
+
+    Raises:
+      ValueError: From the criterion, if an operation is not piecewise linear, such as GELU,
+        softmax, attention or a norm in training mode; the message names it.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from nopr import criteria
+      >>> def apply(params, inputs):
+      ...     return jax.nn.relu(inputs @ params["a"]) @ params["b"]
+      >>> params = {"a": jnp.array([[1.0, 2.0], [3.0, -4.0]]), "b": jnp.array([[5.0], [6.0]])}
+      >>> criteria.px(apply)(params, jnp.array([[1.0, 0.0]]))["a"]
+      Array([[0.14792899, 0.85207101],
+             [0.        , 0.        ]], dtype=float64)
+
+    Source: Iurada et al. 2024, arXiv:2406.01820.
+    """
+    check_apply(apply)
+
+    def score(
+        params: Params, batch: Batch, *, masks: Masks | None = None, key: Any = None
+    ) -> Scores:
+        del key
+        trees.by_path(params, "params")
+        if masks is not None:
+            masks_.check_bool(masks)
+        inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
+        inputs = jnp.asarray(trees.numbers(inputs, "batch"))
+        if stacked:
+            sweeps.case_count(inputs, name="batch")
+        return precision.in_double(path_scores, params, inputs, masks)
+
+    def path_scores(params: Params, inputs: Array, masks: Masks | None) -> Scores:
+        params, inputs = jax.tree.map(_double, (params, inputs))
+        weights = living(params, masks, where)
+        squares = jax.tree.map(jnp.square, weights)
+
+        def replaced(weights: Params, inputs: Array) -> Array:
+            outputs = apply(trees.overlay(lambda _, new: new, params, weights), inputs)
+            return trees.numbers(outputs, "apply(params, inputs)")
+
+        def shares(inputs: Array) -> tuple[Scores, Array]:
+            def flow(squares: Params) -> tuple[Array, Array]:
+                return _squared_flow(replaced, weights, squares, inputs)
+
+            (value, exponent), slopes = jax.value_and_grad(flow, has_aux=True)(squares)
+            scale = jnp.where(value == 0, 1.0, value)
+            found = jax.tree.map(lambda s, g: s * g / scale, squares, slopes)
+            return found, jnp.log(value) + exponent * jnp.log(2.0)
+
+        def add(before: tuple[Scores, Array], inputs: Array) -> tuple[tuple[Scores, Array], None]:
+            (one, first), (two, second) = before, shares(inputs)
+            both = jnp.logaddexp(first, second)
+            part, rest = (jnp.where(x == -jnp.inf, 0.0, jnp.exp(x - both)) for x in (first, second))
+            return (jax.tree.map(lambda a, b: part * a + rest * b, one, two), both), None
+
+        if not stacked:
+            return shares(inputs)[0]
+        none = jax.tree.map(jnp.zeros_like, squares), jnp.asarray(-jnp.inf)
+        return jax.lax.scan(add, none, inputs)[0][0]
+
+    return score
+
+
+def ntk_sap(
+    apply: Apply,
+    *,
+    input_shape: tuple[int, ...],
+    init: Callable[..., Params] | None = None,
+    eps: float = 0.01,
+    draws: int = 5,
+    examples: int = 100,
+    where: Where = trees.is_prunable,
+) -> Criterion:
+    r"""Effect of a weight's mask on the trace of the neural tangent kernel, estimated by noise.
+
+    The kernel's trace, up to a factor, is the mean squared change of the outputs under a small
+    random perturbation of the weights, and the score is its derivative by the mask at the current
+    masks :math:`m`,
+
+    .. math:: \bigg| \frac{\partial}{\partial m} \sum_{r=1}^{R} \sum_x \big\|
+        f(x; m \odot w_r) - f(x; m \odot (w_r + \epsilon z_r)) \big\|^2 \bigg| ,
+
+    where :math:`z_r` and the inputs :math:`x` are standard normal, and drawn anew for each
+    :math:`r`. With `init`, so are all params :math:`w_r`, and the scores do not depend on the
+    values of the given params. Needs no data. The finite :math:`\epsilon` is the paper's; the
+    difference is taken in float64, where it keeps its digits. Meant for 20 rounds of an exponential
+    schedule (`pruning.pruner`).
+
+    Norms are those of `apply`. The released code normalizes by the statistics of each batch of
+    noise.
+
+    Args:
+      apply: `apply(params, inputs) -> outputs`; it must follow the dtype of its arguments.
+      input_shape: The shape of one input, without the batch axis.
+      init: `init(key) -> params`, which draws the weights of each round of noise; None for the
+        given params every time.
+      eps: The standard deviation :math:`\epsilon` of the perturbation.
+      draws: The number R of draws; the paper's is 5 for CIFAR-10.
+      examples: The number of inputs in each draw; 10 a class in the released code.
+      where: `where(path, leaf)`, true for a prunable leaf.
+
+    Returns:
+      A criterion that needs a key, and whose scores are float64.
+
+    Raises:
+      ValueError: If an option is out of range. From the criterion, if `init` draws other params
+        than those given.
+
+    Source: Wang et al. 2023, arXiv:2304.02840.
+    """
+    check_apply(apply)
+    check_input_shape(input_shape)
+    if init is not None:
+        check_form(init, "(key)", name="init", remedy="It draws the params.")
+    if not is_real(eps) or not 0 < float(eps) <= 1:
+        raise ValueError(f"`eps` must be in (0, 1], got {shown(eps)}.")
+    draws = whole_number("draws", draws)
+    examples = whole_number("examples", examples)
+
+    def score(
+        params: Params, batch: Batch, *, masks: Masks | None = None, key: Key[Array, ""]
+    ) -> Scores:
+        del batch
+        check_key(key)
+        trees.check_floating(living(params, masks, where))  # checks the masks
+
+        def draw(total: Scores, key: Key[Array, ""]) -> tuple[Scores, None]:
+            init_key, input_key, noise_key = jax.random.split(key, 3)
+            now = params if init is None else init(init_key)
+            trees.check_same(now, params, name="init(key)", other="params")
+            inputs = jax.random.normal(input_key, (examples, *input_shape), jnp.float32)
+            leaves, treedef = jax.tree.flatten(trees.select(now, where))
+            keys = jax.random.split(noise_key, len(leaves))
+            noise = [
+                jax.random.normal(k, leaf.shape, jnp.float32)
+                for k, leaf in zip(keys, leaves, strict=True)
+            ]
+            noise = jax.tree.unflatten(treedef, noise)
+            slopes = precision.in_double(slope, now, masks, inputs, noise)
+            return precision.in_double(_sum, total, slopes), None
+
+        zeros = precision.in_double(
+            lambda weights: jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float64), weights),
+            trees.select(params, where),
+        )
+        total, _ = jax.lax.scan(draw, zeros, jax.random.split(key, draws))
+        return precision.in_double(lambda tree: jax.tree.map(jnp.abs, tree), total)
+
+    def slope(params: Params, masks: Masks | None, inputs: Array, noise: Params) -> Params:
+        params, inputs, noise = jax.tree.map(_double, (params, inputs, noise))
+        weights = living(params, masks, where)
+        moved = living(trees.overlay(lambda w, z: w + eps * z, params, noise), masks, where)
+
+        def outputs(weights: Params, gates: Params) -> Array:
+            gated = trees.overlay(
+                lambda _, new: new, params, jax.tree.map(jnp.multiply, weights, gates)
+            )
+            return trees.numbers(apply(gated, inputs), "apply(params, inputs)")
+
+        def change(gates: Params) -> Array:
+            return jnp.sum(jnp.square(outputs(weights, gates) - outputs(moved, gates)))
+
+        return jax.grad(change)(jax.tree.map(jnp.ones_like, weights))
+
+    return score
+
+
+def _squared_flow(
+    function: Callable[..., Array], weights: Params, squares: Params, inputs: Array
+) -> tuple[Array, Array]:
+    """The sum over the squared paths of `function(weights, inputs)`, and its exponent."""
+    values = [
+        squared_paths.squared(real, square, reads=False)
+        for real, square in zip(jax.tree.leaves(weights), jax.tree.leaves(squares), strict=True)
+    ]
+    floating = jnp.issubdtype(inputs.dtype, jnp.floating)
+    square = squared_paths.squared(inputs, jnp.square(inputs), reads=True)
+    program, _ = jaxprs.trace(function, weights, inputs)
+    results = squared_paths.walk(program, [*values, square if floating else inputs])
+    return squared_paths.total(results)
+
+
+def _sum(one: Params, two: Params) -> Params:
+    return jax.tree.map(jnp.add, one, two)
+
+
+def _double(leaf: Any) -> Any:
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return leaf
+    return jnp.asarray(leaf).astype(jnp.float64)
