@@ -12,6 +12,7 @@ __version__ = "0.3.0.dev0"
 __all__ = [
     "algorithms",
     "budgets",
+    "capture",
     "convolutions",
     "criteria",
     "data",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 Params: TypeAlias = PyTree
@@ -30,8 +31,9 @@ Shapes: TypeAlias = tuple[tuple[int, ...], ...]
 Counts: TypeAlias = tuple[int, ...]
 """How many weights (or granules) each prunable leaf keeps, in leaf order."""
 
-Scope: TypeAlias = Literal["global", "layer"]
-"""Where scores compete: `"global"`, over the whole network, or `"layer"`, within each layer."""
+Scope: TypeAlias = Literal["global", "layer", "output"]
+"""Where scores compete: `"global"`, over the whole network; `"layer"`, within each layer; or
+`"output"`, among the weights that compute the same output of a layer."""
 
 Where: TypeAlias = Callable[[str, Any], bool]
 """`where(path, leaf)`, true for a prunable leaf. A path looks like `"params/Dense_0/kernel"`."""
@@ -280,6 +282,62 @@ def check_choice(name: str, value: Any, choices: Any) -> None:
     if not isinstance(value, str) or value not in known:
         listed = ", ".join(map(repr, known))
         raise ValueError(f"`{name}` must be one of {listed}, got {shown(value)}.")
+
+
+def axes_of(
+    given: Any, path: str, shape: tuple[int, ...], *, default: Any, role: str, argument: str
+) -> tuple[int, ...]:
+    """The axes of one leaf, from an option for all leaves or `{path: axes}`, counted from 0.
+
+    Args:
+      given: An axis or several, `{path: axes}`, or None.
+      path: The path of the leaf.
+      shape: Its shape.
+      default: The axes of a leaf for which none are given.
+      role: What the axes do, for errors.
+      argument: The name of the option.
+
+    Raises:
+      ValueError: If none are given for a leaf of three dimensions, or the leaf lacks one of them.
+    """
+    asked = given.get(path) if isinstance(given, Mapping) else given
+    if asked is None and len(shape) == 3:
+        raise ValueError(
+            f"`{argument}` must be given for {path!r}: a kernel of three dimensions, {shape}, may "
+            f"be one of a 1-D convolution or of attention. Pass `{argument}={{{path!r}: ...}}`, "
+            f"{role}."
+        )
+    asked = default if asked is None else asked
+    several = _several(asked)
+    places = [int(a) % len(shape) for a in several if -len(shape) <= a < len(shape)]
+    if len(set(places)) < len(several):
+        raise ValueError(
+            f"`{argument}` must be axes of the leaf at {path!r}, of shape {shape}, got "
+            f"{shown(asked)}. Give others, or leave it out with `where`."
+        )
+    return tuple(places)
+
+
+def check_axes(given: Any, *, argument: str) -> tuple[str, ...]:
+    """Checks that an option is axes, or `{path: axes}`, or None; returns the paths.
+
+    Raises:
+      ValueError: If it is something else.
+    """
+    named = dict(given) if isinstance(given, Mapping) else {}
+    values = [given] if not isinstance(given, Mapping) and given is not None else named.values()
+    if not all(isinstance(path, str) for path in named) or not all(map(_several, values)):
+        raise ValueError(
+            f"`{argument}` must be whole numbers, or {{path: whole numbers}}, got {shown(given)}."
+        )
+    return tuple(named)
+
+
+def _several(axes: Any) -> tuple[int, ...]:
+    """One axis or several as a tuple; empty if they are not whole numbers."""
+    several = tuple(axes) if isinstance(axes, list | tuple) else (axes,)
+    whole = [isinstance(a, int | np.integer) and not isinstance(a, bool) for a in several]
+    return several if all(whole) else ()
 
 
 def is_real(value: Any) -> bool:

@@ -16,7 +16,7 @@ GROUPS = [
     {"typing", "processes", "durable"},
     {"jaxprs"},
     {"trees", "precision", "convolutions"},
-    {"budgets", "ranking"},
+    {"budgets", "ranking", "capture"},
     {"masks", "schedules", "densities", "sweeps"},
     {"spectra", "granularity", "information", "export"},
     {"criteria", "surgery"},

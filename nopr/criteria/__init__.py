@@ -10,6 +10,7 @@ Each family of criteria is a file. A new criterion is mostly a docstring and a c
 criterion must pass.
 """
 
+from nopr.criteria.activations import apoz, wanda
 from nopr.criteria.combinators import average, by_filter, invert, normalize, shuffle
 from nopr.criteria.contract import check_contract
 from nopr.criteria.data_free import lamp, magnitude, random, synflow
@@ -20,6 +21,7 @@ from nopr.criteria.shared import check, from_gradients, from_weights
 from nopr.criteria.structured import batch_norm_scale, filter_l1, filter_l2, fpgm
 
 __all__ = [
+    "apoz",
     "average",
     "batch_norm_scale",
     "by_filter",
@@ -44,4 +46,5 @@ __all__ = [
     "snip",
     "synflow",
     "taylor",
+    "wanda",
 ]

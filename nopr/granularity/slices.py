@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nopr.granularity.shared import Granularity, Layout, axes_of, check_axes, grouped, paths
-from nopr.typing import Where, shown, whole_number
+from nopr.granularity.shared import Granularity, Layout, grouped, paths
+from nopr.typing import Where, axes_of, check_axes, shown, whole_number
 
 
 def filters(

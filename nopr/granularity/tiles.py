@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nopr.granularity.shared import Granularity, Layout, axes_of, check_axes, grouped
-from nopr.typing import Where, shown, whole_number
+from nopr.granularity.shared import Granularity, Layout, grouped
+from nopr.typing import Where, axes_of, check_axes, shown, whole_number
 
 
 def blocks(
