@@ -31,6 +31,7 @@ __all__ = [
     "processes",
     "pruning",
     "ranking",
+    "reconstruct",
     "schedules",
     "spectra",
     "surgery",

@@ -35,6 +35,7 @@ from nopr import (
     masks,
     networks,
     pruning,
+    reconstruct,
     schedules,
     spectra,
     surgery,
@@ -47,8 +48,8 @@ from nopr.lab import checkpoints, records, settings, tables
 
 MODULES = (
     *(algorithms, budgets, criteria, data, densities, export, finetune, granularity, information),
-    *(isometry, masks, networks, pruning, schedules, spectra, surgery, sweeps, synthetic),
-    *(transforms, trees),
+    *(isometry, masks, networks, pruning, reconstruct, schedules, spectra, surgery, sweeps),
+    *(synthetic, transforms, trees),
 )
 LAB = {
     checkpoints: ("restore", "save", "steps"),

@@ -129,6 +129,32 @@ def fpgm(kernel, alive=None):
     ]
 
 
+def woodfisher(weights, slopes, damping, block):
+    """Scores of a flat list from its examples' gradients, by the recursion of WoodFisher."""
+    scores, slopes = np.zeros(len(weights)), np.asarray(slopes, np.float64)
+    for start in range(0, len(weights), block):
+        part = slice(start, start + block)
+        inverse = np.eye(len(weights[part])) / damping
+        for slope in slopes[:, part]:
+            along = inverse @ slope
+            inverse = inverse - np.outer(along, along) / (len(slopes) + slope @ along)
+        scores[part] = np.float64(weights[part]) ** 2 / (2 * np.diag(inverse))
+    return scores
+
+
+def restricted(hessian, weights, kept):
+    """The optimal brain surgeon's update, by the inverse of the whole matrix, in float64."""
+    hessian, found = np.asarray(hessian, np.float64), np.array(weights, np.float64)
+    pruned = [i for i in range(len(found)) if not kept[i]]
+    if not pruned:
+        return found
+    inverse = np.linalg.inv(hessian)
+    rise = np.linalg.inv(inverse[np.ix_(pruned, pruned)]) @ found[pruned]
+    found = found - inverse[:, pruned] @ rise
+    found[pruned] = 0.0
+    return found
+
+
 def relu_mlp(params, inputs):
     """A ReLU net on {"layer_i": {"kernel", "bias"}}, in float64."""
     values = np.asarray(inputs, np.float64)

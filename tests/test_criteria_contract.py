@@ -93,6 +93,7 @@ CRITERIA = {
     "movement": lambda net: criteria.movement(net.loss),
     "grasp": lambda net: criteria.grasp(net.loss),
     "obd": lambda net: criteria.obd(net.loss, block=4),
+    "woodfisher": lambda net: criteria.woodfisher(net.loss, block=8, examples=4),
     "prospr": lambda net: criteria.prospr(net.loss, learning_rate=0.1),
     "synflow": lambda net: criteria.synflow(net.apply, input_shape=net.inputs.shape[1:]),
     "filter_l1": lambda net: criteria.filter_l1(where=kernels),

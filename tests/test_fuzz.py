@@ -25,11 +25,11 @@ OFTEN = {"masks.top": 100, "pruning.pruner": 50, "masks.apply": 30, "masks.combi
 SELDOM = {
     **dict.fromkeys(("algorithms", "finetune.advance", "finetune.resume", "finetune.trainer"), 3),
     **dict.fromkeys(("criteria.check_contract", "criteria.grasp", "criteria.prospr"), 3),
-    "information.exact": 3,
+    **dict.fromkeys(("information.exact", "criteria.woodfisher", "reconstruct.obs"), 3),
     **dict.fromkeys(("pruning.levels", "criteria", "isometry", "spectra", "synthetic"), 6),
     **dict.fromkeys(("finetune", "sweeps"), 10),
 }
-GRADIENTS = ("snip", "force", "taylor", "movement", "grasp", "obd", "prospr")
+GRADIENTS = ("snip", "force", "taylor", "movement", "grasp", "obd", "prospr", "woodfisher")
 DATA_FREE = ("random", "magnitude", "lamp", "filter_l1", "filter_l2", "fpgm", "batch_norm_scale")
 PROMISES = {}
 # NaN that is given and is not read, or is meant.
@@ -349,6 +349,14 @@ def _(got, call, *, params, where=None, **_given):
     weights = fuzzing.trees.by_path(params, "params")
     for path, leaf in fuzzing.trees.by_path(got, "scores").items():
         assert np.shape(leaf) == np.shape(weights[path])
+
+
+@promise("reconstruct.obs()")
+def _(got, call, *, params, masks, **_given):
+    same_form(got, params)
+    weights = fuzzing.trees.by_path(got, "params")
+    for path, leaf in fuzzing.trees.by_path(masks, "masks").items():
+        assert not np.any(flat(weights[path])[~np.ravel(leaf)]), "a pruned weight is not 0"
 
 
 @promise("spectra.singular_values")

@@ -20,6 +20,7 @@ GROUPS = [
     {"masks", "schedules", "densities", "sweeps"},
     {"spectra", "granularity", "information", "export"},
     {"criteria", "surgery"},
+    {"reconstruct"},
     {"pruning"},
     {"transforms", "isometry"},
     {"finetune"},

@@ -15,6 +15,7 @@ from nopr.criteria.combinators import average, by_filter, invert, normalize, shu
 from nopr.criteria.contract import check_contract
 from nopr.criteria.data_free import lamp, magnitude, random, synflow
 from nopr.criteria.first_order import force, movement, snip, taylor
+from nopr.criteria.fisher import woodfisher
 from nopr.criteria.meta_gradients import prospr
 from nopr.criteria.second_order import grasp, obd
 from nopr.criteria.shared import check, from_gradients, from_weights
@@ -47,4 +48,5 @@ __all__ = [
     "synflow",
     "taylor",
     "wanda",
+    "woodfisher",
 ]

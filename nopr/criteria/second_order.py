@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
 
 from nopr import sweeps, trees
+from nopr.criteria.fisher import over_examples
 from nopr.criteria.shared import gradient, living, summed, wide
 from nopr.typing import (
     Batch,
@@ -106,7 +105,8 @@ def obd(
             def slope(example: Batch) -> Params:
                 return gradient(loss, params, example, stacked=False)(weights)
 
-            return _mean_square(slope, batch, block, zeros)
+            n, total = over_examples(_sum_of_squares, slope, batch, block, zeros)
+            return jax.tree.map(lambda leaf: leaf / n, total)
 
         if stacked:
             sweeps.case_count(batch, name="batch")
@@ -116,26 +116,5 @@ def obd(
     return score
 
 
-def _mean_square(
-    function: Callable[[Batch], Params], batch: Batch, block: int, zeros: Params
-) -> Params:
-    """The mean of a function's square over the examples of a batch, `block` of them at once."""
-    n = sweeps.case_count(batch, name="batch")
-    block = min(block, n)
-
-    def square(index: Array) -> Params:
-        one = jax.tree.map(lambda leaf: jnp.asarray(leaf)[index][None], batch)
-        return jax.tree.map(lambda value: jnp.square(wide(value)), function(one))
-
-    def of_block(start: Array) -> Params:
-        index = start + jnp.arange(block)  # the last block may end after the batch
-        each = jax.vmap(square)(jnp.minimum(index, n - 1))
-
-        def total(leaf: Array) -> Array:
-            there = jnp.expand_dims(index < n, tuple(range(1, leaf.ndim)))
-            return jnp.sum(jnp.where(there, leaf, 0), axis=0)
-
-        return jax.tree.map(total, each)
-
-    sums = summed(of_block, jnp.arange(0, n, block), zeros)
-    return jax.tree.map(lambda leaf: leaf / n, sums)
+def _sum_of_squares(slopes: Params) -> Params:
+    return jax.tree.map(lambda leaf: jnp.sum(jnp.square(wide(leaf)), axis=0), slopes)
