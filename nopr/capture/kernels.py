@@ -34,42 +34,48 @@ Visit = Callable[[Use], Sequence[Any] | None]
 
 def walk(
     apply: Apply,
-    copies: Sequence[PyTree],
-    params: Params,
+    copies: Sequence[Params],
     inputs: Any,
     visit: Visit,
+    *,
+    where: Where = trees.is_prunable,
 ) -> None:
     """Runs copies of a network side by side and calls `visit` wherever a kernel is used.
 
     Args:
       apply: `apply(params, inputs) -> outputs`.
-      copies: For each copy its kernels: a tree like the params, None on all that is not followed.
-      params: The params, from which all copies take what is not followed.
+      copies: The params of each copy.
       inputs: The inputs of the network.
       visit: `visit(use)`, in the order in which the network uses the kernels. If it returns leaves,
         one for each copy, they replace the kernel in this use and all later ones.
+      where: `where(path, leaf)`, true for the kernels.
 
     Raises:
       ValueError: If a kernel cannot be followed, is used in two different ways, or is not used at
         all; the message has its path.
     """
     check_apply(apply)
-    trees.check_floating(copies[0])
-    paths = trees.paths(copies[0])
+    first = copies[0]
+    asked = trees.select(first, where)
+    trees.check_floating(asked)
+    kernels = trees.paths(asked)
 
-    def function(chosen: PyTree, inputs: Any) -> Any:
-        return apply(trees.overlay(lambda _, new: new, params, chosen), inputs)
+    def function(arrays: PyTree, inputs: Any) -> Any:
+        return apply(trees.overlay(lambda _, new: new, first, arrays), inputs)
 
-    program, _ = jaxprs.trace(function, copies[0], inputs)
-    columns = zip(*map(jax.tree.leaves, copies), strict=True)
-    values = [
-        _Tracked(tuple(map(jnp.asarray, leaves)), Origin(path, np.shape(leaves[0])))
-        for path, leaves in zip(paths, columns, strict=True)
+    chosen = [
+        trees.select(copy, lambda path, leaf: path in kernels or trees.everything(path, leaf))
+        for copy in copies
     ]
+    program, _ = jaxprs.trace(function, chosen[0], inputs)
+    values = []
+    for path, *leaves in zip(trees.paths(chosen[0]), *map(jax.tree.leaves, chosen), strict=True):
+        origin = Origin(path, np.shape(leaves[0])) if path in kernels else None
+        values.append(_Tracked(tuple(map(jnp.asarray, leaves)), origin))
     values += [_Tracked((leaf,) * len(copies)) for leaf in jax.tree.leaves(inputs)]
     walker = _Walker(visit, len(copies), {t.origin.path: t.values for t in values if t.origin})
     walker.through(program, values)
-    for path in paths:
+    for path in kernels:
         if path not in walker.indices:
             raise ValueError(
                 f"The network does not use the leaf at {path!r} as a kernel, in a matrix product "
@@ -112,10 +118,11 @@ def kernels(
     def visit(use: Use) -> None:
         found.setdefault(use.kernel.path, use.kernel)
 
-    def run(chosen: PyTree, inputs: Any) -> None:
-        walk(apply, [chosen], params, inputs, visit)
+    def run(arrays: PyTree, inputs: Any) -> None:
+        copy = trees.overlay(lambda _, new: new, params, arrays)
+        walk(apply, [copy], inputs, visit, where=where)
 
-    jax.eval_shape(run, trees.select(params, where), inputs)
+    jax.eval_shape(run, trees.select(params, trees.everything), inputs)
     return found
 
 

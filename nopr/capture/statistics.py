@@ -59,7 +59,7 @@ def rows(
         (one,) = use.entering
         found.setdefault(use.kernel.path, []).append(one.rows(one.operand))
 
-    walk(apply, [trees.select(params, where)], params, inputs, visit)
+    walk(apply, [params], inputs, visit, where=where)
     return {path: jnp.concatenate(each, axis=1) for path, each in found.items()}
 
 
@@ -195,7 +195,7 @@ def _sums(
         path, new = use.kernel.path, function(use.entering[0])
         found[path] = jax.tree.map(jnp.add, found[path], new) if path in found else new
 
-    walk(apply, [trees.select(params, where)], params, inputs, visit)
+    walk(apply, [params], inputs, visit, where=where)
     return found
 
 
