@@ -11,7 +11,9 @@ __version__ = "0.3.0.dev0"
 
 __all__ = [
     "algorithms",
+    "axes",
     "budgets",
+    "capture",
     "convolutions",
     "criteria",
     "data",

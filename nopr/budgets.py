@@ -149,15 +149,15 @@ def kept(
     count: Any,
     scope: Scope,
 ) -> list[Any]:
-    """Kept counts: one for the whole network, or one per layer.
+    """Kept counts: one for the whole network, one per layer, or one for each output of a layer.
 
     Args:
       paths: The path of every leaf.
-      sizes: The size of every leaf.
+      sizes: The size of every leaf; with scope `"output"`, the weights of one output.
       alive: The weights that can be kept; all of them by default.
       density: The kept fraction of all weights, dead or alive; None if `count` is given.
       count: The number of kept weights; None if `density` is given.
-      scope: `"global"` or `"layer"`.
+      scope: `"global"`, `"layer"` or `"output"`.
 
     Returns:
       Counts as int32, concrete or traced, each from 0 to the number of weights alive.
@@ -178,6 +178,8 @@ def kept(
     if scope == "global" and _one_a_layer(budget):
         raise ValueError(f"`{name}` must be one number with scope='global', got {shown(budget)}.")
     each = layers(budget, paths, name=name)
+    if each is None and scope == "output":
+        each = [budget] * len(paths)
     if each is None:
         if _traced(budget) and sum(sizes) > MOST:
             raise ValueError(

@@ -106,44 +106,83 @@ def convolve(
 ) -> Array:
     """`lax.conv_general_dilated` as patches and one matrix product, with the same arguments."""
     numbers, groups = dimension_numbers, feature_group_count
-    patches = jnp.transpose(
-        inputs, (numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1])
-    )
     kernel = jnp.transpose(kernel, (*numbers.rhs_spec[2:], *numbers.rhs_spec[1::-1]))
-    *taps, channels, features = kernel.shape
-    ones = (1,) * len(taps)
-    ends = zip(padding, lhs_dilation or ones, strict=True)
-    gaps = [(low, high, dilation - 1) for (low, high), dilation in ends]
-    zero = jnp.zeros((), patches.dtype)
-    patches = lax.pad(patches, zero, [(0, 0, 0), *gaps, (0, 0, 0)])
-    # Dimension by dimension: a slice per row and per column, instead of one per position.
-    patches = patches.reshape(*patches.shape[:-1], groups, channels)
-    steps = zip(taps, window_strides, rhs_dilation or ones, strict=True)
-    for axis, (count, stride, dilation) in reversed(list(enumerate(steps, start=1))):
-        length = (patches.shape[axis] - (count - 1) * dilation - 1) // stride + 1
-        slices = [
-            lax.slice_in_dim(patches, start, start + (length - 1) * stride + 1, stride, axis)
-            for start in range(0, count * dilation, dilation)
-        ]
-        patches = jnp.concatenate(slices, axis=-1)
+    *taps, _, features = kernel.shape
+    entering = patches(
+        inputs,
+        taps,
+        window_strides=window_strides,
+        padding=padding,
+        dimension_numbers=numbers,
+        lhs_dilation=lhs_dilation,
+        rhs_dilation=rhs_dilation,
+        feature_group_count=groups,
+    )
     outputs = _product(
-        patches, kernel.reshape(-1, groups, features // groups), precision, preferred_element_type
+        entering, kernel.reshape(-1, groups, features // groups), precision, preferred_element_type
     )
     order = (numbers.out_spec[0], *numbers.out_spec[2:], numbers.out_spec[1])
     return jnp.transpose(outputs, [order.index(axis) for axis in range(len(order))])
 
 
-def _product(patches: Array, kernel: Array, precision: Any, preferred_element_type: Any) -> Array:
+def patches(
+    inputs: Any,
+    taps: Sequence[int],
+    *,
+    window_strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    dimension_numbers: lax.ConvDimensionNumbers,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    feature_group_count: int = 1,
+) -> Array:
+    """What a convolution multiplies its kernel by at each position of its output.
+
+    Args:
+      inputs: The inputs, as given to `lax.conv_general_dilated`.
+      taps: The sides of the kernel's window.
+      window_strides: As in `lax.conv_general_dilated`, like all that follow.
+      padding: Zeros before and after each spatial dimension.
+      dimension_numbers: The layout of the inputs; those of kernel and outputs are not read.
+      lhs_dilation: Dilation of the inputs.
+      rhs_dilation: Dilation of the kernel.
+      feature_group_count: The number of groups of channels.
+
+    Returns:
+      Patches [examples, *positions, groups, taps * channels of a group]; the channel is the fastest
+      index of the last axis.
+    """
+    numbers, groups = dimension_numbers, feature_group_count
+    found = jnp.transpose(inputs, (numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1]))
+    ones = (1,) * len(taps)
+    ends = zip(padding, lhs_dilation or ones, strict=True)
+    gaps = [(low, high, dilation - 1) for (low, high), dilation in ends]
+    zero = jnp.zeros((), found.dtype)
+    found = lax.pad(found, zero, [(0, 0, 0), *gaps, (0, 0, 0)])
+    # Dimension by dimension: a slice per row and per column, instead of one per position.
+    found = found.reshape(*found.shape[:-1], groups, found.shape[-1] // groups)
+    steps = zip(taps, window_strides, rhs_dilation or ones, strict=True)
+    for axis, (count, stride, dilation) in reversed(list(enumerate(steps, start=1))):
+        length = (found.shape[axis] - (count - 1) * dilation - 1) // stride + 1
+        slices = [
+            lax.slice_in_dim(found, start, start + (length - 1) * stride + 1, stride, axis)
+            for start in range(0, count * dilation, dilation)
+        ]
+        found = jnp.concatenate(slices, axis=-1)
+    return found
+
+
+def _product(rows: Array, kernel: Array, precision: Any, preferred_element_type: Any) -> Array:
     """`[..., groups, k]` times `[k, groups, features]`, group by group: `[..., all features]`."""
-    *outer, groups, size = patches.shape
+    *outer, groups, size = rows.shape
     if groups == 1:
-        patches, kernel = patches.reshape(-1, size), kernel[:, 0]
+        rows, kernel = rows.reshape(-1, size), kernel[:, 0]
         contract: Any = ((1,), (0,)), ((), ())
     else:
-        patches = patches.reshape(-1, groups, size)
+        rows = rows.reshape(-1, groups, size)
         contract = ((2,), (0,)), ((1,), (1,))
     product = lax.dot_general(
-        patches,
+        rows,
         kernel,
         contract,
         precision=precision,

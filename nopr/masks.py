@@ -6,7 +6,7 @@ A mask tree has a bool array on each prunable leaf (True = kept) and None elsewh
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -37,6 +37,7 @@ def top(
     count: Any = None,
     masks: Masks | None = None,
     scope: Scope = "global",
+    axes: int | Sequence[int] | Mapping[str, Any] | None = None,
     warn: bool = True,
 ) -> Masks:
     r"""Keeps exactly the `count` highest scores, even when scores tie.
@@ -58,10 +59,15 @@ def top(
       count: Number of kept weights; of an integer dtype if traced.
       masks: The weights still alive; only these can be kept. A removed weight never returns by
         tying with one that is alive.
-      scope: `"global"`, all scores compete; or `"layer"`, scores compete within each leaf. With
-        `"layer"`, `density` and `count` may also be one number per layer, as a sequence in leaf
-        order or as `{path: number}`; a single count is shared in proportion to size, by largest
-        remainder.
+      scope: `"global"`, all scores compete; `"layer"`, scores compete within each leaf; or
+        `"output"`, scores compete among the weights of each output of a leaf. With the last two,
+        `density` and `count` may also be one number per layer, as a sequence in leaf order or as
+        `{path: number}`. With `"layer"`, a single count is shared in proportion to size, by largest
+        remainder. With `"output"`, a count is that of each output, and a density keeps
+        round(density * fan_in) weights of each; an output with fewer alive keeps all of these.
+      axes: With scope `"output"`, the axes that number a leaf's outputs, or `{path: axes}`, such as
+        `capture.output_axes` finds; by default, the last. They must be given for kernels of three
+        dimensions.
       warn: Whether to warn of layers that lose all their weights.
 
     Returns:
@@ -86,10 +92,16 @@ def top(
     _check_scores(scores)
     paths = trees.paths(scores)
     alive = _alive(masks, scores)
-    sizes = [leaf.size for leaf in leaves]
     check_flags(warn=warn)
-    counts = budgets.kept(paths, sizes, alive, density=density, count=count, scope=scope)
-    choose = partial(ranking.highest, scope=scope)
+    outs = ranking.output_axes(scores, axes, scope=scope)
+    if outs is None:
+        sizes = [leaf.size for leaf in leaves]
+        counts = budgets.kept(paths, sizes, alive, density=density, count=count, scope=scope)
+        choose = partial(ranking.highest, scope=scope)
+    else:
+        sizes = ranking.fan_ins(scores, outs)
+        counts = budgets.kept(paths, sizes, None, density=density, count=count, scope=scope)
+        choose = partial(ranking.highest_of_outputs, axes=outs)
     if any(leaf.dtype == np.float64 for leaf in leaves):
         # float64 stays float64, even if the caller's program is in single precision.
         kept, finite = precision.in_double(choose, leaves, alive, counts)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from nopr import budgets, criteria, precision, schedules, trees
+from nopr import budgets, criteria, precision, ranking, schedules, trees
 from nopr import densities as densities_
 from nopr import granularity as granularities
 from nopr import masks as masks_
@@ -28,7 +28,6 @@ from nopr.typing import (
     Pruner,
     Scope,
     Scores,
-    Shapes,
     check_choice,
     check_flags,
     check_form,
@@ -43,6 +42,7 @@ def pruner(
     *,
     density: Any = None,
     scope: Scope = "global",
+    axes: int | Sequence[int] | Mapping[str, Any] | None = None,
     distribution: Callable[..., Counts] | None = None,
     granularity: granularities.Granularity | None = None,
     schedule: Callable[..., schedules.Schedule] = schedules.exponential,
@@ -55,8 +55,11 @@ def pruner(
       criterion: The criterion that scores the weights.
       density: Kept fraction of all granules after the last round, in [0, 1]; or one per layer, as
         a sequence in leaf order or as `{path: density}`. Without it, every call must give `count`.
-      scope: `"global"`, all granules compete; or `"layer"`, granules compete within each layer,
-        with the same density in each.
+      scope: `"global"`, all granules compete; `"layer"`, granules compete within each layer, with
+        the same density in each; or `"output"`, single weights compete among those of the same
+        output, of which each round keeps round(density * fan_in).
+      axes: With scope `"output"`, the axes that number a kernel's outputs, or `{path: axes}`; see
+        `masks.top`.
       distribution: `(shapes, *, density) -> counts` for the layers, such as `densities.erk`, or
         `(shapes, *, density, paths) -> counts`; replaces `scope`.
       granularity: The weights that are kept or removed together; single weights by default.
@@ -73,9 +76,10 @@ def pruner(
 
     Returns:
       The Pruner. Given `masks`, it chooses among the granules alive in them. Given `count`, it
-      keeps that number instead of the scheduled counts: one number, one per round, [rounds, layers]
-      counts per layer, or `{path: count}` with one number or one per round; numbers may be traced.
-      It warns of layers that lose all their weights, as `masks.top` does.
+      keeps that number (with scope `"output"`, of each output) instead of the scheduled counts: one
+      number, one per round, [rounds, layers] counts per layer, or `{path: count}` with one number
+      or one per round; numbers may be traced. It warns of layers that lose all their weights, as
+      `masks.top` does.
 
     Raises:
       ValueError: If `density`, `rounds` or `scope` is out of range or `criterion` is a constructor
@@ -93,6 +97,12 @@ def pruner(
     check_choice("scope", scope, Scope)
     grain = granularities.unstructured() if granularity is None else granularity
     _check_group(grain, density=density, distribution=distribution)
+    if scope == "output" and (granularity is not None or distribution is not None):
+        raise ValueError(
+            "scope='output' takes no `granularity` and no `distribution`: single weights compete, "
+            "at the same density in each output of a layer. Leave them out; `density` may be "
+            "{path: number}."
+        )
     by_layer = distribution is not None or not (density is None or _is_single(density))
 
     def prune(
@@ -108,12 +118,15 @@ def pruner(
         trees.check_matches(like, params, name="scores")
         pooled = jax.eval_shape(grain.pool, like)
         paths = trees.paths(pooled)
+        outs = ranking.output_axes(pooled, axes, scope=scope)
+        rivals = None if outs is None else ranking.fan_ins(pooled, outs)
+        sizes = rivals or [math.prod(shape) for shape in trees.shapes(pooled)]
         _check_group(grain, count=count)
         if grain.n_of_m is not None:
             n, m = grain.n_of_m
             plan = _scheduled(schedule, n / m, rounds, m)
         elif count is None:
-            plan = _planned(pooled, density, distribution, schedule, rounds)
+            plan = _planned(pooled, density, distribution, schedule, rounds, rivals)
         else:
             plan = _per_round(count, rounds, paths)
             if by_layer and np.ndim(plan) < 2:
@@ -127,14 +140,17 @@ def pruner(
             count, key = xs
             scores = criterion(params, batch, masks=masks, key=key)
             among = start if regrow else masks
-            return _keep(scores, count, among, grain=grain, scope=scope), _finite(scores, among)
+            kept = _keep(scores, count, among, grain=grain, scope=scope, axes=axes)
+            return kept, _finite(scores, among)
 
         start = masks
         if rounds == 1:
             kept = prune_once(start, (_plain(plan[0]), key))[0]
         else:
             if not _traced(plan):
-                _check_sizes(plan, trees.shapes(pooled))
+                if rivals is not None:
+                    plan = np.broadcast_to(plan.T, (len(rivals), rounds)).T
+                _check_sizes(plan, sizes)
                 plan = jnp.asarray(plan, jnp.int32)
             if start is None:
                 start = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), like)
@@ -267,12 +283,18 @@ def _planned(
     distribution: Callable[..., Counts] | None,
     schedule: Callable[..., schedules.Schedule],
     rounds: int,
+    rivals: Sequence[int] | None,
 ) -> np.ndarray:
-    """Kept granules of each round, [rounds] or [rounds, layers]."""
+    """Kept granules of each round, [rounds] or [rounds, layers].
+
+    Those of each output if `rivals`, the weights of an output of each layer, are given.
+    """
     if density is None:
         raise ValueError("The pruner has no `density`. Give it one, or `count` in the call.")
-    sizes = [math.prod(shape) for shape in trees.shapes(pooled)]
+    sizes = [math.prod(shape) for shape in trees.shapes(pooled)] if rivals is None else rivals
     each = budgets.layers(density, trees.paths(pooled), name="density")
+    if each is None and rivals is not None:
+        each = [density] * len(rivals)
     if each is not None:
         counts = [_scheduled(schedule, d, rounds, n) for d, n in zip(each, sizes, strict=True)]
         return np.stack(counts, axis=1)
@@ -302,6 +324,7 @@ def _keep(
     *,
     grain: granularities.Granularity,
     scope: Scope,
+    axes: Any = None,
 ) -> Masks:
     """One round: pool, choose among the granules with any weight alive, expand.
 
@@ -319,10 +342,10 @@ def _keep(
     if masks is not None:
         shares = grain.pool(jax.tree.map(lambda mask: jnp.asarray(mask, jnp.float32), masks))
         alive = jax.tree.map(lambda share: share > 0, shares)
-    by_layer = scope == "layer" or np.ndim(count) == 1
-    scope = "layer" if by_layer else "global"
+    if scope == "global" and np.ndim(count) == 1:
+        scope = "layer"
     if grain.n_of_m is None:
-        kept = masks_.top(granules, count=count, masks=alive, scope=scope, warn=False)
+        kept = masks_.top(granules, count=count, masks=alive, scope=scope, axes=axes, warn=False)
     else:
         kept = masks_.n_of_m(granules, n=count, m=grain.n_of_m[1], axis=-1, masks=alive)
     expanded = grain.expand(kept, scores)
@@ -371,9 +394,9 @@ def _per_round(count: Any, rounds: int, paths: Sequence[str]) -> Any:
     return counts
 
 
-def _check_sizes(plan: np.ndarray, shapes: Shapes) -> None:
+def _check_sizes(plan: np.ndarray, layers: Sequence[int]) -> None:
     """Checks concrete counts, [rounds] or [rounds, layers], against the number of granules."""
-    sizes = np.array([math.prod(shape) for shape in shapes])
+    sizes = np.array(layers)
     if plan.ndim == 2 and plan.shape[1] != len(sizes):
         raise ValueError(
             f"`count` must have one entry per layer, {len(sizes)}, got {plan.shape[1]}."

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, UInt
 
+from nopr import axes as axes_
 from nopr import trees
-from nopr.typing import Scope
+from nopr.typing import Scope, Scores, check_choice, shown
 
 _MANY = 1 << 15  # scores from which on the search by interpolation is faster than bisection
 _SAMPLE = 512
@@ -48,17 +49,86 @@ def highest_in_groups(
     leaves: list[Any], alive: list[Any] | None, n: Any, *, m: int, axis: int
 ) -> tuple[list[Array], list[Array]]:
     """The n highest of each m consecutive scores along an axis, and whether they are finite."""
+    orders = [[*(a for a in range(x.ndim) if a != axis % x.ndim), axis % x.ndim] for x in leaves]
+    return _in_rows(leaves, alive, [n] * len(leaves), orders, [m] * len(leaves))
+
+
+def highest_of_outputs(
+    leaves: list[Any], alive: list[Any] | None, counts: list[Any], *, axes: Sequence[tuple]
+) -> tuple[list[Array], list[Array]]:
+    """The highest scores of each output, numbered by `axes` of a leaf, and whether all are finite.
+
+    A leaf has one count for all its outputs; an output with fewer weights alive keeps all of them.
+    """
+    pairs = zip(leaves, axes, strict=True)
+    orders = [[*outs, *others(np.ndim(leaf), outs)] for leaf, outs in pairs]
+    return _in_rows(leaves, alive, counts, orders, fan_ins(leaves, axes))
+
+
+def output_axes(scores: Scores, axes: Any, *, scope: Scope) -> list[tuple[int, ...]] | None:
+    """The axes that number each leaf's outputs, in leaf order; None with other scopes.
+
+    Args:
+      scores: Scores, or their shapes.
+      axes: The option: an axis or several, `{path: axes}`, or None for the last.
+      scope: Where scores compete.
+
+    Raises:
+      ValueError: If axes are given with another scope, are no axes of a leaf, name a path that is
+        not there, or are not given for a leaf of three dimensions.
+    """
+    check_choice("scope", scope, Scope)
+    named = axes_.check(axes, argument="axes")
+    if scope != "output":
+        if axes is not None:
+            raise ValueError(f"`axes` must be None with scope={scope!r}, got {shown(axes)}.")
+        return None
+    leaves = trees.by_path(scores, "scores")
+    for path in named:
+        if path not in leaves:
+            raise ValueError(f"`axes` names {path!r}, where `scores` has no leaf.")
+    role = "the axes that number its outputs"
+    return [
+        axes_.of_leaf(axes, path, tuple(leaf.shape), default=-1, role=role, argument="axes")
+        for path, leaf in leaves.items()
+    ]
+
+
+def fan_ins(scores: Scores, axes: Sequence[tuple[int, ...]]) -> list[int]:
+    """The number of weights of each output of a leaf, in leaf order.
+
+    Args:
+      scores: Scores, or their shapes.
+      axes: The axes that number each leaf's outputs, from `output_axes`.
+    """
+    leaves = zip(trees.shapes(scores), axes, strict=True)
+    return [math.prod(shape[axis] for axis in others(len(shape), outs)) for shape, outs in leaves]
+
+
+def others(ndim: int, axes: Sequence[int]) -> list[int]:
+    """The axes that are not among these."""
+    return [axis for axis in range(ndim) if axis not in axes]
+
+
+def _in_rows(
+    leaves: list[Any],
+    alive: list[Any] | None,
+    counts: list[Any],
+    orders: list[list[int]],
+    sizes: list[int],
+) -> tuple[list[Array], list[Array]]:
+    """The highest of each `size` consecutive scores of a leaf whose axes are put in an order."""
     leaves = [jnp.asarray(leaf) for leaf in leaves]
     living = [None] * len(leaves) if alive is None else alive
     choose = jax.vmap(_keep_highest, (0, 0, None))
     kept = []
-    for leaf, mask in zip(leaves, living, strict=True):
+    for leaf, mask, count, order, size in zip(leaves, living, counts, orders, sizes, strict=True):
         dtype = np.float64 if leaf.dtype == np.float64 else np.float32
-        moved = jnp.moveaxis(leaf.astype(dtype), axis, -1)
+        moved = jnp.transpose(leaf.astype(dtype), order)
         there = jnp.ones(leaf.shape, bool) if mask is None else jnp.asarray(mask)
-        there = jnp.moveaxis(there, axis, -1).reshape(-1, m)
-        chosen = choose(moved.reshape(-1, m), there, n)
-        kept.append(jnp.moveaxis(chosen.reshape(moved.shape), -1, axis))
+        there = jnp.transpose(there, order).reshape(-1, size)
+        chosen = choose(moved.reshape(-1, size), there, count)
+        kept.append(jnp.transpose(chosen.reshape(moved.shape), np.argsort(order).tolist()))
     return kept, [_is_finite(*each) for each in zip(leaves, living, strict=True)]
 
 

@@ -32,8 +32,9 @@ Shapes: TypeAlias = tuple[tuple[int, ...], ...]
 Counts: TypeAlias = tuple[int, ...]
 """How many weights (or granules) each prunable leaf keeps, in leaf order."""
 
-Scope: TypeAlias = Literal["global", "layer"]
-"""Where scores compete: `"global"`, over the whole network, or `"layer"`, within each layer."""
+Scope: TypeAlias = Literal["global", "layer", "output"]
+"""Where scores compete: `"global"`, over the whole network; `"layer"`, within each layer; or
+`"output"`, among the weights that compute the same output of a layer."""
 
 Where: TypeAlias = Callable[[str, Any], bool]
 """`where(path, leaf)`, true for a prunable leaf. A path looks like `"params/Dense_0/kernel"`."""

@@ -29,6 +29,7 @@ class Network(NamedTuple):
     inputs: np.ndarray
     targets: np.ndarray
     scales: dict  # the scale of each kernel that has one
+    layers: tuple  # a chain of kernels
 
     def loss(self, params, batch):
         inputs, targets = batch
@@ -50,7 +51,8 @@ def linen():
     params = Block().init(jax.random.key(1), inputs)
     scales = {"params/Dense_0/kernel": "params/BatchNorm_0/scale"}
     gated = Block(attends=False).apply
-    return Network(Block().apply, gated, params, inputs, inputs[..., :2], scales)
+    layers = ("params/Dense_0/kernel", "params/Dense_1/kernel")
+    return Network(Block().apply, gated, params, inputs, inputs[..., :2], scales, layers)
 
 
 def plain():
@@ -70,7 +72,7 @@ def plain():
 
     inputs = np.float32(rng.normal(size=(6, 4)))
     scales = {"a/w": "a/scale", "b/w": "b/scale"}
-    return Network(apply, gated, params, inputs, inputs[:, :2], scales)
+    return Network(apply, gated, params, inputs, inputs[:, :2], scales, ("a/w", "b/w"))
 
 
 def guide():
@@ -117,6 +119,8 @@ CRITERIA = {
     "fpgm": lambda net: criteria.fpgm(where=kernels),
     "spectral": lambda net: criteria.spectral(rank=2, where=kernels),
     "batch_norm_scale": lambda net: criteria.batch_norm_scale(net.scales),
+    "wanda": lambda net: criteria.wanda(net.apply),
+    "apoz": lambda net: criteria.apoz(net.apply, layers=net.layers),
     "invert": lambda net: criteria.invert(criteria.snip(net.loss)),
     "shuffle": lambda net: criteria.shuffle(criteria.snip(net.loss)),
     "normalize": lambda net: criteria.normalize(criteria.snip(net.loss)),
@@ -142,6 +146,8 @@ def test_the_contract_holds(name, network):
     where = kernels if name in OF_FILTERS else trees.is_prunable
     if name == "batch_norm_scale":
         where = lambda path, leaf: path in net.scales  # noqa: E731
+    if name == "apoz":
+        where = lambda path, leaf: path == net.layers[0]  # noqa: E731
     assert jax.tree.structure(shapes) == jax.tree.structure(trees.select(net.params, where))
 
 
@@ -224,15 +230,17 @@ def test_a_key_is_asked_for_where_it_is_needed(name):
             score(net.params, (net.inputs, net.targets))
     else:
         shapes = jax.eval_shape(lambda p: score(p, (net.inputs, net.targets), key=None), net.params)
-        assert trees.shapes(shapes) == ((4, 5), (5, 2))
+        assert trees.shapes(shapes) == ((4, 5), (5, 2))[: 1 if name == "apoz" else 2]
 
 
 @every
 def test_masks_that_are_not_bool_or_do_not_match_are_refused_by_name(name):
     net = NETWORKS["plain"]
     score = CRITERIA[name](net)
+    scored = {"a/w"} if name == "apoz" else {"a/w", "b/w"}
+    chosen = trees.select(net.params, lambda path, leaf: path in scored)
     wrong = {
-        "`masks` must be bool, got float32 at 'a/w'": trees.select(net.params),
+        "`masks` must be bool, got float32 at 'a/w'": chosen,
         "'a/bias' that `params` lacks": trees.full_masks(net.params, trees.everything),
         r"`masks` has shape \(4,\) at 'a/w'": {
             "a": {"w": jnp.ones(4, bool), "bias": None},

@@ -15,8 +15,8 @@ SCIENCE = {"jax", "optax", "jaxtyping", "numpy", "scipy"}
 GROUPS = [
     {"typing", "processes", "durable"},
     {"jaxprs"},
-    {"trees", "precision", "convolutions"},
-    {"budgets", "ranking"},
+    {"axes", "trees", "precision", "convolutions"},
+    {"budgets", "ranking", "capture"},
     {"masks", "schedules", "densities", "sweeps"},
     {"spectra", "granularity", "information", "export"},
     {"criteria", "surgery"},

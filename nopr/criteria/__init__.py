@@ -11,6 +11,7 @@ Each family of criteria is a file. A new criterion is mostly a docstring and a c
 criterion must pass.
 """
 
+from nopr.criteria.activations import apoz, wanda
 from nopr.criteria.combinators import average, by_filter, invert, normalize, shuffle
 from nopr.criteria.contract import check_contract
 from nopr.criteria.data_free import lamp, magnitude, random, synflow
@@ -24,6 +25,7 @@ from nopr.criteria.structured import batch_norm_scale, filter_l1, filter_l2, fpg
 from nopr.criteria.tangent_kernel import ntk_sap, px
 
 __all__ = [
+    "apoz",
     "average",
     "batch_norm_scale",
     "by_filter",
@@ -51,5 +53,6 @@ __all__ = [
     "spectral",
     "synflow",
     "taylor",
+    "wanda",
     "woodfisher",
 ]

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
+from nopr import axes as axes_
 from nopr import precision, sweeps, trees
 from nopr.criteria.shared import alive, check, filter_sums, map_filters, summed, wide
-from nopr.granularity.shared import Axes, check_axes
 from nopr.typing import (
     Batch,
     Criterion,
@@ -107,7 +107,7 @@ def normalize(criterion: Criterion) -> Criterion:
     return score
 
 
-def by_filter(criterion: Criterion, *, axes: Axes = None) -> Criterion:
+def by_filter(criterion: Criterion, *, axes: axes_.Axes = None) -> Criterion:
     """Scores of filters: the sum over a filter's living weights, given to each of its weights.
 
     `granularity.filters` takes the mean of scores over a filter, which is this sum over its size;
@@ -127,7 +127,7 @@ def by_filter(criterion: Criterion, *, axes: Axes = None) -> Criterion:
       ValueError: If `criterion` is a constructor that was not called.
     """
     check(criterion)
-    check_axes(axes, argument="axes")
+    axes_.check(axes, argument="axes")
 
     def score(params: Params, batch: Batch, *, masks: Masks | None = None, key: Any) -> Scores:
         scores = _scores(criterion, params, batch, masks, key)

@@ -7,9 +7,9 @@ from typing import Any, Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from nopr import axes as axes_
 from nopr import trees
 from nopr.criteria.shared import filter_sums, from_gradients, gradient, living, map_filters
-from nopr.granularity.shared import Axes, check_axes
 from nopr.typing import (
     Batch,
     Criterion,
@@ -88,7 +88,7 @@ def taylor(
     *,
     group: Group = "weight",
     where: Where = trees.is_prunable,
-    axes: Axes = None,
+    axes: axes_.Axes = None,
     stacked: bool = False,
 ) -> Criterion:
     r"""Squared first-order change of the loss, :math:`(w \, \partial L / \partial w)^2`.
@@ -125,7 +125,7 @@ def taylor(
                 f"`axes` number filters and need `group='filter'`, got {shown(axes)} with 'weight'."
             )
         return from_gradients(lambda w, g: jnp.square(w * g), loss, where=where, stacked=stacked)
-    check_axes(axes, argument="axes")
+    axes_.check(axes, argument="axes")
     changes = from_gradients(jnp.multiply, loss, where=where, stacked=stacked)
 
     def of_filters(

@@ -12,9 +12,9 @@ import numpy as np
 from jax.tree_util import tree_flatten_with_path, tree_map_with_path
 from jaxtyping import Array
 
+from nopr import axes as axes_
 from nopr import budgets, sweeps, trees
 from nopr import masks as masks_
-from nopr.granularity.shared import Axes, axes_of, check_axes, check_known
 from nopr.typing import (
     Batch,
     Criterion,
@@ -157,9 +157,9 @@ def check_input_shape(input_shape: Any) -> None:
         raise ValueError(f"{must}, got {shown(input_shape)}.")
 
 
-def of_filters(function: Callable[..., Array], where: Where, axes: Axes) -> Criterion:
+def of_filters(function: Callable[..., Array], where: Where, axes: axes_.Axes) -> Criterion:
     """A criterion `function(outs, weights, masks)` of kernels, by the axes of their filters."""
-    check_axes(axes, argument="axes")
+    axes_.check(axes, argument="axes")
 
     def score(
         params: Params, batch: Batch, *, masks: Masks | None = None, key: Any = None
@@ -172,7 +172,7 @@ def of_filters(function: Callable[..., Array], where: Where, axes: Axes) -> Crit
 
 
 def map_filters(
-    function: Callable[..., Array], axes: Axes, tree: Params | Scores, *rest: Any
+    function: Callable[..., Array], axes: axes_.Axes, tree: Params | Scores, *rest: Any
 ) -> Scores:
     """Maps `function(outs, leaf, *others)`, with the axes that number the filters of each leaf.
 
@@ -190,13 +190,17 @@ def map_filters(
         trees.path_string(path)
         for path, _ in tree_flatten_with_path(tree, is_leaf=lambda leaf: leaf is None)[0]
     ]
-    for path in check_axes(axes, argument="axes"):
-        check_known(path, known, argument="axes", name="params")
+    for path in axes_.check(axes, argument="axes"):
+        axes_.check_known(path, known, argument="axes", name="params")
 
     def of_leaf(path: Any, leaf: Any, *others: Any) -> Array:
         place, shape = trees.path_string(path), tuple(leaf.shape)
         role = "the axes that number its outputs"
-        outs = axes_of(axes, place, shape, default=-1, role=role, argument="axes") if shape else ()
+        outs = (
+            axes_.of_leaf(axes, place, shape, default=-1, role=role, argument="axes")
+            if shape
+            else ()
+        )
         return function(outs, leaf, *others)
 
     return tree_map_with_path(of_leaf, tree, *rest)

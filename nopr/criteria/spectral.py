@@ -7,13 +7,15 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from nopr import axes as axes_
 from nopr import trees
 from nopr.criteria.shared import as_matrix, from_matrix, of_filters, wide
-from nopr.granularity.shared import Axes
 from nopr.typing import Criterion, Where, whole_number
 
 
-def spectral(*, rank: int = 8, where: Where = trees.is_prunable, axes: Axes = None) -> Criterion:
+def spectral(
+    *, rank: int = 8, where: Where = trees.is_prunable, axes: axes_.Axes = None
+) -> Criterion:
     r"""Energy of the leading singular vectors, :math:`(\sum_{k \le r} \sigma_k u_{ik} v_{jk})^2`.
 
     The score is the square of the weight's entry in the best approximation of its kernel by a

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from nopr import axes as axes_
 from nopr import trees
 from nopr.criteria.shared import (
     as_matrix,
@@ -26,11 +27,10 @@ from nopr.criteria.shared import (
     of_filters,
     wide,
 )
-from nopr.granularity.shared import Axes
 from nopr.typing import Batch, Criterion, Masks, Params, Scores, Where, shown
 
 
-def filter_l1(*, where: Where = trees.is_prunable, axes: Axes = None) -> Criterion:
+def filter_l1(*, where: Where = trees.is_prunable, axes: axes_.Axes = None) -> Criterion:
     r"""The sum of the magnitudes of a filter's weights, :math:`\sum_{s \in S} |w_s|`.
 
     It grows with the size of the filters, so the paper prunes each layer on its own
@@ -64,7 +64,7 @@ def filter_l1(*, where: Where = trees.is_prunable, axes: Axes = None) -> Criteri
     return of_filters(lambda outs, w, _: filter_sums(outs, jnp.abs(wide(w))), where, axes)
 
 
-def filter_l2(*, where: Where = trees.is_prunable, axes: Axes = None) -> Criterion:
+def filter_l2(*, where: Where = trees.is_prunable, axes: axes_.Axes = None) -> Criterion:
     r"""The Euclidean norm of a filter, :math:`\big( \sum_{s \in S} w_s^2 \big)^{1/2}`.
 
     Args:
@@ -84,7 +84,7 @@ def filter_l2(*, where: Where = trees.is_prunable, axes: Axes = None) -> Criteri
     return of_filters(norm, where, axes)
 
 
-def fpgm(*, where: Where = trees.is_prunable, axes: Axes = None) -> Criterion:
+def fpgm(*, where: Where = trees.is_prunable, axes: axes_.Axes = None) -> Criterion:
     r"""Distance of a filter from the others of its layer, :math:`\sum_j \|F_i - F_j\|_2`.
 
     The sum is smallest for the filter nearest to the geometric median of the layer, which the

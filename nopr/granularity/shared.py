@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +12,10 @@ import numpy as np
 from jax.tree_util import tree_flatten_with_path, tree_map_with_path
 from jaxtyping import Array, PyTree
 
+from nopr import axes as axes_
 from nopr import masks as masks_
 from nopr import trees
 from nopr.typing import Masks, Scores, Where, function_name, shown
-
-Axes: TypeAlias = int | Sequence[int] | Mapping[str, Any] | None
-"""The option of which axes play a part: one or several, or `{path: axes}`."""
 
 
 class Granularity(NamedTuple):
@@ -105,7 +102,7 @@ def grouped(
         ]
         for argument, wanted in (named or {}).items():
             for path in wanted:
-                check_known(path, known, argument=argument, name="scores")
+                axes_.check_known(path, known, argument=argument, name="scores")
         leaves = trees.by_path(scores, "scores")
         for path, leaf in leaves.items():
             if not hasattr(leaf, "shape"):
@@ -140,62 +137,6 @@ def grouped(
         return tree_map_with_path(spread, like)
 
     return Granularity(pool=pool, expand=expand, name=name, n_of_m=n_of_m)
-
-
-def axes_of(
-    given: Any, path: str, shape: tuple[int, ...], *, default: Any, role: str, argument: str
-) -> tuple[int, ...]:
-    """The axes of one leaf, from an option for all leaves or `{path: axes}`, counted from 0.
-
-    Args:
-      given: An axis or several, `{path: axes}`, or None.
-      path: The path of the leaf.
-      shape: Its shape.
-      default: The axes of a leaf for which none are given.
-      role: What the axes do, for errors.
-      argument: The name of the option.
-
-    Raises:
-      ValueError: If none are given for a leaf of three dimensions, or the leaf lacks one of them.
-    """
-    asked = given.get(path) if isinstance(given, Mapping) else given
-    if asked is None and len(shape) == 3:
-        raise ValueError(
-            f"`{argument}` must be given for {path!r}: a kernel of three dimensions, {shape}, may "
-            f"be one of a 1-D convolution or of attention. Pass `{argument}={{{path!r}: ...}}`, "
-            f"{role}."
-        )
-    asked = default if asked is None else asked
-    several = _several(asked)
-    places = [int(a) % len(shape) for a in several if -len(shape) <= a < len(shape)]
-    if len(set(places)) < len(several):
-        raise ValueError(
-            f"`{argument}` must be axes of the leaf at {path!r}, of shape {shape}, got "
-            f"{shown(asked)}. Give others, or leave it out with `where`."
-        )
-    return tuple(places)
-
-
-def check_axes(given: Any, *, argument: str) -> tuple[str, ...]:
-    """Checks that an option is axes, or `{path: axes}`, or None; returns the paths.
-
-    Raises:
-      ValueError: If it is something else.
-    """
-    named = dict(given) if isinstance(given, Mapping) else {}
-    values = [given] if not isinstance(given, Mapping) and given is not None else named.values()
-    if not all(isinstance(path, str) for path in named) or not all(map(_several, values)):
-        raise ValueError(
-            f"`{argument}` must be whole numbers, or {{path: whole numbers}}, got {shown(given)}."
-        )
-    return tuple(named)
-
-
-def _several(axes: Any) -> tuple[int, ...]:
-    """One axis or several as a tuple; empty if they are not whole numbers."""
-    several = tuple(axes) if isinstance(axes, list | tuple) else (axes,)
-    whole = [isinstance(a, int | np.integer) and not isinstance(a, bool) for a in several]
-    return several if all(whole) else ()
 
 
 def sizes(granularity: Granularity, like: PyTree) -> dict[str, int]:
@@ -239,19 +180,6 @@ def masks_by_path(granule_masks: Masks) -> dict[str, Any]:
     """Granule masks by path, checked to be bool."""
     masks_.check_bool(granule_masks, name="granule_masks")
     return trees.by_path(granule_masks, "granule_masks")
-
-
-def check_known(path: str, known: Iterable[str], *, argument: str, name: str) -> None:
-    """Checks that a path that an argument names is one of a tree's.
-
-    Raises:
-      ValueError: If it is not; the message has the nearest path.
-    """
-    known = list(known)
-    if path not in known:
-        nearest = difflib.get_close_matches(path, known, n=1, cutoff=0)
-        hint = f"The nearest of its paths is {nearest[0]!r}." if nearest else "It has no leaves."
-        raise ValueError(f"`{argument}` names {path!r}, where `{name}` has no leaf. {hint}")
 
 
 def granules(

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nopr.granularity.shared import Granularity, Layout, axes_of, check_axes, grouped, paths
+from nopr import axes as axes_
+from nopr.granularity.shared import Granularity, Layout, grouped, paths
 from nopr.typing import Where, shown, whole_number
 
 
@@ -65,7 +66,7 @@ def filters(
         granule="filter",
         where=where,
         whole=whole,
-        named={"outputs": whole, "axes": check_axes(axes, argument="axes")},
+        named={"outputs": whole, "axes": axes_.check(axes, argument="axes")},
     )
 
 
@@ -129,7 +130,7 @@ def channels(
         split = (*shape[:last], number, shape[last] // number)
         return Layout(split, (last, *ins))
 
-    named = {"axes": check_axes(axes, argument="axes"), "groups": counts}
+    named = {"axes": axes_.check(axes, argument="axes"), "groups": counts}
     return grouped(layout, name="channels", granule="channel", where=where, named=named)
 
 
@@ -180,7 +181,7 @@ def rows(
         name="rows",
         granule="row",
         where=where,
-        named={"axes": check_axes(axes, argument="axes")},
+        named={"axes": axes_.check(axes, argument="axes")},
     )
 
 
@@ -188,4 +189,4 @@ def _numbering(
     given: Any, path: str, shape: tuple[int, ...], *, default: int, what: str
 ) -> tuple[int, ...]:
     role = f"the axes that number its {what}"
-    return axes_of(given, path, shape, default=default, role=role, argument="axes")
+    return axes_.of_leaf(given, path, shape, default=default, role=role, argument="axes")

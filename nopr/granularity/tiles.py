@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nopr.granularity.shared import Granularity, Layout, axes_of, check_axes, grouped
+from nopr import axes as axes_
+from nopr.granularity.shared import Granularity, Layout, grouped
 from nopr.typing import Where, shown, whole_number
 
 
@@ -56,7 +57,7 @@ def blocks(
 
     def layout(path: str, kernel: tuple[int, ...]) -> Layout:
         role = "the two axes that are tiled"
-        tiled = axes_of(axes, path, kernel, default=(-2, -1), role=role, argument="axes")
+        tiled = axes_.of_leaf(axes, path, kernel, default=(-2, -1), role=role, argument="axes")
         if len(tiled) != 2:
             raise ValueError(f"`axes` must be two axes at {path!r}, got {len(tiled)}.")
         sides = dict(zip(tiled, block, strict=True))
@@ -71,7 +72,7 @@ def blocks(
             split += [size // sides[axis], sides[axis]] if axis in sides else [size]
         return Layout(tuple(split), tuple(numbers))
 
-    named = {"axes": check_axes(axes, argument="axes")}
+    named = {"axes": axes_.check(axes, argument="axes")}
     name = "blocks_{}x{}".format(*block)
     return grouped(layout, name=name, granule="block", where=where, named=named)
 
@@ -126,7 +127,7 @@ def n_of_m(
 
     def layout(path: str, shape: tuple[int, ...]) -> Layout:
         role = "the axis along which groups lie"
-        along = axes_of(axis, path, shape, default=-2, role=role, argument="axis")
+        along = axes_.of_leaf(axis, path, shape, default=-2, role=role, argument="axis")
         if len(along) != 1:
             raise ValueError(f"`axis` must be one axis at {path!r}, got {len(along)}.")
         [place] = along
@@ -139,7 +140,7 @@ def n_of_m(
         numbers = [number for number in range(len(split)) if number != place + 1]
         return Layout(split, (*numbers, place + 1))
 
-    named = {"axis": check_axes(axis, argument="axis")}
+    named = {"axis": axes_.check(axis, argument="axis")}
     return grouped(
         layout, name=f"{n}:{m}", granule="weight", where=where, named=named, n_of_m=(n, m)
     )

@@ -10,8 +10,9 @@ import numpy as np
 from jax.tree_util import tree_map_with_path
 from jaxtyping import Array, Bool, PyTree
 
+from nopr import axes as axes_
 from nopr import trees
-from nopr.granularity.shared import Granularity, check_known, granules, masks_by_path, paths
+from nopr.granularity.shared import Granularity, granules, masks_by_path, paths
 from nopr.typing import Masks, Scores
 
 
@@ -84,7 +85,7 @@ def chain(tree: PyTree, layers: Sequence[str], *, name: str = "masks") -> list[A
     if not layers:
         raise ValueError("`layers` must name at least one kernel, got none.")
     for path in layers:
-        check_known(path, found, argument="layers", name=name)
+        axes_.check_known(path, found, argument="layers", name=name)
     if len(set(layers)) < len(layers):
         raise ValueError(f"`layers` must name each kernel once, got {list(layers)}.")
     for path in found:

@@ -4,7 +4,8 @@ A reconstruction is `(params, masks, batch) -> params`, exactly 0 where pruned. 
 weights, not the masks, which any criterion has chosen.
 """
 
+from nopr.reconstruct.layers import least_squares
 from nopr.reconstruct.quadratic import restricted
 from nopr.reconstruct.surgeon import obs
 
-__all__ = ["obs", "restricted"]
+__all__ = ["least_squares", "obs", "restricted"]
