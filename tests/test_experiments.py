@@ -9,6 +9,7 @@ import pytest
 
 from experiments.mask_information import cube, published
 from experiments.mask_information.config import Cube
+from experiments.quickstart import config as quickstart
 from nopr import finetune, information, masks, networks, trees
 from nopr.lab import methods, settings, steps, training
 
@@ -17,7 +18,7 @@ SHAPES = ((4, 6), (6, 5), (5, 3))
 LIKE = trees.select(jax.eval_shape(NETWORK.init, jax.random.key(0)))
 SIZE = 69
 ROUNDS = 4
-DATA_FREE = ("random", "magnitude_init", "lamp_init", "synflow")
+DATA_FREE = ("random", "magnitude_init", "lamp_init", "synflow", "ntk_sap")
 SINGLE = tuple(name for name in methods.TITLES if name not in settings.WHOLE_UNITS)
 
 
@@ -39,6 +40,13 @@ def task():
     return cube.task(Cube(dimension=2, points=2, width=3, steps=20, learning_rate=0.1))
 
 
+@pytest.fixture(scope="module")
+def kernels():
+    """The task with kernels alone prunable."""
+    asked = Cube(dimension=2, points=2, width=3, steps=20, learning_rate=0.1)
+    return cube.task(asked, where=trees.is_prunable)
+
+
 # --- Methods -----------------------------------------------------------------------------------
 
 
@@ -51,7 +59,9 @@ def test_every_method_keeps_exactly_the_planned_weights(name, problem, getkey, r
     for density in (1.0, 0.5, 0.123, 0.04, 0.0):
         counts = methods.plan(name, density, problem, rounds=ROUNDS)
         found = program(jnp.asarray(counts), getkey())
-        assert int(masks.count(found)) == round(density * SIZE)
+        within_outputs = [round(density * a) * b for a, b in SHAPES]
+        expected = sum(within_outputs) if name == "wanda_after" else round(density * SIZE)
+        assert int(masks.count(found)) == expected
         assert trees.shapes(found) == SHAPES
 
 
@@ -127,7 +137,7 @@ def test_an_epoch_has_the_steps_that_training_takes(batch_size, remainder):
 # --- The cube task -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", methods.TITLES)
+@pytest.mark.parametrize("name", quickstart.Settings().methods)
 def test_every_method_prunes_the_planned_weights_and_data_free_ones_know_nothing(
     name, task, getkey
 ):
@@ -156,6 +166,26 @@ def test_every_method_prunes_the_planned_weights_and_data_free_ones_know_nothing
         assert found.bits.max() > 0
         assert np.all(found.bits <= np.log2(24) + 1e-9)
         assert np.all(found.bits <= found.choice_ceiling_bits + 1e-9)
+
+
+@pytest.mark.parametrize("name", sorted(set(methods.TITLES) - set(quickstart.Settings().methods)))
+def test_every_method_of_the_map_prunes_kernels_of_the_cube_and_data_free_ones_know_nothing(
+    name, kernels, getkey
+):
+    assert kernels.size == 2 * 3 + 3
+    counts = [methods.plan(name, 3 / kernels.size, kernels.problem, rounds=ROUNDS)]
+    found = information.exact(
+        cube.with_counts(name, kernels, counts, rounds=ROUNDS),
+        kernels.data.datasets,
+        weights=kernels.data.weights,
+        levels=True,
+        check=False,
+        key=getkey(),
+    )
+    # Each output keeps a third of its inputs: one of two, three times, and one of three.
+    np.testing.assert_array_equal(found.kept, 4 if name == "wanda_after" else 3)
+    if name != "apoz_after":  # which may prune the same unit on all these datasets
+        assert (found.bits.max() == 0) == (name in DATA_FREE)
 
 
 def test_a_unit_of_the_cube_net_takes_its_weights_and_its_bias_with_it(task):

@@ -23,6 +23,7 @@ from nopr import criteria, finetune, masks, networks, trees
 from nopr.networks import Network
 
 DENSITY, BATCH, REPEATS = 0.05, 128, 7
+KEY = jax.random.key(0)
 GOAL = 1.1
 
 

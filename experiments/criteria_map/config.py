@@ -18,9 +18,13 @@ METHODS = (
     "lamp_after",
     "taylor_after",
     "obd_after",
+    "woodfisher_after",
+    "spectral_after",
+    "wanda_after",
     "movement_after",
     "units_after",
     "fpgm_after",
+    "apoz_after",
     "magnitude_init",
     "lamp_init",
     "snip",
@@ -29,6 +33,8 @@ METHODS = (
     "grasp",
     "prospr",
     "synflow",
+    "px",
+    "ntk_sap",
     "random",
 )
 
@@ -74,7 +80,7 @@ class Settings:
     methods: settings.Methods = METHODS
     data: settings.Data = settings.Data("mnist", validation=5000)
     network: Network = Network()
-    training: settings.Training = settings.Training("3ep", batch_size=128, learning_rate=0.1)
+    training: settings.Training = settings.Training("2ep", batch_size=128, learning_rate=0.1)
     pruning: Pruning = Pruning()
     measuring: Measuring = Measuring()
     information: Information = Information()

@@ -23,6 +23,8 @@ METHODS = (
     "grasp",
     "prospr",
     "synflow",
+    "px",
+    "ntk_sap",
     "random",
 )
 
@@ -50,7 +52,7 @@ class Settings:
     methods: settings.Methods = METHODS
     data: settings.Data = settings.Data("mnist", validation=5000)
     network: Network = Network()
-    training: settings.Training = settings.Training("3ep", batch_size=128, learning_rate=0.1)
+    training: settings.Training = settings.Training("2ep", batch_size=128, learning_rate=0.1)
     pruning: Pruning = Pruning()
 
     def __post_init__(self):

@@ -6,12 +6,26 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
 
 from nopr import criteria, densities, granularity, pruning, schedules, sweeps, trees
 from nopr.lab import settings
-from nopr.typing import Apply, Criterion, Loss, Pruner, Shapes, Where
+from nopr.typing import (
+    Apply,
+    Batch,
+    Criterion,
+    Loss,
+    Masks,
+    Params,
+    Pruner,
+    Scope,
+    Scores,
+    Shapes,
+    Where,
+)
 
 
 class Problem(NamedTuple):
@@ -63,6 +77,7 @@ class Method(NamedTuple):
       iterative: Whether it scores and prunes in many rounds of an exponential schedule.
       regrow: Whether removed weights can return in a later round.
       erk: Whether its layers keep the counts of ERK, instead of competing with each other.
+      scope: Where its weights compete.
     """
 
     title: str
@@ -71,6 +86,7 @@ class Method(NamedTuple):
     iterative: bool = False
     regrow: bool = False
     erk: bool = False
+    scope: Scope = "global"
 
 
 def _magnitude(problem: Problem) -> Criterion:
@@ -87,6 +103,21 @@ def _snip(problem: Problem) -> Criterion:
 
 def _force(problem: Problem) -> Criterion:
     return criteria.force(problem.loss, where=problem.where)
+
+
+def _apoz(problem: Problem) -> Criterion:
+    own = criteria.apoz(problem.apply, layers=problem.layers)
+
+    def score(params: Params, batch: Batch, *, masks: Masks | None = None, key: Any) -> Scores:
+        found = trees.by_path(own(params, batch, masks=masks, key=key), "scores")
+
+        def of_leaf(path: Any, leaf: Any) -> Any:
+            # The outputs of the last layer have no score, and are never removed.
+            return found.get(trees.path_string(path), jnp.zeros(leaf.shape))
+
+        return jax.tree_util.tree_map_with_path(of_leaf, trees.select(params))
+
+    return score
 
 
 def _prospr(problem: Problem) -> Criterion:
@@ -110,6 +141,12 @@ METHODS: Mapping[str, Method] = {
     "iterative_snip": Method("iterative SNIP", _snip, iterative=True),
     "force": Method("FORCE", _force, iterative=True, regrow=True),
     "prospr": Method("ProsPr", _prospr),
+    "px": Method("PX", lambda p: criteria.px(p.apply, where=p.where), iterative=True),
+    "ntk_sap": Method(
+        "NTK-SAP",
+        lambda p: criteria.ntk_sap(p.apply, input_shape=p.input_shape, where=p.where),
+        iterative=True,
+    ),
     "lamp_after": Method("LAMP after training", _lamp, "trained"),
     "taylor_after": Method(
         "Taylor after training", lambda p: criteria.taylor(p.loss, where=p.where), "trained"
@@ -117,10 +154,25 @@ METHODS: Mapping[str, Method] = {
     "obd_after": Method(
         "OBD after training", lambda p: criteria.obd(p.loss, where=p.where), "trained"
     ),
+    "woodfisher_after": Method(
+        "WoodFisher after training",
+        lambda p: criteria.woodfisher(p.loss, where=p.where),
+        "trained",
+    ),
+    "spectral_after": Method(
+        "spectral after training", lambda p: criteria.spectral(where=p.where), "trained"
+    ),
+    "wanda_after": Method(
+        "Wanda after training",
+        lambda p: criteria.wanda(p.apply, where=p.where),
+        "trained",
+        scope="output",
+    ),
     "movement_after": Method(
         "movement after training", lambda p: criteria.movement(p.loss, where=p.where), "trained"
     ),
     "fpgm_after": Method("FPGM after training", lambda _: criteria.fpgm(), "trained"),
+    "apoz_after": Method("APoZ after training", _apoz, "trained"),
 }
 """The methods that experiments compare, by name, in their order in tables and figures."""
 
@@ -148,7 +200,7 @@ def pruner(
     method, whole = METHODS[name], name in settings.WHOLE_UNITS
     return pruning.pruner(
         criterion or method.criterion(problem),
-        scope="layer" if whole else "global",
+        scope="layer" if whole else method.scope,
         granularity=granularity.units(problem.layers) if whole else None,
         rounds=rounds if method.iterative else 1,
         regrow=method.regrow,
@@ -161,12 +213,15 @@ def plan(name: str, density: float, problem: Problem, *, rounds: int) -> np.ndar
     Returns:
       Kept weights: one count; one per layer for random masks, by ERK; one per round for iterative
       methods. For whole units, the kept units of each hidden layer in leaf order, where layer_10
-      precedes layer_2.
+      precedes layer_2; within outputs, the weights that each output of a layer keeps.
     """
     method = METHODS[name]
     if name in settings.WHOLE_UNITS:
         units = granularity.sizes(granularity.units(problem.layers), trees.select(problem.like))
         return np.array([kept_units(tuple(units.values()), density)], np.int32)
+    if method.scope == "output":
+        fan_ins = [math.prod(shape[:-1]) for shape in problem.shapes]
+        return np.array([[round(density * fan_in) for fan_in in fan_ins]], np.int32)
     if method.erk:
         return np.array([densities.erk(problem.shapes, density=density)], np.int32)
     if not method.iterative:

@@ -125,14 +125,20 @@ Method = Literal[
     "iterative_snip",
     "force",
     "prospr",
+    "px",
+    "ntk_sap",
     "lamp_after",
     "taylor_after",
     "obd_after",
+    "woodfisher_after",
+    "spectral_after",
+    "wanda_after",
     "movement_after",
     "fpgm_after",
+    "apoz_after",
 ]
 """The pruners that `nopr.lab.methods` knows by name."""
-WHOLE_UNITS = ("units_after", "fpgm_after")
+WHOLE_UNITS = ("units_after", "fpgm_after", "apoz_after")
 """Those of them that remove whole units, the same share of each hidden layer."""
 Methods = Annotated[tuple[Method, ...], _check_some]
 Densities = Annotated[tuple[Density, ...], _check_some]
