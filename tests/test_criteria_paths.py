@@ -340,3 +340,25 @@ def test_px_of_resnet_110_is_finite_and_gives_the_masks_of_float64(rng):
     for density in (0.1, 0.01):
         pair = [masks.top(tree, density=density, warn=False) for tree in (scores, double)]
         jax.tree.map(np.testing.assert_array_equal, *pair)
+
+
+@pytest.mark.usefixtures("double")
+def test_the_rounds_of_px_are_those_of_its_golden(problem):
+    params, inputs, _ = problem
+    size = sum(layer["kernel"].size for layer in params.values())
+    at = schedules.exponential(density=0.1, steps=5)
+    ours = prune(criteria.px(apply), params, inputs)
+    kept = np.ones(size, bool)
+    for count in pruning.level_counts(size, [at(t) for t in range(1, 6)]):
+        _, unravel = trees.ravel(trees.select(params))
+        living = masks.apply(params, jax.tree.map(lambda m: m != 0, unravel(kept * 1.0)))
+        scores = np.concatenate([leaf.ravel() for leaf in oracles.px(living, inputs).values()])
+        kept = oracles.top(scores, int(count), kept)
+    np.testing.assert_array_equal(trees.ravel(ours)[0], kept)
+
+
+@pytest.mark.usefixtures("double")
+def test_lamp_competes_over_the_network_as_its_golden_does(rng):
+    params = net(rng, (5, 8, 6, 3))
+    golden = {name: oracles.lamp(layer["kernel"]) for name, layer in params.items()}
+    compare(criteria.lamp()(params, None, key=None), golden)

@@ -24,6 +24,7 @@ from nopr.networks import Network
 
 DENSITY, BATCH, REPEATS = 0.05, 128, 7
 GOAL = 1.1
+KEY = jax.random.key(2)  # SNIP does not use it
 
 
 def network() -> Network:
@@ -44,10 +45,10 @@ def main() -> None:
         return trees.select(jax.grad(loss)(params, batch))
 
     def snip(params: Any, batch: Any) -> Any:
-        return score(params, batch)
+        return score(params, batch, key=KEY)
 
     def kept(params: Any, batch: Any) -> Any:
-        return masks.top(score(params, batch), density=DENSITY, warn=False)
+        return masks.top(score(params, batch, key=KEY), density=DENSITY, warn=False)
 
     ways = {
         "gradient": Way(_call(gradient, params, batch)),
