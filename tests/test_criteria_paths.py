@@ -342,6 +342,7 @@ def test_px_of_resnet_110_is_finite_and_gives_the_masks_of_float64(rng):
         jax.tree.map(np.testing.assert_array_equal, *pair)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("double")
 def test_the_rounds_of_px_are_those_of_its_golden(problem):
     params, inputs, _ = problem
