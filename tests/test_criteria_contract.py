@@ -4,16 +4,19 @@ Each is tested on a Linen network with batch norm and attention, all its variabl
 on a plain dict with None leaves. Most of the time is compilation, which the tests share.
 """
 
+import functools
 import re
 from pathlib import Path
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from flax import nnx
 
 from nopr import algorithms, criteria, finetune, granularity, masks, pruning, trees
 
@@ -75,6 +78,36 @@ def plain():
     return Network(apply, gated, params, inputs, inputs[:, :2], scales, ("a/w", "b/w"))
 
 
+class NnxNet(nnx.Module):
+    def __init__(self):
+        self.a = nnx.Linear(4, 5, rngs=nnx.Rngs(0))
+        self.norm = nnx.BatchNorm(5, use_running_average=True, rngs=nnx.Rngs(1))
+        self.b = nnx.Linear(5, 2, rngs=nnx.Rngs(2))
+
+    def __call__(self, inputs):
+        return self.b(nnx.relu(self.norm(self.a(inputs))))
+
+
+class EquinoxNet(eqx.Module):
+    a: eqx.nn.Linear
+    b: eqx.nn.Linear
+    act: object = eqx.field(static=True, default=jax.nn.relu)
+
+    def __call__(self, inputs):
+        return jax.vmap(lambda x: self.b(self.act(self.a(x))))(inputs)
+
+
+def of_other_libraries():
+    inputs = np.float32(np.random.default_rng(2).normal(size=(6, 4)))
+    graph, state = nnx.split(NnxNet())
+    apply = lambda state, inputs: nnx.merge(graph, state)(inputs)  # noqa: E731
+    scales = {"a/kernel": "norm/scale"}
+    yield "nnx", Network(apply, apply, state, inputs, inputs[:, :2], scales)
+    module = EquinoxNet(eqx.nn.Linear(4, 5, key=KEYS[0]), eqx.nn.Linear(5, 2, key=KEYS[1]))
+    apply = lambda module, inputs: module(inputs)  # noqa: E731
+    yield "equinox", Network(apply, apply, module, inputs, inputs[:, :2], {"b/weight": "a/bias"})
+
+
 def guide():
     """What the first two blocks of the guide define: its criteria."""
     text = (Path(__file__).parents[1] / "docs/your_own_criterion.md").read_text()
@@ -130,6 +163,11 @@ CRITERIA = {
     "the guide's short one": lambda net: guide()["rooted"](net.loss),
     "the guide's long one": lambda net: guide()["fisher"](net.loss),
 }
+OTHERS = dict(of_other_libraries())
+NOISE = {"random", "average"}  # reads no weights
+# Laws that do not hold: noise is drawn by the place of a weight, not by its unit.
+NOT_EQUIVARIANT = {*NOISE, "shuffle", "ntk_sap"}
+UNREAD_WEIGHTS = {*NOISE, "batch_norm_scale"}
 NEEDS_KEY = {"random", "average", "shuffle", "ntk_sap"}
 
 both = pytest.mark.parametrize("network", NETWORKS)
@@ -212,13 +250,89 @@ def test_a_broken_promise_of_the_contract_is_named(change, message):
         )
 
 
+@functools.cache
+def jitted(name):
+    """`(params, batch, key) -> scores` on the plain dict, compiled once for all laws."""
+    score = CRITERIA[name](NETWORKS["plain"])
+    return jax.jit(lambda params, batch, key: score(params, batch, key=key))
+
+
+def scored(name, params=None, batch=None, key=KEYS[0]):
+    net = NETWORKS["plain"]
+    params = net.params if params is None else params
+    return jitted(name)(params, (net.inputs, net.targets) if batch is None else batch, key)
+
+
+def assert_close(one, two):
+    """Equal to rounding, beside the largest of a leaf."""
+    for a, b in zip(*map(jax.tree.leaves, (one, two)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(np.abs(b).max()))
+
+
 @every
 def test_another_key_changes_the_scores_only_where_it_is_needed(name):
-    net = NETWORKS["plain"]
-    score = jax.jit(CRITERIA[name](net))
-    one, two = (score(net.params, (net.inputs, net.targets), key=key) for key in KEYS)
-    pairs = zip(*map(jax.tree.leaves, (one, two)), strict=True)
+    pairs = zip(*map(jax.tree.leaves, (scored(name, key=key) for key in KEYS)), strict=True)
     assert any(np.any(a != b) for a, b in pairs) == (name in NEEDS_KEY)
+
+
+@every
+def test_the_order_of_the_examples_changes_nothing(name):
+    net = NETWORKS["plain"]
+    order = np.array([3, 0, 5, 1, 4, 2])
+    assert_close(scored(name, batch=(net.inputs[order], net.targets[order])), scored(name))
+
+
+def permuted(tree, order):
+    """The hidden units in another order."""
+    return {
+        "a": {part: None if x is None else x[..., order] for part, x in tree["a"].items()},
+        "b": {part: x[order] if part == "w" else x for part, x in tree["b"].items()},
+    }
+
+
+@pytest.mark.parametrize("name", [name for name in CRITERIA if name not in NOT_EQUIVARIANT])
+def test_permuted_units_have_permuted_scores(name):
+    order = np.array([2, 4, 0, 1, 3])
+    found = scored(name, permuted(NETWORKS["plain"].params, order))
+    expected = permuted(scored(name), order)
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", [name for name in CRITERIA if name not in UNREAD_WEIGHTS])
+def test_a_weight_that_is_nan_has_no_mask_and_its_leaf_is_named(name):
+    params = jax.tree.map(jnp.asarray, NETWORKS["plain"].params)
+    params["a"]["w"] = params["a"]["w"].at[1, 2].set(jnp.nan)
+    with pytest.raises(ValueError, match="has NaN or infinite values at 'a/w'"):
+        masks.top(scored(name, params), density=0.5)
+
+
+@every
+def test_scores_are_the_same_under_vmap_and_scan_over_params_and_keys(name):
+    net = NETWORKS["plain"]
+    score, batch = CRITERIA[name](net), (net.inputs, net.targets)
+    stack = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.5 * leaf]), net.params)
+
+    def one(case):
+        params, key = case
+        return score(params, batch, key=key)
+
+    both = jax.jit(lambda stack: (jax.vmap(one)((stack, KEYS)), jax.lax.map(one, (stack, KEYS))))
+    vmapped, scanned = both(stack)
+    assert_close(vmapped, scanned)
+    assert_close(jax.tree.map(lambda leaf: leaf[0], vmapped), scored(name))
+
+
+@pytest.mark.parametrize("library", OTHERS)
+@every
+def test_the_scores_of_a_model_of_another_library_have_its_form(name, library):
+    net = OTHERS[library]
+    score, batch = CRITERIA[name](net), (net.inputs, net.targets)
+    shapes = jax.eval_shape(lambda params: score(params, batch, key=KEYS[0]), net.params)
+    expected = trees.select(net.params)
+    if name == "batch_norm_scale":
+        expected = trees.select(net.params, lambda path, leaf: path in net.scales)
+    assert jax.tree.structure(shapes) == jax.tree.structure(expected)
+    assert trees.shapes(shapes) == trees.shapes(expected)
 
 
 @every

@@ -9,7 +9,7 @@ import oracles
 import pytest
 from flax import linen as nn
 
-from nopr import criteria, masks, pruning, schedules, trees
+from nopr import criteria, masks, networks, pruning, schedules, trees
 
 WIDTHS = (3, 4, 3, 2)
 
@@ -292,3 +292,74 @@ def test_px_refuses_what_is_not_piecewise_linear_by_name(act, found, rng):
     score = criteria.px(lambda params, inputs: apply(params, inputs, act))
     with pytest.raises(ValueError, match=f"piecewise linear .*, got {found}.*Use ReLU"):
         score(params, np.ones((2, 3), np.float32), key=None)
+
+
+@pytest.mark.usefixtures("double")
+def test_px_counts_a_constant_as_it_does_a_weight(rng):
+    """A mean or a norm divides the weights around it; only a branch beside it shows by how much."""
+    params = {name: {"kernel": rng.normal(size=(3, 3))} for name in "abc"}
+    inputs = rng.normal(size=(5, 3))
+
+    def branches(params, inputs, norm):
+        a, b, c = (params[name]["kernel"] for name in "abc")
+        return norm(jax.nn.relu(inputs @ a)) @ b + inputs @ c
+
+    scaled = {**params, "b": {"kernel": params["b"]["kernel"] * 0.3}}
+    expected = criteria.px(lambda p, x: branches(p, x, lambda h: h))(scaled, inputs, key=None)
+    for norm in (lambda h: h / (1 / 0.3), lambda h: -h * 0.3, lambda h: h @ np.diag([0.3] * 3)):
+        found = criteria.px(lambda p, x, norm=norm: branches(p, x, norm))(params, inputs, key=None)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), found, expected)
+
+
+@pytest.mark.long
+def test_px_of_sixty_layers_written_out_is_that_of_the_loop_over_them(rng):
+    kernels = np.float32(1e4 * rng.normal(size=(60, 4, 4)))
+    inputs = np.float32(rng.normal(size=(2, 4)))
+    params = {f"layer_{i}": {"kernel": k, "bias": jnp.zeros(4)} for i, k in enumerate(kernels)}
+    written = criteria.px(lambda params, inputs: jax.nn.relu(apply(params, inputs)))
+    looped = criteria.px(plain, where=trees.everything)({"kernels": kernels}, inputs, key=None)
+    scores = written(params, inputs, key=None)
+    for i, layer in enumerate(np.asarray(looped["kernels"])):
+        found = scores[f"layer_{i}"]["kernel"]
+        np.testing.assert_allclose(found, layer, rtol=1e-9, atol=1e-300)
+
+
+@pytest.mark.long
+def test_px_of_resnet_110_is_finite_and_gives_the_masks_of_float64(rng):
+    """Not jitted, since one program of this size compiles longer than its operations do."""
+    network = networks.resnet(110, width=0.25, input_shape=(8, 8, 3), implementation="xla")
+    params = network.init(jax.random.key(0))
+    statistics = jax.tree.map(lambda x: x + 0.5 * rng.random(x.shape), network.init_state())
+    score = criteria.px(network.bind(jax.tree.map(np.float32, statistics)))
+    images = np.float32(rng.normal(size=(2, 8, 8, 3)))
+    scores = score(params, images, key=None)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(scores))
+    np.testing.assert_allclose(np.asarray(scores["classifier"]["kernel"]).sum(), 1, rtol=1e-9)
+    with jax.enable_x64(True):
+        double = score(jax.tree.map(np.float64, params), np.float64(images), key=None)
+    for density in (0.1, 0.01):
+        pair = [masks.top(tree, density=density, warn=False) for tree in (scores, double)]
+        jax.tree.map(np.testing.assert_array_equal, *pair)
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("double")
+def test_the_rounds_of_px_are_those_of_its_golden(problem):
+    params, inputs, _ = problem
+    size = sum(layer["kernel"].size for layer in params.values())
+    at = schedules.exponential(density=0.1, steps=5)
+    ours = prune(criteria.px(apply), params, inputs)
+    kept = np.ones(size, bool)
+    for count in pruning.level_counts(size, [at(t) for t in range(1, 6)]):
+        _, unravel = trees.ravel(trees.select(params))
+        living = masks.apply(params, jax.tree.map(lambda m: m != 0, unravel(kept * 1.0)))
+        scores = np.concatenate([leaf.ravel() for leaf in oracles.px(living, inputs).values()])
+        kept = oracles.top(scores, int(count), kept)
+    np.testing.assert_array_equal(trees.ravel(ours)[0], kept)
+
+
+@pytest.mark.usefixtures("double")
+def test_lamp_competes_over_the_network_as_its_golden_does(rng):
+    params = net(rng, (5, 8, 6, 3))
+    golden = {name: oracles.lamp(layer["kernel"]) for name, layer in params.items()}
+    compare(criteria.lamp()(params, None, key=None), golden)
