@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -330,6 +331,14 @@ def _keep(
 
     The scores of dead weights have no meaning, so they count as 0 in those of their granules.
     """
+    if scope == "global" and np.ndim(count) == 1:
+        scope = "layer"
+    if grain.n_of_m is None:
+        choose = partial(masks_.top, count=count, scope=scope, axes=axes, warn=False)
+    else:
+        choose = partial(masks_.n_of_m, n=count, m=grain.n_of_m[1], axis=-1)
+    if grain.pool(scores) is scores:  # single weights
+        return choose(scores, masks=masks)
 
     def pool(scores: Scores, masks: Masks | None) -> Scores:
         if masks is None:
@@ -342,13 +351,7 @@ def _keep(
     if masks is not None:
         shares = grain.pool(jax.tree.map(lambda mask: jnp.asarray(mask, jnp.float32), masks))
         alive = jax.tree.map(lambda share: share > 0, shares)
-    if scope == "global" and np.ndim(count) == 1:
-        scope = "layer"
-    if grain.n_of_m is None:
-        kept = masks_.top(granules, count=count, masks=alive, scope=scope, axes=axes, warn=False)
-    else:
-        kept = masks_.n_of_m(granules, n=count, m=grain.n_of_m[1], axis=-1, masks=alive)
-    expanded = grain.expand(kept, scores)
+    expanded = grain.expand(choose(granules, masks=alive), scores)
     return expanded if masks is None else masks_.combine(expanded, masks)
 
 
