@@ -262,3 +262,25 @@ def _lanes(code, plans):
     assert not words
     assert states == [2**31] * lanes
     return vectors, [code[end + i // 8] >> i % 8 & 1 for i in range(low_bits)]
+
+
+def sparsegpt(rows, weights, *, density, block, damping):
+    """SparseGPT of one layer [in, out]: each removal solves anew for the weights after it."""
+    x, w = np.float64(rows), np.float64(weights)
+    hessian = x.T @ x
+    hessian += damping * np.mean(np.diag(hessian)) * np.eye(len(hessian))
+    kept, before = np.zeros(w.shape, bool), 0
+    for start in range(0, len(w), block):
+        end = min(start + block, len(w))
+        count = round(density * end * w.shape[1]) - before
+        before += count
+        rise = [w[j] ** 2 / np.linalg.inv(hessian[j:, j:])[0, 0] for j in range(start, end)]
+        flat = np.argsort(-np.ravel(rise), kind="stable")[:count]
+        kept[start:end].reshape(-1)[flat] = True
+        for j in range(start, end):
+            # The best change of the weights after j, if w[j] goes and those before it stay.
+            change = np.linalg.solve(hessian[j + 1 :, j + 1 :], hessian[j + 1 :, j])
+            for out in np.flatnonzero(~kept[j]):
+                w[j + 1 :, out] += change * w[j, out]
+                w[j, out] = 0
+    return w, kept
