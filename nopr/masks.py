@@ -6,7 +6,7 @@ A mask tree has a bool array on each prunable leaf (True = kept) and None elsewh
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,11 +18,13 @@ from jaxtyping import Array, Bool, Int, Key, UInt
 
 from nopr import budgets, precision, ranking, trees
 from nopr.typing import (
+    Axes,
     LayerCount,
     Masks,
     Params,
     Scope,
     Scores,
+    check_flags,
     check_key,
     function_name,
     shown,
@@ -36,7 +38,7 @@ def top(
     count: Any = None,
     masks: Masks | None = None,
     scope: Scope = "global",
-    axes: int | Sequence[int] | Mapping[str, Any] | None = None,
+    axes: Axes = None,
     warn: bool = True,
 ) -> Masks:
     r"""Keeps exactly the `count` highest scores, even when scores tie.
@@ -91,6 +93,7 @@ def top(
     _check_scores(scores)
     paths = trees.paths(scores)
     alive = _alive(masks, scores)
+    check_flags(warn=warn)
     outs = ranking.output_axes(scores, axes, scope=scope)
     if outs is None:
         sizes = [leaf.size for leaf in leaves]

@@ -20,6 +20,7 @@ from nopr import densities as densities_
 from nopr import granularity as granularities
 from nopr import masks as masks_
 from nopr.typing import (
+    Axes,
     Batch,
     Counts,
     Criterion,
@@ -29,6 +30,7 @@ from nopr.typing import (
     Scope,
     Scores,
     check_choice,
+    check_flags,
     check_form,
     check_key,
     shown,
@@ -41,7 +43,7 @@ def pruner(
     *,
     density: Any = None,
     scope: Scope = "global",
-    axes: int | Sequence[int] | Mapping[str, Any] | None = None,
+    axes: Axes = None,
     distribution: Callable[..., Counts] | None = None,
     granularity: granularities.Granularity | None = None,
     schedule: Callable[..., schedules.Schedule] = schedules.exponential,
@@ -91,6 +93,7 @@ def pruner(
     if distribution is not None:
         densities_.check(distribution)
     rounds = whole_number("rounds", rounds)
+    check_flags(regrow=regrow)
     _check_densities(density, distribution, schedule, rounds)
     check_choice("scope", scope, Scope)
     grain = granularities.unstructured() if granularity is None else granularity

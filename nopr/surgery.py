@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from nopr import masks as masks_
 from nopr import trees
 from nopr.granularity import chain, inputs_from
-from nopr.typing import Masks, Params
+from nopr.typing import Masks, Params, check_flags
 
 
 def live(masks: Masks, layers: Sequence[str]) -> Masks:
@@ -168,6 +168,7 @@ def remove(
     Warns:
       UserWarning: If the masks leave no path; the message names the layer where it breaks.
     """
+    check_flags(keep_constant=keep_constant)
     trees.check_matches(masks, params)
     kernels = [np.asarray(_concrete(leaf, path)) for path, leaf in _checked(masks, layers)]
     _warn_if_broken(kernels, layers, stacklevel=3)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args, runtime_checkable
 
 import jax
@@ -34,6 +35,9 @@ Counts: TypeAlias = tuple[int, ...]
 Scope: TypeAlias = Literal["global", "layer", "output"]
 """Where scores compete: `"global"`, over the whole network; `"layer"`, within each layer; or
 `"output"`, among the weights that compute the same output of a layer."""
+
+Axes: TypeAlias = int | Sequence[int] | Mapping[str, Any] | None
+"""The option of which axes play a part: one or several, or `{path: axes}`."""
 
 Where: TypeAlias = Callable[[str, Any], bool]
 """`where(path, leaf)`, true for a prunable leaf. A path looks like `"params/Dense_0/kernel"`."""
@@ -198,6 +202,9 @@ def check_apply(apply: Any) -> None:
       ValueError: If it is something else.
     """
     remedy = "Give the function that computes the outputs, such as `net.apply`."
+    if hasattr(apply, "apply"):  # a network, which may be called with two arguments too
+        found = type(apply).__name__
+        raise ValueError(f"`apply` must be a function (params, inputs), got a {found}. {remedy}")
     check_form(apply, "(params, inputs)", name="apply", remedy=remedy)
 
 
@@ -338,6 +345,36 @@ def _several(axes: Any) -> tuple[int, ...]:
     several = tuple(axes) if isinstance(axes, list | tuple) else (axes,)
     whole = [isinstance(a, int | np.integer) and not isinstance(a, bool) for a in several]
     return several if all(whole) else ()
+
+
+def check_flags(**flags: Any) -> None:
+    """Checks that options are True or False, since text such as `"no"` would count as True.
+
+    Raises:
+      ValueError: If one is something else; the message has the first of them.
+    """
+    for name, value in flags.items():
+        if not isinstance(value, bool | np.bool_):
+            raise ValueError(f"`{name}` must be True or False, got {shown(value)}.")
+
+
+@contextlib.contextmanager
+def explained(what: str, remedy: str) -> Iterator[None]:
+    """Errors of a user's function as one line, with the original as its cause.
+
+    Args:
+      what: The beginning of the line, such as "`apply` failed on inputs of shape (1, 3)".
+      remedy: Its last sentence.
+
+    Raises:
+      ValueError: If the code within raises.
+    """
+    try:
+        yield
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        text = text if len(text) <= 200 else f"{text[:200]}..."
+        raise ValueError(f"{what}: {text.rstrip('.')}. {remedy}") from error
 
 
 def is_real(value: Any) -> bool:

@@ -155,6 +155,20 @@ def restricted(hessian, weights, kept):
     return found
 
 
+def spectral(kernel, rank):
+    """The squares of what is left of a kernel after power iteration, direction by direction."""
+    rest = np.asarray(kernel, np.float64).reshape(-1, kernel.shape[-1])
+    found = np.zeros(rest.shape)
+    for _ in range(min(rank, *rest.shape)):
+        v = np.ones(rest.shape[1]) / 7 + np.arange(rest.shape[1])
+        for _ in range(2000):
+            v = rest.T @ (rest @ v)
+            v = v / np.linalg.norm(v)
+        part = np.outer(rest @ v, v)
+        found, rest = found + part, rest - part
+    return np.square(found).reshape(kernel.shape)
+
+
 def relu_mlp(params, inputs):
     """A ReLU net on {"layer_i": {"kernel", "bias"}}, in float64."""
     values = np.asarray(inputs, np.float64)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nopr import algorithms, criteria, masks, pruning, trees
+from nopr import algorithms, criteria, densities, masks, pruning, trees
 
 POINTS = 8
 
@@ -108,6 +108,82 @@ def test_imp_rewinds_to_the_given_step(data, getkey):
     assert_same(rewound, masks.top(criteria.magnitude()(trained, None), count=6, warn=False))
 
 
+def slowly(params, kept, data, *, key):
+    """Another procedure, which depends on its key."""
+    shifted = jax.tree.map(lambda leaf: leaf + jax.random.normal(key, leaf.shape), params)
+    return train(shifted, kept, data, key=key)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("retrain", "later"),
+    [("learning_rate_rewinding", train), ("finetuning", slowly), ("weight_rewinding", train)],
+)
+def test_imp_retrains_what_is_left_as_it_is_told(retrain, later, data, getkey):
+    key = getkey()
+    init_key, run_key = jax.random.split(key)
+    train_key, _, rewind_key = jax.random.split(run_key, 3)
+    begin = start = slowly(init(init_key), None, data, key=rewind_key)
+    kept, path = trees.full_masks(start), []
+    for level, count in enumerate(LEVELS):
+        trained = (later if level else train)(begin, kept, data, key=train_key)
+        kept = masks.top(criteria.magnitude()(trained, None), count=count, masks=kept)
+        begin = start if retrain == "weight_rewinding" else trained
+        path.append(kept)
+    found = algorithms.imp(
+        pruning.pruner(criteria.magnitude()),
+        init=init,
+        train=train,
+        counts=LEVELS,
+        rewind=slowly,
+        retrain=retrain,
+        finetune=slowly if retrain == "finetuning" else None,
+        levels=True,
+    )(data, key=key)
+    assert_same(found, jax.tree.map(lambda *leaves: np.stack(leaves), *path))
+
+
+def test_the_ways_of_retraining_choose_other_masks(data, getkey):
+    """So that the test above can tell them apart."""
+    key, found = getkey(), []
+    for retrain in ("learning_rate_rewinding", "weight_rewinding"):
+        algorithm = algorithms.imp(
+            pruning.pruner(criteria.magnitude()),
+            init=init,
+            train=train,
+            counts=LEVELS,
+            retrain=retrain,
+        )
+        found.append(jax.tree.leaves(algorithm(data, key=key)))
+    assert any(np.any(a != b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.long
+def test_imp_keeps_a_count_in_each_layer(data, getkey):
+    key, pruner = getkey(), pruning.pruner(criteria.magnitude())
+    by_layer = [[14, 5], [9, 5], [7, 2]]
+    by_path = {"a/kernel": [14, 9, 7], "b/kernel": (5, 5, 2)}
+    one, two = (
+        algorithms.imp(pruner, init=init, train=train, counts=counts, levels=True)(data, key=key)
+        for counts in (by_layer, by_path)
+    )
+    assert_same(one, two)
+    kept = {path: layer.kept.tolist() for path, layer in jax.vmap(masks.by_layer)(one).items()}
+    assert kept == {path: list(counts) for path, counts in by_path.items()}
+    start = init(jax.random.split(key)[0])
+    trained = train(start, None, data, key=None)
+    expected = masks.top(criteria.magnitude()(trained, None), count=[14, 5], scope="layer")
+    assert_same(jax.tree.map(lambda leaf: leaf[0], one), expected)
+
+
+def test_imp_follows_a_distribution_level_by_level(data, getkey):
+    key, like = getkey(), jax.eval_shape(init, jax.random.key(0))
+    counts = densities.plan(densities.erk, trees.select(like), densities=[0.6, 0.3])
+    pruner = pruning.pruner(criteria.magnitude(), distribution=densities.erk)
+    kept = algorithms.imp(pruner, init=init, train=train, counts=counts)(data, key=key)
+    assert [int(layer.kept) for layer in masks.by_layer(kept).values()] == counts[-1].tolist()
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("name", ALL)
 def test_algorithms_are_pure_and_compose_with_jit_and_vmap(name, data, getkey, rng):
@@ -142,6 +218,12 @@ def test_masks_found_by_training_depend_on_the_data_and_those_at_random_do_not(d
     ("counts", "match"),
     [
         ((6, 12), "must fall from level to level"),
+        ([[6, 2], [6, 3]], r"must fall from level to level, got \[\[6, 2\], \[6, 3\]\]"),
+        ({"a/kernel": [3, 4], "b/kernel": [2, 2]}, r"must fall from level to level, got \[3, 4\]"),
+        ({"a/kernel": [4, 3], "b/kernel": [2]}, "one number per level"),
+        ({"a/kernel": 4}, "one number per level"),
+        ({}, "one number per level"),
+        ([[[3]]], "one number per level"),
         ((), "one number per level"),
         (6, "one number per"),
     ],
@@ -149,6 +231,21 @@ def test_masks_found_by_training_depend_on_the_data_and_those_at_random_do_not(d
 def test_invalid_levels_are_refused(counts, match):
     with pytest.raises(ValueError, match=match):
         algorithms.imp(pruning.pruner(criteria.magnitude()), init=init, train=train, counts=counts)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"retrain": "rewinding"}, "`retrain` must be one of 'weight_rewinding', 'learning_rate_"),
+        ({"retrain": "finetuning"}, "`finetune` must be given with .* got None with 'finetuning'"),
+        ({"finetune": train}, "`finetune` must be given with .* with 'weight_rewinding'"),
+        ({"retrain": "finetuning", "finetune": abs}, r"`finetune` must take \(params, masks, data"),
+    ],
+)
+def test_ways_of_retraining_that_do_not_fit_are_refused(options, match, unchecked):
+    pruner = pruning.pruner(criteria.magnitude())
+    with pytest.raises(ValueError, match=match):
+        algorithms.imp(pruner, init=init, train=train, counts=LEVELS, **options)
 
 
 def test_counts_that_are_densities_or_too_many_are_refused(data, getkey):

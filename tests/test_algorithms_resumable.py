@@ -114,6 +114,46 @@ def test_every_level_resumes_from_the_training_state_at_the_rewind_epoch(fixed, 
     _assert_same_bits(whole.last.carry, fitted.carry)
 
 
+@pytest.mark.parametrize("retrain", ["learning_rate_rewinding", "finetuning"])
+def test_weights_go_on_from_the_level_before_while_the_schedule_restarts_or_not(
+    retrain, fixed, whole
+):
+    """By hand; level 0 is that of weight rewinding."""
+    found = _run(fixed, retrain=retrain)
+    train_key, prune_key, _ = jax.random.split(RUN_KEY, 3)
+    dense = trees.full_masks(init(INIT_KEY))
+    carry = finetune.start(init(INIT_KEY), dense, tx=OPTIONS["tx"], key=train_key)
+    rewound = finetune.advance(carry, fixed, epochs=REWIND, **OPTIONS).carry
+    fitted = finetune.advance(rewound, fixed, epochs=EPOCHS - REWIND, **OPTIONS)
+    np.testing.assert_array_equal(found.history.loss[0], whole.history.loss[0])
+    kept = dense
+    for level, count in enumerate(LEVELS, start=1):
+        kept = MAGNITUDE(fitted.params, fixed, masks=kept, count=count, key=prune_key)
+        trace, clip, schedule = (
+            rewound if retrain == "learning_rate_rewinding" else fitted
+        ).opt_state
+        assert int(schedule.count) == (
+            3 * REWIND if retrain != "finetuning" else 18 + 9 * level - 9
+        )
+        begin = rewound._replace(
+            params=masks.apply(fitted.params, kept),
+            masks=kept,
+            opt_state=(trace._replace(trace=masks.apply(trace.trace, kept)), clip, schedule),
+        )
+        fitted = finetune.advance(begin, fixed, epochs=EPOCHS - REWIND, **OPTIONS)
+        np.testing.assert_array_equal(found.history.loss[level], fitted.history.loss)
+        assert np.any(fitted.history.loss != whole.history.loss[level])
+        _assert_same_bits(jax.tree.map(lambda leaf, at=level: leaf[at], found.masks), kept)
+    _assert_same_bits(found.last.carry, fitted.carry)
+
+
+def test_a_count_is_kept_in_each_layer(fixed):
+    found = _run(fixed, counts=[[9, 4], [5, 3]])
+    kept = jax.vmap(masks.by_layer)(found.masks)
+    assert kept["a/kernel"].kept.tolist() == [18, 9, 5]
+    assert kept["b/kernel"].kept.tolist() == [6, 4, 3]
+
+
 def test_without_pruning_every_level_is_the_dense_training(fixed):
     found = _run(fixed, counts=(SIZE, SIZE))
     params, train_key = init(INIT_KEY), jax.random.split(RUN_KEY, 3)[0]
@@ -130,7 +170,7 @@ class Cut(BaseException):
     """Ends a run as a kill would."""
 
 
-def _cut(folder, data, *, calls):
+def _cut(folder, data, *, calls, **options):
     """A run with checkpoints, cut off at a call of `progress`; also returns the epochs reported."""
     told = []
 
@@ -141,7 +181,7 @@ def _cut(folder, data, *, calls):
             raise Cut
 
     with checkpoints.Saver(folder, say=print) as saver:
-        return _run(data, keeper=saver, progress=progress), told
+        return _run(data, keeper=saver, progress=progress, **options), told
 
 
 TOLD = [0, 2, 3, 3, 5, 6, 6, 8, 9, 9, 11, 12]  # at each start, and after each segment
@@ -156,6 +196,14 @@ def test_cut_off_anywhere_it_ends_with_the_same_bits(reached, fixed, whole, tmp_
     _assert_same_bits(found, whole)
     # It resumes at the end of the level if that was stored.
     assert told == TOLD[TOLD.index(reached) :]
+
+
+def test_weights_that_went_on_are_those_after_an_interruption(fixed, tmp_path):
+    retrain = "learning_rate_rewinding"
+    with pytest.raises(Cut):
+        _cut(tmp_path, fixed, calls=1 + TOLD.index(8), retrain=retrain)
+    found, _ = _cut(tmp_path, fixed, calls=None, retrain=retrain)
+    _assert_same_bits(found, _run(fixed, retrain=retrain))
 
 
 def test_the_state_that_is_kept_records_where_the_run_is(fixed):
@@ -198,10 +246,11 @@ def test_a_breakdown_names_level_and_epoch(fixed):
         ({"rewind_epoch": EPOCHS}, r"`rewind_epoch` must be less than the 6 epochs, got 6"),
         ({"rewind_epoch": -1}, r"`rewind_epoch` must be a whole number of at least 0, got -1"),
         ({"counts": (6, 12)}, r"`counts` must fall from level to level, got \[6, 12\]"),
+        ({"retrain": "rewinding"}, "`retrain` must be one of 'weight_rewinding', 'learning_rate_r"),
         ({"counts": ()}, r"`counts` must be a list with one number per level"),
     ],
 )
-def test_what_cannot_be_run_is_refused(options, message, fixed):
+def test_what_cannot_be_run_is_refused(options, message, fixed, unchecked):
     with pytest.raises(ValueError, match=message):
         _run(fixed, **options)
 

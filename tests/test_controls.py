@@ -39,6 +39,11 @@ def iterative(criterion):
     return algorithms.imp(pruner, init=init, train=train, counts=(60, 30), rewind=train)
 
 
+def going_on(criterion):
+    pruner, retrain = pruning.pruner(criterion), "learning_rate_rewinding"
+    return algorithms.imp(pruner, init=init, train=train, counts=(60, 30), retrain=retrain)
+
+
 SNIP = criteria.snip(loss)
 RUNS = {
     "at_init": (at_init, algorithms.controls(SNIP, at_init, init=init)),
@@ -115,6 +120,11 @@ def test_inverted_masks_are_those_of_the_inverted_criterion(found):
     assert not same(starts["inverted"].masks, starts["chosen"].masks)
 
 
+def test_an_algorithm_of_ones_own_is_not_asked_how_it_was_built():
+    build = lambda criterion: lambda data, *, key: at_init(criterion)(data, key=key)  # noqa: E731
+    algorithms.branch("chosen", SNIP, build, init=init, rewind=train)(DATA, key=KEY)
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_a_branch_is_the_control_of_that_name(name):
     build, run = RUNS[name]
@@ -152,6 +162,12 @@ def test_controls_jit_and_vmap_over_keys_like_a_loop():
          "`name` must be one of 'chosen', 'shuffled', 'redrawn', 'inverted', 'random', got"),
         (lambda: algorithms.controls(SNIP, lambda criterion: criterion, init=init),
          r"`build` must return an Algorithm"),
+        (lambda: algorithms.controls(SNIP, iterative, init=init),
+         "`rewind` must be the one that the algorithm was built with, <function train .* got None"),
+        (lambda: algorithms.branch("random", SNIP, at_init, init=init, rewind=train),
+         "`rewind` must be the one that the algorithm was built with, None, got <function train"),
+        (lambda: algorithms.controls(SNIP, going_on, init=init),
+         "rewinds the weights, .* got one with `retrain='learning_rate_rewinding'`"),
         (lambda: RUNS["at_init"][1](DATA, key=0), "`key` must be a key of JAX, got 0"),
     ],
 )  # fmt: skip

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 
@@ -80,7 +81,12 @@ def kernels(path, leaf):
     return trees.is_prunable(path, leaf) and leaf.ndim != 3
 
 
-OF_FILTERS = {"taylor of filters", "filter_l1", "filter_l2", "fpgm", "by_filter"}
+OF_FILTERS = {"taylor of filters", "filter_l1", "filter_l2", "fpgm", "by_filter", "spectral"}
+ATTENTION = "params/MultiHeadDotProductAttention_0/"
+AXES = {
+    **{f"{ATTENTION}{part}/kernel": (-2, -1) for part in ("query", "key", "value")},
+    f"{ATTENTION}out/kernel": -1,
+}
 NETWORKS = {"linen": linen(), "plain": plain()}
 CRITERIA = {
     "random": lambda net: criteria.random(),
@@ -99,6 +105,7 @@ CRITERIA = {
     "filter_l1": lambda net: criteria.filter_l1(where=kernels),
     "filter_l2": lambda net: criteria.filter_l2(where=kernels),
     "fpgm": lambda net: criteria.fpgm(where=kernels),
+    "spectral": lambda net: criteria.spectral(rank=2, where=kernels),
     "batch_norm_scale": lambda net: criteria.batch_norm_scale(net.scales),
     "wanda": lambda net: criteria.wanda(net.apply),
     "apoz": lambda net: criteria.apoz(net.apply, layers=net.layers),
@@ -143,7 +150,7 @@ def test_the_guides_fisher_is_twice_obd():
 
 def of_filters():
     """Criteria of filters that are not told to leave attention's kernels out."""
-    yield from (criteria.filter_l1(), criteria.filter_l2(), criteria.fpgm())
+    yield from (criteria.filter_l1(), criteria.filter_l2(), criteria.fpgm(), criteria.spectral())
     yield criteria.by_filter(criteria.magnitude())
     yield criteria.taylor(NETWORKS["linen"].loss, group="filter")
 
@@ -151,8 +158,18 @@ def of_filters():
 @pytest.mark.parametrize("score", list(of_filters()))
 def test_criteria_of_filters_refuse_kernels_of_three_dimensions_by_path(score):
     net = NETWORKS["linen"]
-    with pytest.raises(ValueError, match=r"along the last axis .* at 'params/.*/key/kernel'"):
+    with pytest.raises(ValueError, match=r"`axes` must be given for 'params/.*/key/kernel'"):
         score(net.params, (net.inputs, net.targets), key=KEYS[0])
+
+
+def test_criteria_of_filters_that_are_told_the_axes_score_attention_too():
+    net = NETWORKS["linen"]
+    score = criteria.taylor(net.loss, group="filter", axes=AXES)
+    batch = (net.inputs, net.targets)
+    criteria.check_contract(score, net.params, batch, key=KEYS[1])
+    values = score(net.params, batch, key=None)["params"]["MultiHeadDotProductAttention_0"]
+    assert np.unique(values["query"]["kernel"].round(12)).size == 6  # 2 heads of 3 features
+    assert np.unique(values["out"]["kernel"].round(12)).size == 6  # outputs
 
 
 def careless(change):
@@ -284,6 +301,27 @@ def mean_loss(params, batch):
             train=lambda params, masks, data, *, key: params,
             counts=(3,),
         )(0, key=KEYS[0]), "`masks` must be bool, got float32 at"),
+        (lambda: pruning.pruner(criteria.random(), regrow="yes"), "`regrow` must be True or False"),
+        (lambda: criteria.snip(mean_loss, stacked=1), "`stacked` must be True or False, got 1"),
+        (lambda: masks.top(NETWORKS["plain"].params["a"], density=1, warn="no"), "`warn` must be"),
+        (lambda: finetune.trainer(
+            mean_loss, optax.sgd(1.0), epochs=1, batch_size=2, remainder=None),
+         "`remainder` must be True or False, got None"),
+        (lambda: criteria.snip(lambda p, b: jnp.mean(jnp.dot(b, p["a"]["w"])[0]), stacked=True)(
+            NETWORKS["plain"].params, np.ones((6, 4, 1))),
+         r"`stacked=True` gives the loss one batch .* of shape \(4, 1\), and it failed: .* Leave"),
+        (lambda: criteria.obd(mean_loss, stacked=True)(
+            NETWORKS["plain"].params, (np.ones((6, 4)), np.ones(6))),
+         r"two leading axes with `stacked=True`, .* got shape \(6,\) at '1'"),
+        (lambda: criteria.woodfisher(mean_loss, stacked=True)(
+            NETWORKS["plain"].params, (np.ones((6, 4)), np.ones((6, 3)))),
+         r"the same in every array, got shape \(6, 3\) at '1'"),
+        (lambda: criteria.synflow(NETWORKS["plain"].apply, input_shape=(3, 5))(
+            NETWORKS["plain"].params, None),
+         r"`apply` failed on one input of `input_shape`, an array of shape \(1, 3, 5\): .* Give"),
+        (lambda: finetune.cross_entropy(nn.BatchNorm()), "must be a function .* got a BatchNorm"),
+        (lambda: finetune.cross_entropy(lambda p, x: x)({}, (jnp.eye(3), jnp.eye(3))),
+         r"integers of shape \(3,\), got float32 of shape \(3, 3\)\. Turn one-hot labels into int"),
         (lambda: algorithms.at_init(PRUNER, init=abs)(0, key=0),
          "`key` must be a key of JAX, got 0"),
         (lambda: PRUNER(NETWORKS["plain"].params, None, count=[3, 2], key=KEYS[0]),

@@ -76,6 +76,65 @@ def test_scores_are_those_of_the_layer_from_which_removed_filters_are_cut(name, 
     np.testing.assert_allclose(np.delete(masked, 1, axis=-1), expected, rtol=1e-6)
 
 
+def total(params, batch):
+    return jnp.sum(jnp.sin(params["w"]) * batch[0])
+
+
+OF_AXES = {
+    "filter_l1": criteria.filter_l1,
+    "filter_l2": criteria.filter_l2,
+    "fpgm": criteria.fpgm,
+    "by_filter": lambda **options: criteria.by_filter(criteria.lamp(), **options),
+    "taylor": lambda **options: criteria.taylor(total, group="filter", **options),
+    "spectral": lambda **options: criteria.spectral(rank=2, **options),
+}
+ORDERS = [(-1, (0, 1, 2)), (0, (1, 2, 0)), ((-2, -1), (0, 1, 2)), ((0, 2), (1, 0, 2))]
+
+
+@pytest.mark.parametrize("name", OF_AXES)
+def test_the_axes_that_number_filters_can_be_any(name, rng):
+    """As for the kernel with these axes moved to the end and merged."""
+    kernel, weight = np.float32(rng.normal(size=(2, 3, 4))), np.float32(1.7)
+    for axes, order in ORDERS:
+        outs = np.prod([kernel.shape[axis] for axis in np.atleast_1d(axes)])
+        moved = kernel.transpose(order)
+        for given in (axes, {"w": axes}):
+            found = OF_AXES[name](axes=given)({"w": kernel}, (weight,), key=None)["w"]
+            like = OF_AXES[name]()({"w": moved.reshape(-1, outs)}, (weight,), key=None)["w"]
+            found = np.transpose(found, order).reshape(-1, outs)
+            np.testing.assert_allclose(found, like, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: criteria.filter_l1(axes="in"), "`axes` must be whole numbers, or {path: whole nu"),
+        (lambda: criteria.by_filter(criteria.magnitude(), axes={3: 1}), "`axes` must be whole nu"),
+        (lambda: criteria.taylor(total, axes=1), "`axes` number filters and need `group='filter'`"),
+        (lambda: criteria.spectral(rank=0), "`rank` must be a whole number of at least 1, got 0"),
+        (lambda: criteria.fpgm(axes=4)({"w": jnp.ones((2, 3))}, None), r"at 'w', of shape \(2, 3"),
+        (lambda: criteria.filter_l2(axes={"v": 1})({"w": jnp.ones((2, 3))}, None),
+         "`axes` names 'v', where `params` has no leaf. The nearest of its paths is 'w'"),
+        (lambda: criteria.fpgm()({"w": jnp.ones((2, 3, 4))}, None), "`axes` must be given for 'w'"),
+    ],
+)  # fmt: skip
+def test_axes_that_do_not_fit_are_refused(make, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("rank", [1, 3, 100])
+def test_spectral_scores_are_the_squares_of_a_weight_in_the_best_approximation(rank, params):
+    scores = criteria.spectral(rank=rank)(params, None)
+    for path, leaf in trees.by_path(scores, "scores").items():
+        kernel = np.float64(params[path])
+        np.testing.assert_allclose(leaf, oracles.spectral(kernel, rank), rtol=1e-3, atol=1e-5)
+        values = np.linalg.svd(kernel.reshape(-1, kernel.shape[-1]), compute_uv=False)
+        np.testing.assert_allclose(np.sum(leaf), np.sum(values[:rank] ** 2), rtol=1e-5)
+    if rank == 100:
+        np.testing.assert_allclose(scores["head"], params["head"] ** 2, rtol=1e-3, atol=1e-5)
+
+
 def test_fpgm_keeps_a_filter_of_zeros_that_was_not_removed(params):
     params["body"][..., 0] = 0
     scores = criteria.fpgm()(params, None)["body"][0, 0, 0]
@@ -130,9 +189,10 @@ def test_scales_that_do_not_fit_are_refused_by_path(scales, message, params, unc
 def test_biases_and_empty_layers_have_scores_where_asked_for():
     """Each entry of a bias is a filter of its own."""
     params = {"bias": jnp.array([3.0, -1.0]), "scalar": jnp.float32(2), "empty": jnp.ones((0, 2))}
-    for name, expected in (("filter_l1", [3, 1]), ("filter_l2", [3, 1]), ("fpgm", [4, 4])):
+    each = {"filter_l1": [3, 1], "filter_l2": [3, 1], "fpgm": [4, 4], "spectral": [9, 1]}
+    for name, expected in each.items():
         scores = getattr(criteria, name)(where=trees.everything)(params, None)
-        np.testing.assert_allclose(scores["bias"], expected)
+        np.testing.assert_allclose(scores["bias"], expected, rtol=1e-5)
         assert trees.shapes(scores) == trees.shapes(params)
 
 

@@ -30,7 +30,10 @@ SELDOM = {
     **dict.fromkeys(("finetune", "sweeps"), 10),
 }
 GRADIENTS = ("snip", "force", "taylor", "movement", "grasp", "obd", "prospr", "woodfisher")
-DATA_FREE = ("random", "magnitude", "lamp", "filter_l1", "filter_l2", "fpgm", "batch_norm_scale")
+DATA_FREE = (
+    *("random", "magnitude", "lamp", "filter_l1", "filter_l2", "fpgm", "spectral"),
+    "batch_norm_scale",
+)
 PROMISES = {}
 # NaN that is given and is not read, or is meant.
 UNREAD = {
@@ -498,7 +501,7 @@ def _unread(owner, given):
     """The arguments in which a NaN changes nothing."""
     if given.get("steps") == 0 or given.get("masks") is fuzzing.EMPTY:  # nothing is left to read
         return set(given)
-    if owner == "algorithms.at_init()":  # its pruner takes magnitudes
+    if owner in ("algorithms.at_init()", "algorithms.checked()"):  # the pruner takes magnitudes
         return {"key", "data"}
     if owner == "finetune.epoch_rates()":  # a schedule of optax
         return set(given)

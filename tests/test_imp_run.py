@@ -17,6 +17,7 @@ TINY = {
     "training.checkpoint_every": "2ep",
     "pruning.levels": 9,
     "pruning.rewind": "1ep",
+    "pruning.retrain": "learning_rate_rewinding",
 }
 WORDS = [
     "--config=experiments/imp_run/config.py",
@@ -72,6 +73,7 @@ def test_killed_and_damaged_it_ends_with_the_same_bytes(tmp_path):
 def _check_summary(summary):
     assert summary["seeds"] == 1
     assert summary["rewind_epoch"] == 1
+    assert summary["retrain"] == "learning_rate_rewinding"
     assert summary["epochs_trained"] == SAVED[-1]
     size = summary["prunable_weights"]
     assert size == (64 + 10) * 12
@@ -95,6 +97,7 @@ def _check_summary(summary):
         ("training.length", f"{10**20}ep", "`training.length` must be at most 2,147,483,647 st"),
         ("training.length", f"{10**9}ep", "`training.length` must be at most 2,147,483,647 st"),
         ("pruning.scope", "net", "`pruning.scope` must be one of 'global', 'layer', got 'net'."),
+        ("pruning.retrain", "finetuning", "`pruning.retrain` must be one of 'weight_rewinding', "),
         ("pruning.rewind", "60ep", "`pruning.rewind` must be below `training.length`, '60ep', got"),
         ("training.checkpoint_keep", 0, "`training.checkpoint_keep` must be at least 1, got 0."),
         ("training.checkpoint_every", "0ep", "`training.checkpoint_every` must be at least 1ep"),

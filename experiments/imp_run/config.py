@@ -36,6 +36,8 @@ class Pruning:
     removal: settings.Share = 0.2  # share of the remaining weights, per level
     scope: Literal["global", "layer"] = "layer"  # where weights compete
     rewind: settings.Length = "0ep"  # epoch to rewind to; 0ep is initialization
+    # What goes back to that epoch: weights and learning rate, or the learning rate alone
+    retrain: Literal["weight_rewinding", "learning_rate_rewinding"] = "weight_rewinding"
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,10 @@ def show(results: Mapping[str, Any], config: ConfigDict, run: records.Run) -> di
     widths = (*setting.asked.network.widths, setting.images.classes)
     shape = "-".join(map(str, (training.inputs(setting.images), *widths)))
     rewound = f"epoch {setting.rewind}" if setting.rewind else "initialization"
+    of_weights = setting.asked.pruning.retrain == "weight_rewinding"
+    what = "rewound" if of_weights else "learning rate rewound"
     caption = (
-        f"Iterative magnitude pruning on {setting.asked.data.name}, {shape} ReLU net, rewound to "
+        f"Iterative magnitude pruning on {setting.asked.data.name}, {shape} ReLU net, {what} to "
         f"{rewound}; last of {setting.epochs} epochs of each level; n = 1 seed, so there is no "
         f"interval; {training.counted(setting.images)}"
     )
@@ -46,8 +48,9 @@ def show(results: Mapping[str, Any], config: ConfigDict, run: records.Run) -> di
         run,
         setting.asked,
         title="Iterative magnitude pruning, level by level",
-        lead="One network is trained, loses a share of its smallest weights, is rewound to its "
-        "early weights, and is trained again.",
+        lead="One network is trained, loses a share of its smallest weights, "
+        + ("is rewound to its early weights, " if of_weights else "has its schedule rewound, ")
+        + "and is trained again.",
         sections=[report.Section("Results", blocks)],
     )
     return _summary(setting, rows)
@@ -93,6 +96,7 @@ def _summary(setting: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "seeds": 1,
         "prunable_weights": setting.size,
         "rewind_epoch": setting.rewind,
+        "retrain": setting.asked.pruning.retrain,
         "epochs_trained": setting.rewind + len(rows) * (setting.epochs - setting.rewind),
     }
     for row in rows:

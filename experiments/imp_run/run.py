@@ -91,6 +91,7 @@ def _iterate(setting: Setting, run: records.Run) -> dict[str, Any]:
             counts=setting.counts,
             epochs=setting.epochs,
             rewind_epoch=setting.rewind,
+            retrain=setting.asked.pruning.retrain,
             every=setting.every,
             keeper=saver,
             progress=report,

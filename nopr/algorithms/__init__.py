@@ -9,6 +9,7 @@ large for that: a loop on the host that saves its state and resumes after an int
 from nopr.algorithms.controls import Branch, Start, branch, controls
 from nopr.algorithms.pure import (
     Checked,
+    Retrain,
     after_training,
     at_init,
     checked,
@@ -21,6 +22,7 @@ __all__ = [
     "Branch",
     "Checked",
     "Iterated",
+    "Retrain",
     "Start",
     "after_training",
     "at_init",

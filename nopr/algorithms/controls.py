@@ -11,7 +11,7 @@ from jaxtyping import Array, Key
 
 from nopr import criteria
 from nopr import masks as masks_
-from nopr.algorithms.pure import Init, check_parts, starting_params
+from nopr.algorithms.pure import Init, MadeOf, check_parts, starting_params
 from nopr.typing import (
     Algorithm,
     Batch,
@@ -76,7 +76,8 @@ def controls(
       params on which they were chosen, or to which they were rewound.
 
     Raises:
-      ValueError: If an argument is not a function of the stated form.
+      ValueError: If an argument is not a function of the stated form, `rewind` is not the one that
+        the algorithm was built with, or the algorithm does not rewind the weights.
 
     Example:
       >>> import jax
@@ -147,7 +148,8 @@ def _parts(
     check_form(build, "(criterion)", name="build", remedy="It returns an Algorithm.")
     check_parts(init=init, **({} if rewind is None else {"rewind": rewind}))
     start = partial(starting_params, init=init, rewind=rewind)
-    algorithm, inverted = _built(build, criterion), _built(build, criteria.invert(criterion))
+    algorithm = _built(build, criterion, rewind)
+    inverted = _built(build, criteria.invert(criterion), rewind)
 
     def own(key: Key[Array, ""], index: int) -> Key[Array, ""]:
         return jax.random.split(jax.random.fold_in(key, _STREAM), 3)[index]
@@ -179,11 +181,22 @@ def _parts(
     }
 
 
-def _built(build: Build, criterion: Criterion) -> Algorithm:
+def _built(build: Build, criterion: Criterion, rewind: Train | None) -> Algorithm:
     algorithm = build(criterion)
     if not callable(algorithm) or not takes(algorithm, "(data, *, key)"):
         raise ValueError(
             f"`build` must return an Algorithm, a function (data, *, key), got {shown(algorithm)}. "
             "Make one, such as `algorithms.at_init(pruning.pruner(criterion, ...), init=init)`."
+        )
+    made = getattr(algorithm, "made_of", MadeOf(rewind))  # one of yours is trusted
+    if made.rewind != rewind:
+        raise ValueError(
+            "`rewind` must be the one that the algorithm was built with, "
+            f"{shown(made.rewind)}, got {shown(rewind)}. Give both the same function."
+        )
+    if made.retrain != "weight_rewinding":
+        raise ValueError(
+            "`build` must return an algorithm that rewinds the weights, to which controls return "
+            f"too, got one with `retrain={made.retrain!r}`."
         )
     return algorithm

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Key, PyTree
 
 from nopr import finetune, transforms, trees
 from nopr import masks as masks_
-from nopr.algorithms.pure import ScoringBatch, falling_counts, keep_all, whole
+from nopr.algorithms.pure import Retrain, ScoringBatch, falling_counts, keep_all, whole
 from nopr.convolutions import Implementation
 from nopr.finetune import loop, resuming
 from nopr.finetune.fitted import Carry, Fitted, History
@@ -25,6 +25,7 @@ from nopr.typing import (
     Pruner,
     Status,
     StepLoss,
+    check_choice,
     check_key,
     whole_number,
 )
@@ -69,6 +70,7 @@ def resume_imp(
     every: int,
     batch_size: int | None,
     rewind_epoch: int = 0,
+    retrain: Retrain = "weight_rewinding",
     keeper: finetune.Keeper | None = None,
     progress: Progress | None = None,
     batch: ScoringBatch = whole,
@@ -79,19 +81,27 @@ def resume_imp(
     convolutions: Implementation = "auto",
     key: Key[Array, ""],
 ) -> Iterated:
-    """Iterative pruning of one network with rewinding, resumed where it was interrupted.
+    """Iterative pruning of one network, resumed where it was interrupted.
 
     Level 0 trains the dense network. Each later level prunes the network trained at the level
-    before to `counts[level - 1]` weights, rewinds to the rewind epoch, and trains what remains.
-    Rewinding restores the whole training state of that epoch, less the pruned weights: weights,
-    optimizer, schedule and data order. After every segment the whole state goes to the keeper:
-    level, masks so far, the carry of the rewind epoch, the current carry, and histories.
+    before to `counts[level - 1]` weights and trains what remains for `epochs - rewind_epoch`
+    epochs, as `retrain` says; the words are those of `imp`:
+
+    - `"weight_rewinding"` restores the whole training state of the rewind epoch, less the pruned
+      weights: weights, optimizer, schedule, data order and the state of `step_loss`.
+    - `"learning_rate_rewinding"` restores optimizer, schedule and data order, and goes on from the
+      weights, and the state of `step_loss`, where the level before ended.
+    - `"finetuning"` goes on with the optimizer and its schedule too, which is then past its end;
+      only the data order restarts.
+
+    After every segment the whole state goes to the keeper: level, masks so far, the carry of the
+    rewind epoch, the current carry, and histories.
 
     Args:
       pruner: A pruner of one round, such as `pruning.pruner(criteria.magnitude())`.
       params: The initial params; to resume, pass them and all other arguments unchanged.
       data: A pytree whose leaves share a leading example axis, such as `(inputs, labels)`.
-      counts: Kept weights after each level, never rising; see `pruning.level_counts`.
+      counts: Kept weights after each level, never rising, in all or by layer, as for `imp`.
       step_loss: `step_loss(params, state, batch, key) -> (loss, state)`; see `finetune.advance`.
       tx: An optax transformation, wrapped here in `transforms.keep`.
       epochs: Epochs in the whole training of a level, including those before the rewind epoch.
@@ -99,6 +109,7 @@ def resume_imp(
       batch_size: Examples per step; None takes all of them in their own order.
       rewind_epoch: The epoch of the dense network to which each level rewinds; 0 is
         initialization.
+      retrain: `"weight_rewinding"`, `"learning_rate_rewinding"` or `"finetuning"`.
       keeper: Saves and restores the state, under the number of epochs trained over all levels.
       progress: Called with a `Status` that counts the epochs of all levels; its rate is that of
         the current level.
@@ -119,8 +130,10 @@ def resume_imp(
       ValueError: If an option is out of range, or the keeper's state belongs to another run.
       FloatingPointError: If training gives NaN or infinity; the message has the level and epoch.
 
-    Source: Frankle & Carbin 2019, arXiv:1803.03635; rewinding: arXiv:1903.01611.
+    Source: Frankle & Carbin 2019, arXiv:1803.03635; late resetting: Frankle et al. 2019,
+    arXiv:1903.01611; retraining: Renda et al. 2020, arXiv:2003.02389.
     """
+    check_choice("retrain", retrain, Retrain)
     plan = loop.make_plan(
         data,
         step_loss=step_loss,
@@ -143,7 +156,7 @@ def resume_imp(
         )
     check_key(key)
     train_key, prune_key, _ = jax.random.split(key, 3)
-    dense = keep_all(pruner, params, batch(data), count=kept_counts[0], key=prune_key)
+    dense = keep_all(pruner, params, batch(data), count=kept_counts.at(0), key=prune_key)
     start = finetune.start(params, dense, tx=tx, state=state, key=train_key)
     run = _Run(data, plan, rewind_epoch, whole_number("every", every), keeper, progress)
     now = _restored(run, _first(run, start, levels=len(kept_counts) + 1))
@@ -158,11 +171,11 @@ def resume_imp(
         if level == len(kept_counts):
             found = jax.tree.map(jnp.asarray, (now.masks, now.history, now.before))
             return Iterated(fitted, *found)
-        count = int(kept_counts[level])
+        count = kept_counts.at(level)
         kept = pruner(fitted.params, batch(data), masks=fitted.masks, count=count, key=prune_key)
         now = now._replace(
             level=np.int32(level + 1),
-            carry=_under(kept, now.rewound, tx),
+            carry=_under(kept, _retrained(retrain, now.rewound, fitted.carry), tx),
             masks=_put(now.masks, level + 1, kept),
         )
 
@@ -274,6 +287,15 @@ def _history(state: _State) -> History | None:
     if state.level < 0:
         return state.before
     return jax.tree.map(lambda column: column[int(state.level)], state.history)
+
+
+def _retrained(retrain: Retrain, rewound: Carry, ended: Carry) -> Carry:
+    """What a level trains from, before its weights are pruned."""
+    if retrain == "weight_rewinding":
+        return rewound
+    if retrain == "learning_rate_rewinding":
+        return rewound._replace(params=ended.params, state=ended.state)
+    return ended._replace(epoch=rewound.epoch, step=rewound.step)
 
 
 def _under(masks: Masks, carry: Carry, tx: Any) -> Carry:

@@ -19,6 +19,7 @@ from nopr.criteria.fisher import woodfisher
 from nopr.criteria.meta_gradients import prospr
 from nopr.criteria.second_order import grasp, obd
 from nopr.criteria.shared import check, from_gradients, from_weights
+from nopr.criteria.spectral import spectral
 from nopr.criteria.structured import batch_norm_scale, filter_l1, filter_l2, fpgm
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "random",
     "shuffle",
     "snip",
+    "spectral",
     "synflow",
     "taylor",
     "wanda",

@@ -11,8 +11,19 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from nopr import precision, sweeps, trees
-from nopr.criteria.shared import alive, check, check_filters, filter_sums, summed, wide
-from nopr.typing import Batch, Criterion, Masks, Params, Scores, check_key, whole_number
+from nopr.criteria.shared import alive, check, filter_sums, map_filters, summed, wide
+from nopr.typing import (
+    Axes,
+    Batch,
+    Criterion,
+    Masks,
+    Params,
+    Scores,
+    check_axes,
+    check_flags,
+    check_key,
+    whole_number,
+)
 
 
 def invert(criterion: Criterion) -> Criterion:
@@ -97,16 +108,18 @@ def normalize(criterion: Criterion) -> Criterion:
     return score
 
 
-def by_filter(criterion: Criterion) -> Criterion:
+def by_filter(criterion: Criterion, *, axes: Axes = None) -> Criterion:
     """Scores of filters: the sum over a filter's living weights, given to each of its weights.
 
-    Filters are along the last axis. `granularity.filters` takes the mean of scores over a filter,
-    which is this sum over its size; through `by_filter`, filters compete by their sums, so that a
+    `granularity.filters` takes the mean of scores over a filter, which is this sum over its size;
+    through `by_filter`, filters compete by their sums, so that a
     large filter counts for more. `by_filter(taylor(loss))` is the estimate of Molchanov et al.
     2019, arXiv:1906.10771; `by_filter(magnitude())` is `filter_l1()`.
 
     Args:
       criterion: Any criterion.
+      axes: The axes that number a kernel's filters, or `{path: axes}`; by default, the last. They
+        must be given for kernels of three dimensions, as for `granularity.filters`.
 
     Returns:
       A criterion whose scores are at least float32.
@@ -115,11 +128,18 @@ def by_filter(criterion: Criterion) -> Criterion:
       ValueError: If `criterion` is a constructor that was not called.
     """
     check(criterion)
+    check_axes(axes, argument="axes")
 
     def score(params: Params, batch: Batch, *, masks: Masks | None = None, key: Any) -> Scores:
         scores = _scores(criterion, params, batch, masks, key)
-        check_filters(scores)
-        return jax.tree.map(_own_precision(_filter_sums), scores, alive(masks, scores))
+
+        def sums(outs: tuple[int, ...], leaf: Any, living: Any) -> Array:
+            def total(leaf: Any, living: Any) -> Array:
+                return filter_sums(outs, jnp.where(living, leaf, 0))
+
+            return _own_precision(total)(leaf, living)
+
+        return map_filters(sums, axes, scores, alive(masks, scores))
 
     return score
 
@@ -146,6 +166,7 @@ def average(criterion: Criterion, *, keys: int | None = None, stacked: bool = Fa
         from 1 up, or not exactly one of `keys` and `stacked` is given.
     """
     check(criterion)
+    check_flags(stacked=stacked)
     if (keys is None) != bool(stacked):
         given = "both" if stacked else "neither"
         raise ValueError(
@@ -209,10 +230,6 @@ def _share(scores: Any, living: Any) -> Array:
     there = jnp.ldexp(there, -exponent)  # exact, and the sum cannot overflow
     total = jnp.sum(jnp.abs(there))
     return there / jnp.where(total == 0, 1, total)
-
-
-def _filter_sums(scores: Any, living: Any) -> Array:
-    return filter_sums(jnp.where(living, scores, 0))
 
 
 def _permutation(living: Any, key: Key[Array, ""]) -> tuple[Array, Array]:

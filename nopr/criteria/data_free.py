@@ -21,6 +21,7 @@ from nopr.typing import (
     Where,
     check_apply,
     check_key,
+    explained,
     shown,
 )
 
@@ -128,7 +129,10 @@ def synflow(
 
         def flow(weights: Params) -> Array:
             replaced = trees.overlay(lambda _, new: new, positive, weights)
-            return jnp.sum(trees.numbers(apply(replaced, ones), "apply(params, inputs)"))
+            what = f"`apply` failed on one input of `input_shape`, an array of shape {ones.shape}"
+            with explained(what, "Give the shape of one input, without the batch axis."):
+                outputs = apply(replaced, ones)
+            return jnp.sum(trees.numbers(outputs, "apply(params, inputs)"))
 
         total, gradient = jax.value_and_grad(flow)(weights)
         scale = jnp.where(total == 0, jnp.ones_like(total), total)

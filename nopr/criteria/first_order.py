@@ -6,17 +6,11 @@ from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
 
 from nopr import trees
-from nopr.criteria.shared import (
-    check_filters,
-    filter_sums,
-    from_gradients,
-    gradient,
-    living,
-)
+from nopr.criteria.shared import filter_sums, from_gradients, gradient, living, map_filters
 from nopr.typing import (
+    Axes,
     Batch,
     Criterion,
     Loss,
@@ -24,8 +18,11 @@ from nopr.typing import (
     Params,
     Scores,
     Where,
+    check_axes,
     check_choice,
+    check_flags,
     check_loss,
+    shown,
 )
 
 Group: TypeAlias = Literal["weight", "filter"]
@@ -75,6 +72,7 @@ def force(loss: Loss, *, where: Where = trees.is_prunable, stacked: bool = False
     Source: de Jorge et al. 2021, arXiv:2006.09081.
     """
     check_loss(loss)
+    check_flags(stacked=stacked)
 
     def score(
         params: Params, batch: Batch, *, masks: Masks | None = None, key: Any = None
@@ -91,12 +89,13 @@ def taylor(
     *,
     group: Group = "weight",
     where: Where = trees.is_prunable,
+    axes: Axes = None,
     stacked: bool = False,
 ) -> Criterion:
     r"""Squared first-order change of the loss, :math:`(w \, \partial L / \partial w)^2`.
 
     It estimates :math:`(\Delta L)^2` of removing a weight, or a whole filter :math:`S`, the weights
-    with one index on the last axis, which then all get the score
+    with one index on the last axis or those of `axes`, which then all get the score
 
     .. math:: \Big( \sum_{s \in S} w_s \frac{\partial L}{\partial w_s} \Big)^2 .
 
@@ -109,29 +108,32 @@ def taylor(
       loss: `loss(params, batch) -> scalar`, a mean over the batch.
       group: `"weight"` for the removal of single weights, `"filter"` for that of filters.
       where: `where(path, leaf)`, true for a prunable leaf.
+      axes: The axes that number a kernel's filters, or `{path: axes}`; by default, the last. They
+        must be given for kernels of three dimensions, as for `granularity.filters`.
       stacked: Whether the batch holds several batches; their gradients are summed first. The paper
         averages the scores of batches instead: `average(taylor(loss), stacked=True)`.
 
     Raises:
-      ValueError: If `group` is another word, or `loss` does not take (params, batch).
+      ValueError: If `group` is another word, `axes` are given without filters, or `loss` does not
+        take (params, batch).
 
     Source: Molchanov et al. 2019, arXiv:1906.10771.
     """
     check_choice("group", group, Group)
-
-    def score(weights: Any, gradient: Any) -> Array:
-        change = weights * gradient
-        return jnp.square(filter_sums(change) if group == "filter" else change)
-
-    of_weights = from_gradients(score, loss, where=where, stacked=stacked)
     if group == "weight":
-        return of_weights
+        if axes is not None:
+            raise ValueError(
+                f"`axes` number filters and need `group='filter'`, got {shown(axes)} with 'weight'."
+            )
+        return from_gradients(lambda w, g: jnp.square(w * g), loss, where=where, stacked=stacked)
+    check_axes(axes, argument="axes")
+    changes = from_gradients(jnp.multiply, loss, where=where, stacked=stacked)
 
     def of_filters(
         params: Params, batch: Batch, *, masks: Masks | None = None, key: Any = None
     ) -> Scores:
-        check_filters(trees.select(params, where))
-        return of_weights(params, batch, masks=masks, key=key)
+        change = changes(params, batch, masks=masks, key=key)
+        return jax.tree.map(jnp.square, map_filters(filter_sums, axes, change))
 
     return of_filters
 

@@ -21,6 +21,7 @@ from nopr.typing import (
     Params,
     Scores,
     Where,
+    check_flags,
     check_loss,
     is_real,
     shown,
@@ -79,6 +80,7 @@ def woodfisher(
 
     Source: Singh and Alistarh 2020, WoodFisher, arXiv:2004.14340.
     """
+    check_flags(stacked=stacked)
     blocks = fisher_blocks(
         loss, block=block, damping=damping, examples=examples, memory_bytes=memory_bytes
     )
@@ -89,7 +91,7 @@ def woodfisher(
         del key
         weights = living(params, masks, where)
         if stacked:
-            sweeps.case_count(batch, name="batch")
+            check_stacked(batch)
             batch = jax.tree.map(lambda leaf: jnp.reshape(leaf, (-1, *jnp.shape(leaf)[2:])), batch)
         information = blocks(params, weights, batch, masks)
 
@@ -193,6 +195,24 @@ def over_examples(
         return statistic(jax.tree.map(present, jax.vmap(one)(jnp.minimum(index, n - 1))))
 
     return n, summed(of_some, jnp.arange(0, n, size), zeros)
+
+
+def check_stacked(batch: Batch) -> None:
+    """Checks that every array of several batches has two leading axes, and that they are the same.
+
+    Raises:
+      ValueError: If not; the message names the array.
+    """
+    sweeps.case_count(batch, name="batch")
+    leaves = {path: jnp.shape(leaf) for path, leaf in trees.by_path(batch, "batch").items()}
+    first = next(iter(leaves.values()))[:2]
+    for path, shape in leaves.items():
+        if len(shape) < 2 or shape[:2] != first:
+            raise ValueError(
+                "`batch` must have two leading axes with `stacked=True`, of batches and of their "
+                f"examples, the same in every array, got shape {shape} at {path!r}. Leave "
+                "`stacked` out if it is a single batch."
+            )
 
 
 def in_blocks(leaf: Any, block: int) -> Array:

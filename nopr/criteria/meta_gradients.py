@@ -18,6 +18,7 @@ from nopr.typing import (
     Params,
     Scores,
     Where,
+    check_flags,
     check_loss,
     check_loss_value,
     is_real,
@@ -65,6 +66,7 @@ def prospr(
     all leaves are those of its released code.
     """
     check_loss(loss)
+    check_flags(stacked=stacked)
     steps = whole_number("steps", steps)
     rate = _checked("learning_rate", learning_rate, most=1e38)
     decay = _checked("momentum", momentum, most=1)

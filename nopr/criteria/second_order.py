@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nopr import sweeps, trees
-from nopr.criteria.fisher import over_examples
+from nopr import trees
+from nopr.criteria.fisher import check_stacked, over_examples
 from nopr.criteria.shared import gradient, living, summed, wide
 from nopr.typing import (
     Batch,
@@ -18,6 +18,7 @@ from nopr.typing import (
     Params,
     Scores,
     Where,
+    check_flags,
     check_loss,
     whole_number,
 )
@@ -39,6 +40,7 @@ def grasp(loss: Loss, *, where: Where = trees.is_prunable, stacked: bool = False
     Source: Wang et al. 2020, arXiv:2002.07376.
     """
     check_loss(loss)
+    check_flags(stacked=stacked)
 
     def score(
         params: Params, batch: Batch, *, masks: Masks | None = None, key: Any = None
@@ -91,6 +93,7 @@ def obd(
     arXiv:1801.05787.
     """
     check_loss(loss)
+    check_flags(stacked=stacked)
     block = whole_number("block", block)
 
     def score(
@@ -109,7 +112,7 @@ def obd(
             return jax.tree.map(lambda leaf: leaf / n, total)
 
         if stacked:
-            sweeps.case_count(batch, name="batch")
+            check_stacked(batch)
         information = summed(fisher, batch, zeros) if stacked else fisher(batch)
         return jax.tree.map(lambda w, f: jnp.square(wide(w)) * f / 2, weights, information)
 

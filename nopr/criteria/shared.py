@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import tree_flatten_with_path, tree_map_with_path
 from jaxtyping import Array
 
 from nopr import masks as masks_
 from nopr import sweeps, trees
+from nopr.granularity.shared import check_known
 from nopr.typing import (
+    Axes,
     Batch,
     Criterion,
     Loss,
@@ -19,9 +24,13 @@ from nopr.typing import (
     Params,
     Scores,
     Where,
+    axes_of,
+    check_axes,
+    check_flags,
     check_form,
     check_loss,
     check_loss_value,
+    explained,
     function_name,
     takes,
 )
@@ -93,6 +102,7 @@ def from_gradients(
         score, "(weights, gradient)", name="score", remedy="It is called with each prunable leaf."
     )
     check_loss(loss)
+    check_flags(stacked=stacked)
 
     def criterion(
         params: Params, batch: Batch, *, masks: Masks | None = None, key: Any = None
@@ -138,25 +148,70 @@ def wide(values: Any) -> Array:
     return values.astype(jnp.float32) if values.dtype.itemsize < 4 else values
 
 
-def check_filters(tree: Params | Scores) -> None:
-    """Checks that the last axis of every leaf numbers its filters.
+def of_filters(function: Callable[..., Array], where: Where, axes: Axes) -> Criterion:
+    """A criterion `function(outs, weights, masks)` of kernels, by the axes of their filters."""
+    check_axes(axes, argument="axes")
+
+    def score(
+        params: Params, batch: Batch, *, masks: Masks | None = None, key: Any = None
+    ) -> Scores:
+        del batch, key
+        weights = living(params, masks, where)
+        return map_filters(function, axes, weights, alive(masks, weights))
+
+    return score
+
+
+def map_filters(
+    function: Callable[..., Array], axes: Axes, tree: Params | Scores, *rest: Any
+) -> Scores:
+    """Maps `function(outs, leaf, *others)`, with the axes that number the filters of each leaf.
+
+    Args:
+      function: A function of those axes, counted from 0, of a leaf and of those of `rest`.
+      axes: The axes that number a kernel's outputs, or `{path: axes}`; None for the last.
+      tree: The params or scores.
+      rest: Trees like it.
 
     Raises:
-      ValueError: If a leaf has three dimensions: those of attention are [in, heads, features] or
-        [heads, features, out], and do not show which they are.
+      ValueError: If `axes` names a path that the tree lacks, a leaf lacks an axis, or none is given
+        for a leaf of three dimensions, whose shape does not show which numbers its filters.
     """
-    for path, leaf in trees.by_path(tree, "params").items():
-        if leaf.ndim == 3:
-            raise ValueError(
-                f"Filters must be along the last axis of a kernel, got shape {leaf.shape} at "
-                f"{path!r}, which may be attention's. Leave it out with `where`."
-            )
+    known = [
+        trees.path_string(path)
+        for path, _ in tree_flatten_with_path(tree, is_leaf=lambda leaf: leaf is None)[0]
+    ]
+    for path in check_axes(axes, argument="axes"):
+        check_known(path, known, argument="axes", name="params")
+
+    def of_leaf(path: Any, leaf: Any, *others: Any) -> Array:
+        place, shape = trees.path_string(path), tuple(leaf.shape)
+        role = "the axes that number its outputs"
+        outs = axes_of(axes, place, shape, default=-1, role=role, argument="axes") if shape else ()
+        return function(outs, leaf, *others)
+
+    return tree_map_with_path(of_leaf, tree, *rest)
 
 
-def filter_sums(values: Any) -> Array:
-    """The sum over each filter (index of the last axis), as the value of each of its entries."""
-    axes = tuple(range(values.ndim - 1))
-    return jnp.broadcast_to(jnp.sum(wide(values), axis=axes, keepdims=True), values.shape)
+def filter_sums(outs: tuple[int, ...], values: Any) -> Array:
+    """The sum over each filter, the values at one index of `outs`, as that of all its entries."""
+    within = tuple(axis for axis in range(values.ndim) if axis not in outs)
+    return jnp.broadcast_to(jnp.sum(wide(values), axis=within, keepdims=True), values.shape)
+
+
+def as_matrix(outs: tuple[int, ...], values: Any) -> Array:
+    """A kernel as [inputs, filters]: `outs` are the columns, all other axes the rows."""
+    within = [axis for axis in range(values.ndim) if axis not in outs]
+    sides = [math.prod(values.shape[axis] for axis in part) for part in (within, outs)]
+    return jnp.transpose(values, [*within, *outs]).reshape(sides)
+
+
+def from_matrix(outs: tuple[int, ...], matrix: Array, shape: tuple[int, ...]) -> Array:
+    """The kernel of some shape of which `as_matrix` made a matrix."""
+    order = [*(axis for axis in range(len(shape)) if axis not in outs), *outs]
+    return jnp.transpose(
+        matrix.reshape([shape[axis] for axis in order]), np.argsort(order).tolist()
+    )
 
 
 def gradient(loss: Loss, params: Params, batch: Batch, stacked: bool) -> Callable[[Params], Params]:
@@ -170,7 +225,15 @@ def gradient(loss: Loss, params: Params, batch: Batch, stacked: bool) -> Callabl
     """
 
     def value(weights: Params, batch: Batch) -> Array:
-        return check_loss_value(loss(trees.overlay(lambda _, new: new, params, weights), batch))
+        whole = trees.overlay(lambda _, new: new, params, weights)
+        if not stacked:
+            return check_loss_value(loss(whole, batch))
+        with explained(
+            "`stacked=True` gives the loss one batch at a time, here with arrays of shape "
+            f"{', '.join(map(str, trees.shapes(batch)))}, and it failed",
+            "Leave `stacked` out if the batch is a single one.",
+        ):
+            return check_loss_value(loss(whole, batch))
 
     def one(weights: Params, batch: Batch) -> Params:
         trees.check_floating(weights)

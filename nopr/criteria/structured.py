@@ -3,15 +3,14 @@
 The scores have the shape of the weights, and all weights of a filter have its score, so that these
 criteria serve every consumer of scores. To prune filters, give the pruner
 `granularity=granularity.filters(outputs=...)` (or `units`), whose mean over a filter returns its
-score to rounding. Transpose weights that are [out, in, ...], as in Equinox and PyTorch, first.
-Kernels of three dimensions, which may be attention's, are refused.
+score to rounding. Transpose weights that are [out, in, ...], as in Equinox and PyTorch, first, or
+give `axes`, as for attention and 1-D convolutions, whose shape does not show their filters.
 """
 
 from __future__ import annotations
 
 import difflib
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,11 +18,18 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from nopr import trees
-from nopr.criteria.shared import alive, check_filters, filter_sums, living, wide
-from nopr.typing import Batch, Criterion, Masks, Params, Scores, Where, shown
+from nopr.criteria.shared import (
+    as_matrix,
+    filter_sums,
+    from_matrix,
+    living,
+    of_filters,
+    wide,
+)
+from nopr.typing import Axes, Batch, Criterion, Masks, Params, Scores, Where, shown
 
 
-def filter_l1(*, where: Where = trees.is_prunable) -> Criterion:
+def filter_l1(*, where: Where = trees.is_prunable, axes: Axes = None) -> Criterion:
     r"""The sum of the magnitudes of a filter's weights, :math:`\sum_{s \in S} |w_s|`.
 
     It grows with the size of the filters, so the paper prunes each layer on its own
@@ -31,6 +37,8 @@ def filter_l1(*, where: Where = trees.is_prunable) -> Criterion:
 
     Args:
       where: `where(path, leaf)`, true for a prunable leaf.
+      axes: The axes that number a kernel's filters, or `{path: axes}`; by default, the last. They
+        must be given for kernels of three dimensions, as for `granularity.filters`.
 
     Returns:
       A criterion whose scores are at least float32.
@@ -52,24 +60,30 @@ def filter_l1(*, where: Where = trees.is_prunable) -> Criterion:
 
     Source: Li et al. 2017, arXiv:1608.08710.
     """
-    return _of_filters(lambda w, _: filter_sums(jnp.abs(wide(w))), where)
+    return of_filters(lambda outs, w, _: filter_sums(outs, jnp.abs(wide(w))), where, axes)
 
 
-def filter_l2(*, where: Where = trees.is_prunable) -> Criterion:
+def filter_l2(*, where: Where = trees.is_prunable, axes: Axes = None) -> Criterion:
     r"""The Euclidean norm of a filter, :math:`\big( \sum_{s \in S} w_s^2 \big)^{1/2}`.
 
     Args:
       where: `where(path, leaf)`, true for a prunable leaf.
+      axes: The axes that number a kernel's filters, or `{path: axes}`; by default, the last. They
+        must be given for kernels of three dimensions, as for `granularity.filters`.
 
     Returns:
       A criterion whose scores are at least float32.
 
     Source: compared with the sum of magnitudes by Li et al. 2017, arXiv:1608.08710.
     """
-    return _of_filters(lambda w, _: jnp.sqrt(filter_sums(jnp.square(wide(w)))), where)
+
+    def norm(outs: tuple[int, ...], weights: Any, _: Any) -> Array:
+        return jnp.sqrt(filter_sums(outs, jnp.square(wide(weights))))
+
+    return of_filters(norm, where, axes)
 
 
-def fpgm(*, where: Where = trees.is_prunable) -> Criterion:
+def fpgm(*, where: Where = trees.is_prunable, axes: Axes = None) -> Criterion:
     r"""Distance of a filter from the others of its layer, :math:`\sum_j \|F_i - F_j\|_2`.
 
     The sum is smallest for the filter nearest to the geometric median of the layer, which the
@@ -83,13 +97,15 @@ def fpgm(*, where: Where = trees.is_prunable) -> Criterion:
 
     Args:
       where: `where(path, leaf)`, true for a prunable leaf.
+      axes: The axes that number a kernel's filters, or `{path: axes}`; by default, the last. They
+        must be given for kernels of three dimensions, as for `granularity.filters`.
 
     Returns:
       A criterion whose scores are at least float32.
 
     Source: He et al. 2019, filter pruning via geometric median, arXiv:1811.00250.
     """
-    return _of_filters(_distances, where)
+    return of_filters(_distances, where, axes)
 
 
 def batch_norm_scale(scales: Mapping[str, str]) -> Criterion:
@@ -136,32 +152,17 @@ def batch_norm_scale(scales: Mapping[str, str]) -> Criterion:
     return score
 
 
-def _of_filters(function: Callable[[Any, Any], Array], where: Where) -> Criterion:
-    """A criterion of kernels and their masks, whose last axis must number the filters."""
-
-    def score(
-        params: Params, batch: Batch, *, masks: Masks | None = None, key: Any = None
-    ) -> Scores:
-        del batch, key
-        weights = living(params, masks, where)
-        check_filters(weights)
-        return jax.tree.map(function, weights, alive(masks, weights))
-
-    return score
-
-
-def _distances(weights: Any, alive: Any) -> Array:
+def _distances(outs: tuple[int, ...], weights: Any, alive: Any) -> Array:
     """The sum of a filter's distances to the others that are alive, for each of its weights."""
-    form = (math.prod(weights.shape[:-1]), (1, *weights.shape)[-1])
-    filters = wide(weights).reshape(form).T
-    there = jnp.any(jnp.reshape(alive, form), axis=0)
+    filters = as_matrix(outs, wide(weights)).T
+    there = jnp.any(as_matrix(outs, alive), axis=0)
 
     def to_others(one: Array) -> Array:
         distances = jnp.sqrt(jnp.sum(jnp.square(filters - one[None, :]), axis=1))
         return jnp.sum(jnp.where(there, distances, 0))
 
     scores = jax.lax.map(to_others, filters)
-    return jnp.broadcast_to(scores, form).reshape(weights.shape)
+    return from_matrix(outs, jnp.broadcast_to(scores, filters.T.shape), weights.shape)
 
 
 def _check_pair(kernel: str, scale: str, leaves: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Int
 
 from nopr import trees
-from nopr.typing import Batch, is_real, shown, whole_number
+from nopr.typing import Batch, check_flags, is_real, shown, whole_number
 
 
 def steps_per_epoch(examples: int, *, batch_size: int | None, remainder: bool = True) -> int:
@@ -25,6 +25,7 @@ def steps_per_epoch(examples: int, *, batch_size: int | None, remainder: bool = 
     Raises:
       ValueError: If `examples` or `batch_size` is not a whole number of at least 1.
     """
+    check_flags(remainder=remainder)
     examples = whole_number("examples", examples)
     if batch_size is None:
         return 1

@@ -24,6 +24,7 @@ from nopr.typing import (
     Masks,
     Params,
     StepLoss,
+    check_flags,
     check_form,
     check_key,
     check_loss_value,
@@ -200,6 +201,7 @@ def make_plan(
     form, remedy = "(params, state, batch, key)", "Make one of a loss: `finetune.stateless(loss)`."
     check_form(step_loss, form, name="step_loss", remedy=remedy)
     transforms.check(tx)
+    check_flags(remainder=remainder)
     for name, function in (("monitor", monitor), ("read_masks", read_masks)):
         if function is not None and not callable(function):
             raise ValueError(f"`{name}` must be a function, got {shown(function)}.")

@@ -199,9 +199,11 @@ def _cross_entropies(logits: Any, labels: Any) -> Float[Array, " batch"]:
     given = trees.numbers(labels, "batch")
     labels = jnp.asarray(given)
     if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != logits.shape[:-1]:
+        one_hot = labels.shape == logits.shape and labels.ndim > 0
+        remedy = " Turn one-hot labels into integers: `labels.argmax(axis=-1)`." if one_hot else ""
         raise ValueError(
             f"The labels must be integers of shape {logits.shape[:-1]}, "
-            f"got {labels.dtype} of shape {labels.shape}."
+            f"got {labels.dtype} of shape {labels.shape}.{remedy}"
         )
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(f"`apply` must return floating logits, got {logits.dtype}.")

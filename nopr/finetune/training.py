@@ -25,6 +25,7 @@ from nopr.typing import (
     Masks,
     Params,
     StepLoss,
+    check_flags,
     check_form,
     check_key,
     check_loss,
@@ -80,6 +81,7 @@ def trainer(
     """
     if best_by is not None and monitor is None:
         raise ValueError(f"`best_by` = {best_by!r} needs a `monitor` that returns it, got None.")
+    check_flags(stateful=stateful, remainder=remainder)
     whole_number("epochs", epochs)
     if batch_size is not None:
         whole_number("batch_size", batch_size)

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nopr.granularity.shared import Granularity, Layout, grouped, paths
-from nopr.typing import Where, axes_of, check_axes, shown, whole_number
+from nopr.typing import Axes, Where, axes_of, check_axes, shown, whole_number
 
 
 def filters(
     *,
     outputs: Sequence[str] | None = None,
     where: Where | None = None,
-    axes: int | Sequence[int] | Mapping[str, Any] | None = None,
+    axes: Axes = None,
 ) -> Granularity:
     """Whole filters: the weights that compute one output of a kernel, its last axis.
 
@@ -72,7 +72,7 @@ def filters(
 def channels(
     *,
     where: Where | None = None,
-    axes: int | Sequence[int] | Mapping[str, Any] | None = None,
+    axes: Axes = None,
     groups: Mapping[str, int] | None = None,
 ) -> Granularity:
     """Whole input channels: the weights of a kernel that read one of its inputs.
@@ -136,7 +136,7 @@ def channels(
 def rows(
     *,
     where: Where | None = None,
-    axes: int | Sequence[int] | Mapping[str, Any] | None = None,
+    axes: Axes = None,
 ) -> Granularity:
     """Whole rows: the weights at one place of a kernel that lead to all its outputs.
 

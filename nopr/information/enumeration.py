@@ -18,7 +18,7 @@ from nopr import sweeps, trees
 from nopr.information import laws
 from nopr.information.entropies import Values
 from nopr.information.results import Exact, summarize
-from nopr.typing import Algorithm, Masks, check_form, check_key, is_key, whole_number
+from nopr.typing import Algorithm, Masks, check_flags, check_form, check_key, is_key, whole_number
 
 _BLOCK = 2048  # more at once is slower on a CPU: tiny networks no longer fit in its cache
 _BLOCK_ELEMENTS = 2**27  # numbers that one block may hold, by default
@@ -98,6 +98,7 @@ def exact(
     """
     remedy = "Make one from a pruner: `algorithms.at_init(pruner, init=...)`."
     check_form(algorithm, "(data, *, key)", name="algorithm", remedy=remedy)
+    check_flags(levels=levels, check=check)
     cases = sweeps.case_count(datasets, name="datasets")
     weights = laws.case_weights(weights, cases)
     datasets = jax.tree.map(lambda leaf: leaf if is_key(leaf) else np.asarray(leaf), datasets)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Num
 from nopr.networks.choices import check_at_least_one, is_positive_integer
 from nopr.networks.layers import Activation, Dense, Initialization, activate
 from nopr.networks.record import Network
-from nopr.typing import check_choice, shown
+from nopr.typing import check_choice, check_flags, shown
 
 
 def mlp(
@@ -45,6 +45,7 @@ def mlp(
     check_at_least_one(inputs=inputs)
     check_choice("activation", activation, Activation)
     check_choice("initialization", initialization, Initialization)
+    check_flags(use_bias=use_bias)
     module = MLP(widths, activation, initialization, use_bias)
     return Network(module, (inputs,), tuple(f"layer_{i}/kernel" for i in range(len(widths))))
 
