@@ -298,3 +298,12 @@ def sparsegpt(rows, weights, *, density, block, damping):
                 w[j + 1 :, out] += change * w[j, out]
                 w[j, out] = 0
     return w, kept
+
+
+def at_tap(inputs, tap, kernel):
+    """The pixels of [n, height, width, in] at one place of a SAME window of stride 1."""
+    low = [(side - 1) // 2 for side in kernel[:2]]
+    gaps = [(0, 0), *((a, side - 1 - a) for a, side in zip(low, kernel[:2], strict=True)), (0, 0)]
+    padded = np.pad(np.asarray(inputs), gaps)
+    (row, column), (_, height, width, _) = tap, inputs.shape
+    return padded[:, row : row + height, column : column + width]

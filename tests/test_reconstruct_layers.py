@@ -72,3 +72,99 @@ def test_sparsegpt_is_its_slow_twin():
     np.testing.assert_array_equal(found.masks["w"], kept)
     np.testing.assert_allclose(found.params["w"], new, rtol=1e-4, atol=1e-6)
     assert bool(found.finite)
+
+
+def test_with_a_fixed_mask_each_removal_is_the_optimal_update_of_the_weights_after_it():
+    """One weight goes: those before it stay, the others minimize the layer's error."""
+    kept = np.ones((8, 1), bool)
+    kept[2] = False
+    w = ONE["w"][:, :1]
+    found = reconstruct.sparsegpt(product, density=1.0, block=3)(
+        {"w": w}, X, masks={"w": jnp.asarray(kept)}
+    )
+    np.testing.assert_array_equal(found.masks["w"], kept)
+    hessian = np.float64(X).T @ np.float64(X)
+    hessian += 0.01 * np.mean(np.diag(hessian)) * np.eye(8)
+    rest = w[3:, 0] + np.linalg.solve(hessian[3:, 3:], hessian[3:, 2]) * w[2, 0]
+    np.testing.assert_array_equal(found.params["w"][:3, 0], [*w[:2, 0], 0])
+    np.testing.assert_allclose(found.params["w"][3:, 0], rest, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"density": 0.5}, {"n_of_m": (2, 4)}], ids=str)
+def test_sparsegpt_has_a_smaller_error_than_magnitude_and_wanda_on_correlated_inputs(options):
+    found = reconstruct.sparsegpt(product, **options)(ONE, (X, None))
+    assert masks.count(found.masks) == 20
+    others = [criteria.magnitude()(ONE, X), criteria.wanda(product)(ONE, X)]
+    if "n_of_m" in options:
+        kept = [masks.n_of_m(scores, n=2, m=4) for scores in others]
+        groups = np.reshape(found.masks["w"], (2, 4, 5)).sum(axis=1)
+        np.testing.assert_array_equal(groups, 2)
+    else:
+        kept = [masks.top(one, density=0.5, scope="output") for one in others]
+    assert error(found.params) < 0.8 * min(error(masks.apply(ONE, one)) for one in kept)
+
+
+@pytest.mark.parametrize("name", ["attention", "convolutions", "equinox", "stacked"])
+def test_counts_of_each_layer_are_exact_and_pruned_weights_are_0_in_any_network(name):
+    apply, params, x = NETWORKS[name]
+    x = jax.random.normal(jax.random.key(1), (12, *x.shape[1:]))
+    prune = jax.jit(reconstruct.sparsegpt(apply, density=0.3, block=5))
+    found = prune(params, x)
+    for path, layer in masks.by_layer(found.masks).items():
+        assert int(layer.kept) == round(0.3 * layer.size), path
+    again = masks.apply(found.params, found.masks)
+    jax.tree.map(np.testing.assert_array_equal, again, found.params)
+    assert bool(found.finite)
+
+
+def shared(params, x):
+    return jnp.dot(jnp.tanh(jnp.dot(x, params["w"])), params["w"])
+
+
+SQUARE = {"w": jnp.float32(RNG.normal(size=(8, 8)))}
+
+
+def test_a_shared_kernel_is_refitted_to_all_its_uses_by_dense_inputs():
+    kept = chosen(SQUARE)
+    new = reconstruct.least_squares(shared, damping=1e-9)(SQUARE, kept, X)["w"]
+    rows = capture.rows(shared, SQUARE, X)["w"][0]
+    slopes = rows.T @ (rows @ (new - SQUARE["w"]))
+    np.testing.assert_allclose(np.where(kept["w"], slopes, 0), 0, atol=2e-2)
+
+
+BAD = {
+    "`damping` must be a number from 0 up, got -1": lambda: reconstruct.least_squares(
+        product, damping=-1
+    ),
+    "`inputs` must be one of 'dense', 'pruned', got 'sparse'": lambda: reconstruct.least_squares(
+        product, inputs="sparse"
+    ),
+    "`least_squares` needs a batch, got None": lambda: reconstruct.least_squares(product)(
+        ONE, HALF, None
+    ),
+    "`sparsegpt` needs a batch, got None": lambda: reconstruct.sparsegpt(product, density=0.5)(
+        ONE, None
+    ),
+    "Give exactly one of `density` and `n_of_m`": lambda: reconstruct.sparsegpt(product),
+    "must divide the fan-in of the kernel at 'w', 8, got 3": lambda: reconstruct.sparsegpt(
+        product, n_of_m=(2, 3)
+    )(ONE, X),
+    "NaN or infinity at 'w'. Give more rows": lambda: reconstruct.least_squares(product, damping=0)(
+        ONE, HALF, X[:1]
+    ),
+    "at 'w' is used more than once": lambda: reconstruct.least_squares(shared, inputs="pruned")(
+        SQUARE, chosen(SQUARE), X
+    ),
+    "kernel at 'w' is used more": lambda: reconstruct.sparsegpt(shared, density=0.5)(SQUARE, X),
+    "does not use the leaf at 'v' as a kernel": lambda: reconstruct.sparsegpt(product, density=0.5)(
+        {**ONE, "v": ONE["w"]}, X
+    ),
+    "must be in .0, 1., got 1.3": lambda: reconstruct.sparsegpt(product, density=1.3),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+@pytest.mark.usefixtures("unchecked")
+def test_bad_input_is_one_clear_line(message):
+    with pytest.raises(ValueError, match=message):
+        BAD[message]()
