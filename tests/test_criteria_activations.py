@@ -136,6 +136,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("message", BAD)
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input_is_one_clear_line(message):
     with pytest.raises(ValueError, match=message):
         BAD[message]()

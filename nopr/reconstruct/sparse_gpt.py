@@ -77,8 +77,8 @@ def sparsegpt(
     Returns:
       `(params, batch, *, masks=None, key=None) -> record` with `params`, `masks` and `finite`. The
       batch is the inputs of the network, or a tuple whose first entry is. Given `masks`, it chooses
-      among the weights alive in them, and a block keeps no more than are alive; the key is not
-      used. It works under jit and vmap, and raises a ValueError if the batch is None, m does not
+      among the weights alive in them, and makes up for the others too if they are not 0 yet; a block
+      keeps no more than are alive. The key is not used. It works under jit and vmap, and raises a ValueError if the batch is None, m does not
       divide the fan-in of a kernel, or a kernel cannot be followed through the network (see
       `capture`) or is used twice; the message has its path.
 
@@ -121,7 +121,6 @@ def sparsegpt(
         alive = trees.full_masks(params, where) if masks is None else masks
         trees.check_same(alive, weights, name="masks", other="params")
         masks_.check_bool(alive)
-        start = masks_.apply(params, alive)
         living = trees.by_path(alive, "masks")
         each = [None] * len(paths)
         if density is not None:
@@ -150,10 +149,10 @@ def sparsegpt(
             new[path] = jnp.where(kept[path], found.astype(leaf.dtype), 0)
             return (new[path],)
 
-        capture.walk(apply, [start], entering, visit, where=among(paths))
+        capture.walk(apply, [params], entering, visit, where=among(paths))
         finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in new.values()]).all()
         chosen = jax.tree.unflatten(jax.tree.structure(weights), [kept[path] for path in paths])
-        return Pruned(overlaid(start, new), chosen, finite)
+        return Pruned(overlaid(params, new), chosen, finite)
 
     return prune
 
