@@ -77,10 +77,11 @@ def sparsegpt(
     Returns:
       `(params, batch, *, masks=None, key=None) -> record` with `params`, `masks` and `finite`. The
       batch is the inputs of the network, or a tuple whose first entry is. Given `masks`, it chooses
-      among the weights alive in them, and makes up for the others too if they are not 0 yet; a block
-      keeps no more than are alive. The key is not used. It works under jit and vmap, and raises a ValueError if the batch is None, m does not
-      divide the fan-in of a kernel, or a kernel cannot be followed through the network (see
-      `capture`) or is used twice; the message has its path.
+      among the weights alive in them, and makes up for the others too if they are not 0 yet; a
+      block keeps no more than are alive. The key is not used. It works under jit and vmap, and
+      raises a ValueError if the batch is None, m does not divide the fan-in of a kernel, or a
+      kernel cannot be followed through the network (see `capture`) or is used twice; the message
+      has its path.
 
     Raises:
       ValueError: If an option is out of range, or not exactly one of `density` and `n_of_m` is
