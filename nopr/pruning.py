@@ -100,9 +100,9 @@ def pruner(
     _check_group(grain, density=density, distribution=distribution)
     if scope == "output" and (granularity is not None or distribution is not None):
         raise ValueError(
-            "scope='output' takes no `granularity` and no `distribution`: single weights compete, "
-            "at the same density in each output of a layer. Leave them out; `density` may be "
-            "{path: number}."
+            "`granularity` and `distribution` must be None with scope='output': single weights "
+            "compete, at the same density in each output of a layer. Leave them out; `density` may "
+            "be {path: number}."
         )
     by_layer = distribution is not None or not (density is None or _is_single(density))
 

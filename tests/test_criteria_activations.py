@@ -121,14 +121,14 @@ BAD = {
     "must be a whole number from 0 to 4, .* at 'w', got 5": lambda: masks.top(
         {"w": jnp.ones((4, 2))}, count=5, scope="output"
     ),
-    "scope='output' takes no `granularity`": lambda: pruning.pruner(
+    "`granularity` and `distribution` must be None": lambda: pruning.pruner(
         criteria.random(), scope="output", granularity=granularity.rows()
     ),
     "`wanda` needs a batch, got None": lambda: criteria.wanda(Images().apply)(PARAMS, None),
     "`apoz` needs a batch, got None": lambda: criteria.apoz(Images().apply, layers=LAYERS)(
         PARAMS, None
     ),
-    "at least two kernels, got 'w'": lambda: criteria.apoz(Images().apply, layers="w"),
+    "at least two kernels, got .'w'.": lambda: criteria.apoz(Images().apply, layers=["w"]),
     "has 3 inputs|`layers` must fit together": lambda: criteria.apoz(
         Images().apply, layers=LAYERS[::-1]
     )(PARAMS, X),

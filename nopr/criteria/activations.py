@@ -15,6 +15,7 @@ from jaxtyping import Array
 
 from nopr import capture, granularity, trees
 from nopr.criteria.shared import living, wide
+from nopr.granularity.shared import paths
 from nopr.typing import Apply, Batch, Criterion, Masks, Params, Scores, Where, check_apply
 
 
@@ -122,9 +123,9 @@ def apoz(apply: Apply, *, layers: Sequence[str]) -> Criterion:
     Source: Hu et al. 2016, network trimming, arXiv:1607.03250.
     """
     check_apply(apply)
-    if isinstance(layers, str) or len(layers) < 2:
-        raise ValueError(f"`layers` must name at least two kernels, got {layers!r}.")
-    layers = tuple(layers)
+    layers = paths(layers, argument="layers")
+    if len(layers) < 2:
+        raise ValueError(f"`layers` must name at least two kernels, got {list(layers)}.")
 
     def among(names: Sequence[str]) -> Where:
         return lambda path, leaf: path in names

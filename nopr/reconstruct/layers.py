@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from nopr import capture, precision, trees
 from nopr import masks as masks_
+from nopr.capture.statistics import total
 from nopr.criteria.activations import inputs_of
 from nopr.reconstruct.quadratic import restricted
 from nopr.typing import (
@@ -178,7 +179,7 @@ def gram(one: capture.Entering, other: capture.Entering) -> Array:
     """The sum over rows of outer products, [groups, fan_in, fan_in], in double precision."""
 
     def sums(one_operand: Any, other_operand: Any) -> Array:
-        return capture.total(
+        return total(
             lambda a, b: jnp.einsum(
                 "gri,grj->gij", a.astype(jnp.float64), b.astype(jnp.float64), precision="highest"
             ),
