@@ -96,7 +96,7 @@ def _check_summary(summary):
         ("network.widths", (2**20, 2**20), "`network` must have at most 2,147,483,647 weights"),
         ("training.length", f"{10**20}ep", "`training.length` must be at most 2,147,483,647 st"),
         ("training.length", f"{10**9}ep", "`training.length` must be at most 2,147,483,647 st"),
-        ("pruning.scope", "net", "`pruning.scope` must be one of 'global', 'layer', 'output', got 'net'."),
+        ("pruning.scope", "net", "`pruning.scope` must be one of 'global', 'layer', got 'net'."),
         ("pruning.retrain", "finetuning", "`pruning.retrain` must be one of 'weight_rewinding', "),
         ("pruning.rewind", "60ep", "`pruning.rewind` must be below `training.length`, '60ep', got"),
         ("training.checkpoint_keep", 0, "`training.checkpoint_keep` must be at least 1, got 0."),
