@@ -39,6 +39,10 @@ PROMISES = {}
 UNREAD = {
     "criteria.batch_norm_scale()": "only the scales of some layers are read",
     "criteria.random()": "scores are noise",
+    **dict.fromkeys(
+        ("capture.nonzero", "capture.rows", "capture.second_moments", "capture.squared_norms"),
+        "the last kernel has no part in what enters",
+    ),
     "export.load_masks": "of `like` only the shapes are read",
     "export.load_pruned": "of `like` only the shapes are read",
     "export.load_safetensors": "of `like` only the shapes are read",

@@ -157,7 +157,7 @@ def inputs_of(batch: Batch, name: str) -> Any:
       ValueError: If the batch is None.
     """
     inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
-    if not jax.tree.leaves(inputs):
+    if not trees.by_path(inputs, "batch"):
         raise ValueError(
             f"`{name}` needs a batch, got None. Give the network's inputs, or (inputs, labels)."
         )

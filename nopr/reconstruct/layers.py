@@ -93,7 +93,7 @@ def least_squares(
     channel pruning, arXiv:1707.06168, for any mask.
     """
     check_apply(apply)
-    check_damping(damping)
+    damping = check_damping(damping)
     check_choice("inputs", inputs, Inputs)
 
     def reconstruct(params: Params, masks: Masks, batch: Batch) -> Params:
@@ -228,14 +228,15 @@ def check_first(use: capture.Use, done: Any) -> str:
     return path
 
 
-def check_damping(damping: Any) -> None:
-    """Checks that the damping is a number from 0 up.
+def check_damping(damping: Any) -> float:
+    """Checks that the damping is a number from 0 up, and returns it as a float.
 
     Raises:
       ValueError: If it is not.
     """
     if not is_real(damping) or damping < 0:
         raise ValueError(f"`damping` must be a number from 0 up, got {shown(damping)}.")
+    return float(damping)
 
 
 def check_finite(new: dict[str, Any]) -> None:

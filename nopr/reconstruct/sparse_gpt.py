@@ -100,7 +100,7 @@ def sparsegpt(
     Source: Frantar and Alistarh 2023, arXiv:2301.00774.
     """
     check_apply(apply)
-    check_damping(damping)
+    damping = check_damping(damping)
     block = whole_number("block", block)
     if (density is None) == (n_of_m is None):
         raise ValueError(
