@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
+from nopr import axes as axes_
 from nopr import budgets, criteria, precision, ranking, schedules, trees
 from nopr import densities as densities_
 from nopr import granularity as granularities
@@ -43,7 +44,7 @@ def pruner(
     *,
     density: Any = None,
     scope: Scope = "global",
-    axes: int | Sequence[int] | Mapping[str, Any] | None = None,
+    axes: axes_.Axes = None,
     distribution: Callable[..., Counts] | None = None,
     granularity: granularities.Granularity | None = None,
     schedule: Callable[..., schedules.Schedule] = schedules.exponential,
@@ -100,9 +101,9 @@ def pruner(
     _check_group(grain, density=density, distribution=distribution)
     if scope == "output" and (granularity is not None or distribution is not None):
         raise ValueError(
-            "scope='output' takes no `granularity` and no `distribution`: single weights compete, "
-            "at the same density in each output of a layer. Leave them out; `density` may be "
-            "{path: number}."
+            "`granularity` and `distribution` must be None with scope='output': single weights "
+            "compete, at the same density in each output of a layer. Leave them out; `density` may "
+            "be {path: number}."
         )
     by_layer = distribution is not None or not (density is None or _is_single(density))
 
