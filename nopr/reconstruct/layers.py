@@ -13,7 +13,7 @@ from nopr import capture, precision, trees
 from nopr import masks as masks_
 from nopr.capture.statistics import total
 from nopr.criteria.activations import inputs_of
-from nopr.reconstruct.quadratic import restricted
+from nopr.reconstruct.quadratic import change
 from nopr.typing import (
     Apply,
     Batch,
@@ -28,9 +28,6 @@ from nopr.typing import (
 
 Inputs: TypeAlias = Literal["dense", "pruned"]
 """The network whose inputs of a layer are used: before pruning, or pruned up to this layer."""
-
-MEMORY_BYTES = 1 << 28
-"""The most memory for the systems of equations that are solved at once, if one fits."""
 
 
 def least_squares(
@@ -56,7 +53,8 @@ def least_squares(
 
     The squared error :math:`\| X' v - X w \|^2` of an output is never larger than that of its
     masked weights, and with full masks the weights do not change. It is computed in double
-    precision, from second moments alone; each output costs a Cholesky factorization of its fan-in.
+    precision, from second moments alone; each output costs a Cholesky factorization of its kept
+    weights, or of its fan-in where the masks are traced.
 
     Args:
       apply: `apply(params, inputs) -> outputs`.
@@ -135,44 +133,52 @@ def least_squares(
         return overlaid(masked, new)
 
     def fit(kernel: capture.Kernel, leaf: Any, mask: Any, moments: Any, crossed: Any) -> Array:
-        def solve(leaf: Any, mask: Any, moments: Any, crossed: Any) -> Array:
+        mask = jnp.asarray(mask)
+        columns = kernel.matrix(mask)  # [groups, fan_in, width]
+        most = columns.shape[1]
+        if not isinstance(columns, jax.core.Tracer):
+            most = max(int(columns.sum(axis=1).max(initial=0)), 1)
+
+        def solve(leaf: Any, columns: Any, moments: Any, crossed: Any) -> Array:
             weights = kernel.matrix(leaf).astype(jnp.float64)
             system = moments + damped(moments, damping)
             if crossed is not None:
                 # The best weights without a mask; they are `weights` where the inputs are the same.
                 pull = (crossed - moments) @ weights
                 weights = weights + jnp.linalg.solve(system, pull)
-            found = each_output(restricted, system, weights, kernel.matrix(mask))
-            return kernel.leaf(found)
+            return kernel.leaf(each_output(system, weights, columns, most=most))
 
-        mask = jnp.asarray(mask)
-        found = precision.in_double(solve, leaf, mask, moments, crossed)
+        found = precision.in_double(solve, leaf, columns, moments, crossed)
         return jnp.where(mask, found.astype(leaf.dtype), 0)
 
     return reconstruct
 
 
-def each_output(function: Callable[..., Array], systems: Array, *columns: Array) -> Array:
-    """A function of a system of equations and columns [fan_in], for each output of each group.
+def each_output(systems: Array, weights: Array, kept: Array, *, most: int) -> Array:
+    """What `restricted` gives for each output of each group, one after the other.
+
+    The kept entries of an output are gathered first: systems of their number cost far less than
+    those of the fan-in.
 
     Args:
-      function: `function(system, *columns) -> column`.
-      systems: One for each group, [groups, fan_in, fan_in].
-      *columns: Arrays [groups, fan_in, width].
-
-    Returns:
-      The results, [groups, fan_in, width], computed as many at once as `MEMORY_BYTES` hold.
+      systems: A matrix for each group, [groups, fan_in, fan_in].
+      weights: The weights, [groups, fan_in, width].
+      kept: Their masks.
+      most: The most kept weights of an output, or more.
     """
-    groups, fan_in, width = columns[0].shape
-    rows = [jnp.swapaxes(each, 1, 2).reshape(-1, fan_in) for each in columns]
-    index = jnp.repeat(jnp.arange(groups), width)
-    at_once = max(MEMORY_BYTES // max(4 * fan_in * fan_in * systems.dtype.itemsize, 1), 1)
-    found = jax.lax.map(
-        lambda row: function(systems[row[0]], *row[1:]),
-        (index, *rows),
-        batch_size=min(at_once, max(len(index), 1)),
-    )
-    return jnp.swapaxes(found.reshape(groups, width, fan_in), 1, 2)
+    groups, fan_in, width = weights.shape
+    pulls = jnp.matmul(systems, jnp.where(kept, 0, weights), precision="highest")
+    masks, pulls = (jnp.swapaxes(each, 1, 2).reshape(-1, fan_in) for each in (kept, pulls))
+
+    def one(row: tuple[Array, Array, Array]) -> Array:
+        group, mask, pull = row
+        there = jnp.argsort(~mask, stable=True)[:most]
+        part = change(systems[group][there][:, there], pull[there], mask[there])
+        return jnp.zeros(fan_in, pull.dtype).at[there].set(part)
+
+    found = jax.lax.map(one, (jnp.repeat(jnp.arange(groups), width), masks, pulls))
+    changes = jnp.swapaxes(found.reshape(groups, width, fan_in), 1, 2)
+    return jnp.where(kept, weights + changes, 0)
 
 
 def gram(one: capture.Entering, other: capture.Entering) -> Array:

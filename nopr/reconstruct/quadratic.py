@@ -64,15 +64,19 @@ def restricted(
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"`hessian` and `weights` must be real, got {dtype}.")
     hessian, weights = hessian.astype(dtype), weights.astype(dtype)
-    both = kept[:, None] & kept[None, :]
-    block = jnp.where(both, hessian, jnp.eye(n, dtype=dtype))
     pull = jnp.dot(hessian, jnp.where(kept, 0, weights), precision=_HIGHEST)
-    factor = jnp.linalg.cholesky(block, symmetrize_input=False)
-    change = jax.scipy.linalg.cho_solve((factor, True), pull)
-    found = jnp.where(kept, weights + change, 0)
+    found = jnp.where(kept, weights + change(hessian, pull, kept), 0)
     if not isinstance(found, jax.core.Tracer) and not jnp.isfinite(found).all():
         raise ValueError(
             "`hessian` must be positive definite on the kept weights, and all numbers finite, got "
             "a result with NaN or infinity. Add damping: `hessian + damping * jnp.eye(n)`."
         )
     return found
+
+
+def change(hessian: Array, pull: Array, kept: Array) -> Array:
+    """The solution of H x = `pull` over the kept entries, any number at the others."""
+    both = kept[:, None] & kept[None, :]
+    block = jnp.where(both, hessian, jnp.eye(kept.size, dtype=hessian.dtype))
+    factor = jnp.linalg.cholesky(block, symmetrize_input=False)
+    return jax.scipy.linalg.cho_solve((factor, True), pull)
