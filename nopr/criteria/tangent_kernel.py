@@ -55,8 +55,8 @@ def px(
 
     By the Cauchy-Schwarz inequality, the trace of the kernel over these weights, the sum over
     outputs and inputs of their squared derivatives, is at most
-    :math:`\sum_i \partial R / \partial w_i^2`, where the derivative is of the last factor alone: the
-    data decide how much each output counts. With `gates="paths"`, each path keeps its own gate,
+    :math:`\sum_i \partial R / \partial w_i^2`, where the derivative is of the last factor alone:
+    the data decide how much each output counts. With `gates="paths"`, each path keeps its own gate,
 
     .. math:: R = \sum_x \sum_p \big( v_p \, a_p(x) \, x_p \big)^2 ,
 
