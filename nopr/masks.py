@@ -6,7 +6,7 @@ A mask tree has a bool array on each prunable leaf (True = kept) and None elsewh
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental import checkify
 from jaxtyping import Array, Bool, Int, Key, UInt
 
+from nopr import axes as axes_
 from nopr import budgets, precision, ranking, trees
 from nopr.typing import (
     LayerCount,
@@ -37,7 +38,7 @@ def top(
     count: Any = None,
     masks: Masks | None = None,
     scope: Scope = "global",
-    axes: int | Sequence[int] | Mapping[str, Any] | None = None,
+    axes: axes_.Axes = None,
     warn: bool = True,
 ) -> Masks:
     r"""Keeps exactly the `count` highest scores, even when scores tie.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -151,15 +151,39 @@ def _keep_highest(scores: Array, alive: Array | None, k: Any) -> Array:
         above = keys > threshold
         equal = (keys == threshold) & (threshold > 0)
         kept = above | _first(equal, k - jnp.sum(above, dtype=jnp.int32))
+    elif keys.dtype == np.uint32:
+        kept = _highest_words(keys, keys > 0, k, otherwise=_first)
     else:
-        threshold, count = _separate(keys, k, most=np.iinfo(keys.dtype).max)
-        above = keys > threshold
-
-        def with_equals() -> Array:
-            return above | _first((keys == threshold) & (threshold > 0), k - count)
-
-        kept = jax.lax.cond(count < k, with_equals, lambda: above)
+        # Passes over 32 bits take a third of the time, and only equal upper halves need the lower.
+        upper = (keys >> np.uint64(32)).astype(np.uint32)
+        by_lower = partial(_highest_words, keys.astype(np.uint32), otherwise=_first)
+        kept = _highest_words(upper, keys > 0, k, otherwise=by_lower)
     return kept.reshape(scores.shape)
+
+
+def _highest_words(
+    words: UInt[Array, " n"],
+    among: Bool[Array, " n"],
+    k: Int[Array, ""],
+    *,
+    otherwise: Callable[..., Array],
+) -> Bool[Array, " n"]:
+    """The k highest of some 32-bit words, or all if there are fewer.
+
+    Args:
+      words: The words.
+      among: Which of them can be chosen.
+      k: How many are wanted.
+      otherwise: `otherwise(equal, need)` chooses from equal words, of which some are wanted.
+    """
+    there = jnp.where(among, words, np.uint32(0))
+    threshold, count = _separate(there, k, most=np.iinfo(np.uint32).max)
+    above = there > threshold
+
+    def with_equals() -> Array:
+        return above | otherwise((there == threshold) & among, k - count)
+
+    return jax.lax.cond(count < k, with_equals, lambda: above)
 
 
 def _first(equal: Bool[Array, " n"], need: Int[Array, ""]) -> Bool[Array, " n"]:

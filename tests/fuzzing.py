@@ -24,6 +24,7 @@ import nopr
 from nopr import (
     algorithms,
     budgets,
+    capture,
     criteria,
     data,
     densities,
@@ -47,8 +48,19 @@ from nopr.data import synthetic
 from nopr.lab import checkpoints, records, settings, tables
 
 MODULES = (
-    *(algorithms, budgets, criteria, data, densities, export, finetune, granularity, information),
-    *(isometry, masks, networks, pruning, reconstruct, schedules, spectra, surgery, sweeps),
+    *(algorithms, budgets, capture, criteria, data, densities, export, finetune, granularity),
+    *(
+        information,
+        isometry,
+        masks,
+        networks,
+        pruning,
+        reconstruct,
+        schedules,
+        spectra,
+        surgery,
+        sweeps,
+    ),
     *(synthetic, transforms, trees),
 )
 LAB = {

@@ -368,3 +368,34 @@ def ntk_sap(params, kept, inputs, noise, *, eps):
         name: one[name]["kernel"] * first[name] + two[name]["kernel"] * second[name]
         for name in params
     }
+
+
+def sparsegpt(rows, weights, *, density, block, damping):
+    """SparseGPT of one layer [in, out]: each removal solves anew for the weights after it."""
+    x, w = np.float64(rows), np.float64(weights)
+    hessian = x.T @ x
+    hessian += damping * np.mean(np.diag(hessian)) * np.eye(len(hessian))
+    kept, before = np.zeros(w.shape, bool), 0
+    for start in range(0, len(w), block):
+        end = min(start + block, len(w))
+        count = round(density * end * w.shape[1]) - before
+        before += count
+        rise = [w[j] ** 2 / np.linalg.inv(hessian[j:, j:])[0, 0] for j in range(start, end)]
+        flat = np.argsort(-np.ravel(rise), kind="stable")[:count]
+        kept[start:end].reshape(-1)[flat] = True
+        for j in range(start, end):
+            # The best change of the weights after j, if w[j] goes and those before it stay.
+            change = np.linalg.solve(hessian[j + 1 :, j + 1 :], hessian[j + 1 :, j])
+            for out in np.flatnonzero(~kept[j]):
+                w[j + 1 :, out] += change * w[j, out]
+                w[j, out] = 0
+    return w, kept
+
+
+def at_tap(inputs, tap, kernel):
+    """The pixels of [n, height, width, in] at one place of a SAME window of stride 1."""
+    low = [(side - 1) // 2 for side in kernel[:2]]
+    gaps = [(0, 0), *((a, side - 1 - a) for a, side in zip(low, kernel[:2], strict=True)), (0, 0)]
+    padded = np.pad(np.asarray(inputs), gaps)
+    (row, column), (_, height, width, _) = tap, inputs.shape
+    return padded[:, row : row + height, column : column + width]

@@ -104,3 +104,106 @@ def outputs(apply, params, x):
     rules = dict.fromkeys(("dot_general", "conv_general_dilated"), keep)
     jaxprs.evaluate(program, jax.tree.leaves((params, x)), rules)
     return found
+
+
+SHARED = {"w": normal(3, 3)}
+
+
+def twice(params, x):
+    return jnp.tanh(x @ params["w"]) @ params["w"]
+
+
+def test_a_kernel_used_twice_has_the_rows_of_both_uses_and_their_statistics():
+    x = normal(4, 3)
+    rows = capture.rows(twice, SHARED, x)["w"]
+    expected = np.concatenate([x, np.tanh(x @ SHARED["w"])])
+    np.testing.assert_allclose(rows[0], expected, rtol=1e-5)
+    norms = capture.squared_norms(twice, SHARED, x)["w"]
+    np.testing.assert_allclose(norms[0], (expected**2).sum(0), rtol=1e-5)
+    moments = capture.second_moments(twice, SHARED, x)["w"]
+    np.testing.assert_allclose(moments[0], expected.T @ expected / 8, rtol=1e-5)
+
+
+def test_statistics_are_those_of_the_rows_under_jit_vmap_and_in_blocks(monkeypatch):
+    apply, params, x = CASES[1].values
+
+    def statistics(params, x):
+        return [f(apply, params, x) for f in (capture.second_moments, capture.squared_norms)]
+
+    rows = capture.rows(apply, params, x)
+    whole = jax.jit(jax.vmap(statistics, (None, 0)))(params, jnp.stack([x, 2 * x]))
+    monkeypatch.setattr("nopr.capture.statistics.BLOCK_BYTES", 1)
+    blocks = jax.jit(statistics)(params, x)  # of one example
+    for path, found in rows.items():
+        moments = jnp.swapaxes(found, 1, 2) @ found / found.shape[1]
+        norms = jnp.sum(found**2, axis=1)
+        for one, two, three in zip(whole, blocks, (moments, norms), strict=True):
+            np.testing.assert_allclose(one[path][0], three, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(two[path], three, rtol=1e-4, atol=1e-5)
+
+
+def test_shares_of_nonzero_values_are_of_units_and_of_channels_without_padding():
+    params = {"conv": normal(3, 3, 2, 4), "out": normal(36, 2)}
+
+    def apply(params, x):
+        x = jax.lax.conv_general_dilated(
+            x, params["conv"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return jax.nn.relu(x).reshape(len(x), -1) @ params["out"]
+
+    x = normal(5, 3, 3, 2).at[..., 1].set(0)
+    found = capture.nonzero(apply, params, x)
+    np.testing.assert_array_equal(found["conv"], [[1, 0]])
+    expected = np.mean(capture.rows(apply, params, x)["out"] != 0, axis=1)
+    np.testing.assert_allclose(found["out"], expected)
+
+
+def test_the_axes_of_attention_need_no_declaration():
+    apply, params, x = CASES[0].values
+    found = capture.output_axes(apply, params, x)
+    attention = "params/MultiHeadDotProductAttention_0"
+    heads = {f"{attention}/{name}/kernel": (1, 2) for name in ("query", "key", "value")}
+    first, last = "params/CheckpointDense_0/kernel", "params/Dense_0/kernel"
+    assert found == {**heads, f"{attention}/out/kernel": (2,), first: (1,), last: (1,)}
+    assert (next(iter(found)), list(found)[-1]) == (first, last)  # in the order of use
+
+
+W = {"w": normal(4, 4)}
+
+
+def in_a_scan(params, x):
+    return jax.lax.scan(lambda x, _: (x @ params["w"], None), x, length=2)[0]
+
+
+UNFOLLOWED = {
+    "`mul` to a matrix product": lambda p, x: x @ (2 * p["w"]),
+    "`gather`": lambda p, x: p["w"][jnp.argmax(x, axis=1)],
+    "`scan`": in_a_scan,
+    "`cond`": lambda p, x: jax.lax.cond(x[0, 0] > 0, lambda w: x @ w, lambda w: x, p["w"]),
+    "does not use the leaf at 'w' as a kernel": lambda p, x: 2 * x,
+    "used in two different ways": lambda p, x: x @ p["w"] @ p["w"].T,
+    "must be floating, got int32": lambda p, x: jnp.dot(jnp.int32(x), p["w"]),
+    "numbers inputs and outputs both": lambda p, x: jnp.einsum(
+        "ngi,gio->ngo", x.reshape(-1, 2, 2), p["w"].reshape(2, 2, 4)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", UNFOLLOWED)
+def test_what_cannot_be_followed_is_refused_by_path_and_operation(message):
+    with pytest.raises(ValueError, match=message) as error:
+        capture.output_axes(UNFOLLOWED[message], W, normal(3, 4))
+    assert "'w'" in str(error.value)
+    assert "with `where`" in str(error.value)
+
+
+def test_a_kernel_that_is_not_asked_for_may_be_used_in_any_way():
+    params = {"w": normal(4, 4), "table": normal(7, 4)}
+
+    def apply(params, x):
+        return jnp.tanh(params["table"][x] * 2) @ params["w"]
+
+    found = capture.rows(apply, params, jnp.array([1, 6]), where=lambda path, leaf: path == "w")
+    np.testing.assert_array_equal(found["w"][0], jnp.tanh(2 * params["table"][jnp.array([1, 6])]))
+    with pytest.raises(ValueError, match=r"at 'table' cannot be followed through .* `gather`"):
+        capture.rows(apply, params, jnp.array([1, 6]))

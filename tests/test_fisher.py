@@ -1,12 +1,15 @@
 """Scores and updates of the optimal brain surgeon with the empirical Fisher information."""
 
+import equinox as eqx
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from flax import nnx
 
-from nopr import criteria, masks, reconstruct, trees
+from nopr import criteria, finetune, masks, reconstruct, trees
 
 EXAMPLES, DAMPING = 7, 1e-3
 
@@ -175,6 +178,49 @@ def test_what_is_kept_whole_stays_as_it_is_to_the_last_bit(problem):
         np.testing.assert_array_equal(after[name]["w"][i], params[name]["w"])
     assert np.any(after["a"]["w"][1, 1:] != params["a"]["w"][1:])
     np.testing.assert_array_equal(after["a"]["w"][1, 0], 0)
+
+
+def nnx_model():
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(model)
+    return state, lambda state, inputs: nnx.merge(graph, state)(inputs)
+
+
+def equinox_model():
+    model = eqx.nn.Linear(3, 2, key=jax.random.key(0))
+    return model, lambda model, inputs: jax.vmap(model)(inputs)
+
+
+def haiku_model():
+    network = hk.without_apply_rng(hk.transform(lambda inputs: hk.Linear(2)(inputs)))  # noqa: PLW0108
+    return network.init(jax.random.key(0), np.ones((1, 3))), network.apply
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("make", [nnx_model, equinox_model, haiku_model])
+def test_scores_and_updates_of_other_peoples_models(make):
+    params, apply = make()
+    loss = finetune.squared_error(apply)
+    batch = np.eye(3, dtype=np.float32), np.ones((3, 2), np.float32)
+    score = criteria.woodfisher(loss)
+    criteria.check_contract(score, params, batch, key=jax.random.key(0))
+    criteria.check_contract(criteria.spectral(rank=1), params, batch, key=jax.random.key(0))
+    kept = masks.top(score(params, batch), count=4)
+    after = jax.jit(reconstruct.obs(loss))(params, kept, batch)
+    assert jax.tree.structure(after) == jax.tree.structure(params)
+    for path, leaf in trees.by_path(after, "params").items():
+        mask = trees.by_path(kept, "masks").get(path)
+        if mask is None:  # the bias
+            np.testing.assert_array_equal(leaf, trees.by_path(params, "params")[path])
+        else:
+            np.testing.assert_array_equal(np.asarray(leaf)[~mask], 0)
+
+
+def test_large_weights_of_no_slope_have_the_score_of_the_damping():
+    """The square of the weight alone would be infinite in single precision."""
+    flat_loss = lambda params, batch: 0 * jnp.sum(params["w"]) * jnp.sum(batch)  # noqa: E731
+    found = criteria.woodfisher(flat_loss)({"w": jnp.full((1, 2), 1e20)}, np.ones((2, 1)))["w"]
+    np.testing.assert_allclose(found, 1e40 * 1e-5 / 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize("make", [criteria.woodfisher, reconstruct.obs])

@@ -25,7 +25,7 @@ OFTEN = {"masks.top": 100, "pruning.pruner": 50, "masks.apply": 30, "masks.combi
 SELDOM = {
     **dict.fromkeys(("algorithms", "finetune.advance", "finetune.resume", "finetune.trainer"), 3),
     **dict.fromkeys(("criteria.check_contract", "criteria.grasp", "criteria.prospr"), 3),
-    **dict.fromkeys(("information.exact", "criteria.woodfisher", "reconstruct.obs"), 3),
+    **dict.fromkeys(("information.exact", "criteria.woodfisher", "capture", "reconstruct"), 3),
     **dict.fromkeys(("criteria.ntk_sap", "criteria.px"), 3),
     **dict.fromkeys(("pruning.levels", "criteria", "isometry", "spectra", "synthetic"), 6),
     **dict.fromkeys(("finetune", "sweeps"), 10),
@@ -40,6 +40,10 @@ PROMISES = {}
 UNREAD = {
     "criteria.batch_norm_scale()": "only the scales of some layers are read",
     "criteria.random()": "scores are noise",
+    **dict.fromkeys(
+        ("capture.nonzero", "capture.rows", "capture.second_moments", "capture.squared_norms"),
+        "the last kernel has no part in what enters",
+    ),
     "export.load_masks": "of `like` only the shapes are read",
     "export.load_pruned": "of `like` only the shapes are read",
     "export.load_safetensors": "of `like` only the shapes are read",
@@ -90,9 +94,23 @@ def amount(value, of, room, *, is_density, traced):
 
 
 @promise("masks.top")
-def _(got, call, *, scores, density=None, count=None, masks=None, scope="global", warn=True):
+def _(
+    got,
+    call,
+    *,
+    scores,
+    density=None,
+    count=None,
+    masks=None,
+    scope="global",
+    axes=None,
+    warn=True,
+):
     del warn
     same_form(got, scores, bool)
+    if scope == "output":
+        of_outputs(got, scores, masks, axes)
+        return
     values, kept = map(jnp.asarray, jax.tree.leaves(scores)), jax.tree.leaves(got)
     values = list(values)
     alive = [np.ones(v.shape, bool) for v in values] if masks is None else jax.tree.leaves(masks)
@@ -123,6 +141,26 @@ def _(got, call, *, scores, density=None, count=None, masks=None, scope="global"
             np.testing.assert_array_equal(
                 chosen, expected, "not the highest, the first among equals"
             )
+
+
+def of_outputs(got, scores, masks, axes):
+    """All outputs of a leaf keep as many of their own highest scores, if so many are alive."""
+    for path, kept in fuzzing.trees.by_path(got, "masks").items():
+        values = jnp.asarray(fuzzing.trees.by_path(scores, "scores")[path])
+        there = jnp.ones(kept.shape, bool)
+        if masks is not None:
+            there = fuzzing.trees.by_path(masks, "masks")[path]
+        outs = axes.get(path, -1) if isinstance(axes, Mapping) else -1 if axes is None else axes
+        outs = [a % kept.ndim for a in (outs if isinstance(outs, tuple | list) else [outs])]
+        order = [*outs, *(a for a in range(kept.ndim) if a not in outs)]
+        count = math.prod(kept.shape[a] for a in outs)
+        rows = [np.transpose(a, order).reshape(count, -1) for a in (values, kept, there)]
+        most = max((int(row.sum()) for row in rows[1]), default=0)
+        for row, chosen, alive in zip(*rows, strict=True):
+            assert chosen.sum() == min(most, alive.sum()), "outputs keep different counts"
+            if np.isfinite(row).all():
+                expected = oracles.top(np.float64(row), int(chosen.sum()), alive)
+                np.testing.assert_array_equal(chosen, expected)
 
 
 @promise("masks.n_of_m")
@@ -252,6 +290,7 @@ def _(
     criterion,
     density=None,
     scope="global",
+    axes=None,
     distribution=None,
     granularity=None,
     schedule=None,
@@ -266,7 +305,7 @@ def _(
     assert all(leaf.dtype == bool for leaf in jax.tree.leaves(got)), "masks that are not bool"
     if masks is not None:
         assert np.all(flat(got) <= flat(masks)), "a dead weight is kept"
-    if distribution is not None:
+    if distribution is not None or scope == "output":
         return
     if granularity is not None and granularity.name != "unstructured":
         return

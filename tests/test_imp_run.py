@@ -97,7 +97,7 @@ def _check_summary(summary):
         ("training.length", f"{10**20}ep", "`training.length` must be at most 2,147,483,647 st"),
         ("training.length", f"{10**9}ep", "`training.length` must be at most 2,147,483,647 st"),
         ("pruning.scope", "net", "`pruning.scope` must be one of 'global', 'layer', got 'net'."),
-        ("pruning.retrain", "finetuning", "`pruning.retrain` must be one of 'weight_rewinding', "),
+        ("pruning.retrain", "finetuning", "`pruning.retrain` must be one of 'learning_rate_rew"),
         ("pruning.rewind", "60ep", "`pruning.rewind` must be below `training.length`, '60ep', got"),
         ("training.checkpoint_keep", 0, "`training.checkpoint_keep` must be at least 1, got 0."),
         ("training.checkpoint_every", "0ep", "`training.checkpoint_every` must be at least 1ep"),

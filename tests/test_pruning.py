@@ -288,7 +288,7 @@ def test_one_compilation_serves_all_counts_and_networks(rng, getkey):
     [
         ({"density": 1.3}, r"`density` must be in \[0, 1\], got 1.3"),
         ({"density": 0.1, "rounds": 0}, "`rounds` must be a whole number of at least 1, got 0"),
-        ({"density": 0.1, "scope": "all"}, "`scope` must be one of 'global', 'layer', got 'all'"),
+        ({"density": 0.1, "scope": "all"}, "'layer', 'output', got 'all'"),
         ({"density": [0.1, 7]}, r"`density` must be in \[0, 1\], got 7"),
         ({"density": [0.1], "distribution": densities.erk}, "must be one number with a"),
     ],

@@ -12,7 +12,7 @@ lookups (embeddings). Leave such kernels out with `where`.
 """
 
 from nopr.capture.kernels import kernels, output_axes, walk
-from nopr.capture.statistics import nonzero, rows, second_moments, squared_norms, total
+from nopr.capture.statistics import nonzero, rows, second_moments, squared_norms
 from nopr.capture.uses import Entering, Kernel, Use
 
 __all__ = [
@@ -25,6 +25,5 @@ __all__ = [
     "rows",
     "second_moments",
     "squared_norms",
-    "total",
     "walk",
 ]

@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from nopr import jaxprs, trees
 from nopr.capture.uses import REMEDY, USES, Kernel, Move, Origin, Use, index_of, replay, unfollowed
-from nopr.typing import Apply, Params, Where, check_apply
+from nopr.typing import Apply, Params, Where, check_apply, explained
 
 # Operations that leave values and form as they are, up to a cast.
 _SAME = {
@@ -67,7 +67,8 @@ def walk(
         trees.select(copy, lambda path, leaf: path in kernels or trees.everything(path, leaf))
         for copy in copies
     ]
-    program, _ = jaxprs.trace(function, chosen[0], inputs)
+    with explained("`apply` failed on these params and inputs", "Check that they fit it."):
+        program, _ = jaxprs.trace(function, chosen[0], inputs)
     values = []
     for path, *leaves in zip(trees.paths(chosen[0]), *map(jax.tree.leaves, chosen), strict=True):
         origin = Origin(path, np.shape(leaves[0])) if path in kernels else None

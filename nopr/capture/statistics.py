@@ -131,7 +131,9 @@ def nonzero(
     """
 
     def entries(one: Entering) -> Array:
-        return jnp.sum(one.entries(one.operand) != 0, axis=1, dtype=jnp.float32)
+        values = one.entries(one.operand)
+        there = jnp.where(jnp.isnan(values), jnp.nan, jnp.float32(values != 0))
+        return jnp.sum(there, axis=1)
 
     def count(one: Entering) -> int:
         return jax.eval_shape(one.entries, one.operand).shape[1]
@@ -139,22 +141,23 @@ def nonzero(
     return _means(apply, params, inputs, where, entries, count)
 
 
-def total(function: Callable[..., PyTree], *entering: Entering) -> PyTree:
+def total(function: Callable[..., PyTree], entering: Entering, *others: Entering) -> PyTree:
     """The sum of a function over blocks of the rows that enter a kernel in one use.
 
     Args:
-      function: `function(*blocks) -> value`, from a block [groups, rows, fan_in] of each of
-        `entering` to arrays; its sum over blocks must be its value for all rows.
-      *entering: What enters the kernel, in each of the copies of a network.
+      function: `function(*blocks) -> value`, from a block [groups, rows, fan_in] of `entering` and
+        one of each of `others` to arrays; its sum over blocks must be its value for all rows.
+      entering: What enters the kernel.
+      *others: What enters it in other copies of the network.
 
     Returns:
       The sum. Patches of a convolution are formed for as many examples at a time as fit into
       64 MiB.
     """
-    first = entering[0]
+    every, first = (entering, *others), entering
     axis, size = first.examples, jnp.shape(first.operand)
     if axis is None or not size[axis]:
-        return function(*(one.rows(one.operand) for one in entering))
+        return function(*(one.rows(one.operand) for one in every))
     row = jax.eval_shape(lambda x: first.rows(jax.lax.slice_in_dim(x, 0, 1, axis=axis)), first[0])
     bytes_each = max(math.prod(row.shape) * max(row.dtype.itemsize, 4), 1)
     block = min(max(BLOCK_BYTES // bytes_each, 1), size[axis])
@@ -162,7 +165,7 @@ def total(function: Callable[..., PyTree], *entering: Entering) -> PyTree:
     part = partial(jax.lax.dynamic_slice_in_dim, axis=axis)
 
     def of(start: Any, length: int) -> PyTree:
-        return function(*(one.rows(part(one.operand, start, length)) for one in entering))
+        return function(*(one.rows(part(one.operand, start, length)) for one in every))
 
     blocks = size[axis] // block
     result = of(0, block)

@@ -15,6 +15,7 @@ from jaxtyping import Array
 
 from nopr import capture, granularity, trees
 from nopr.criteria.shared import living, wide
+from nopr.granularity.shared import paths
 from nopr.typing import Apply, Batch, Criterion, Masks, Params, Scores, Where, check_apply
 
 
@@ -122,9 +123,9 @@ def apoz(apply: Apply, *, layers: Sequence[str]) -> Criterion:
     Source: Hu et al. 2016, network trimming, arXiv:1607.03250.
     """
     check_apply(apply)
-    if isinstance(layers, str) or len(layers) < 2:
-        raise ValueError(f"`layers` must name at least two kernels, got {layers!r}.")
-    layers = tuple(layers)
+    layers = paths(layers, argument="layers")
+    if len(layers) < 2:
+        raise ValueError(f"`layers` must name at least two kernels, got {list(layers)}.")
 
     def among(names: Sequence[str]) -> Where:
         return lambda path, leaf: path in names
@@ -156,7 +157,7 @@ def inputs_of(batch: Batch, name: str) -> Any:
       ValueError: If the batch is None.
     """
     inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
-    if not jax.tree.leaves(inputs):
+    if not trees.by_path(inputs, "batch"):
         raise ValueError(
             f"`{name}` needs a batch, got None. Give the network's inputs, or (inputs, labels)."
         )

@@ -230,13 +230,12 @@ def out_of_blocks(rows: Array, shape: tuple[int, ...]) -> Array:
 
 
 def each_block(function: Callable[..., Array], *leaves: Array) -> Array:
-    """A function of one block after the other; small blocks go in groups, which is faster."""
-    side = leaves[0].shape[-1]
-    one = lambda parts: function(*parts)  # noqa: E731
-    return jax.lax.map(one, leaves, batch_size=max(1, _AT_ONCE // side**2))
+    """A function of one block after the other.
 
-
-_AT_ONCE = 2**16  # entries of a matrix
+    Factors of several blocks at once share the threads of XLA on a CPU, where the loops of several
+    leaves that run side by side then wait for each other without end.
+    """
+    return jax.lax.map(lambda parts: function(*parts), leaves)
 
 
 def _rises(weights: Array, fisher: Array) -> Array:
@@ -258,9 +257,8 @@ def _check_memory(weights: Params, block: int, examples: int, memory_bytes: int)
     sizes = [math.prod(shape) for shape in shapes]
     sides = [_side(shape, block) for shape in shapes]
     entries = [-(-size // side) * side**2 for size, side in zip(sizes, sides, strict=True)]
-    # The sums, what is added to them, the factors of a group; the gradients, in double too.
-    group = max(4 * max(_AT_ONCE, side**2) for side in sides)
-    needed = 8 * (2 * sum(entries) + group) + 12 * examples * sum(sizes)
+    # The sums, what is added to them, and the factors of one; the gradients, in double too.
+    needed = 8 * (2 * sum(entries) + 4 * max(sides) ** 2) + 12 * examples * sum(sizes)
     if needed > memory_bytes:
         raise ValueError(
             f"Blocks of {max(sides):,} weights take {needed:,} bytes, more than `memory_bytes`, "

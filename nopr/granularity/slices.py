@@ -15,7 +15,7 @@ def filters(
     *,
     outputs: Sequence[str] | None = None,
     where: Where | None = None,
-    axes: int | Sequence[int] | Mapping[str, Any] | None = None,
+    axes: axes_.Axes = None,
 ) -> Granularity:
     """Whole filters: the weights that compute one output of a kernel, its last axis.
 
@@ -73,7 +73,7 @@ def filters(
 def channels(
     *,
     where: Where | None = None,
-    axes: int | Sequence[int] | Mapping[str, Any] | None = None,
+    axes: axes_.Axes = None,
     groups: Mapping[str, int] | None = None,
 ) -> Granularity:
     """Whole input channels: the weights of a kernel that read one of its inputs.
@@ -137,7 +137,7 @@ def channels(
 def rows(
     *,
     where: Where | None = None,
-    axes: int | Sequence[int] | Mapping[str, Any] | None = None,
+    axes: axes_.Axes = None,
 ) -> Granularity:
     """Whole rows: the weights at one place of a kernel that lead to all its outputs.
 

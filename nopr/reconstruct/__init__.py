@@ -6,6 +6,7 @@ weights, not the masks, which any criterion has chosen.
 
 from nopr.reconstruct.layers import least_squares
 from nopr.reconstruct.quadratic import restricted
+from nopr.reconstruct.sparse_gpt import Pruned, sparsegpt
 from nopr.reconstruct.surgeon import obs
 
-__all__ = ["least_squares", "obs", "restricted"]
+__all__ = ["Pruned", "least_squares", "obs", "restricted", "sparsegpt"]

@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from nopr import capture, precision, trees
 from nopr import masks as masks_
+from nopr.capture.statistics import total
 from nopr.criteria.activations import inputs_of
 from nopr.reconstruct.quadratic import restricted
 from nopr.typing import (
@@ -92,7 +93,7 @@ def least_squares(
     channel pruning, arXiv:1707.06168, for any mask.
     """
     check_apply(apply)
-    check_damping(damping)
+    damping = check_damping(damping)
     check_choice("inputs", inputs, Inputs)
 
     def reconstruct(params: Params, masks: Masks, batch: Batch) -> Params:
@@ -178,7 +179,7 @@ def gram(one: capture.Entering, other: capture.Entering) -> Array:
     """The sum over rows of outer products, [groups, fan_in, fan_in], in double precision."""
 
     def sums(one_operand: Any, other_operand: Any) -> Array:
-        return capture.total(
+        return total(
             lambda a, b: jnp.einsum(
                 "gri,grj->gij", a.astype(jnp.float64), b.astype(jnp.float64), precision="highest"
             ),
@@ -227,14 +228,15 @@ def check_first(use: capture.Use, done: Any) -> str:
     return path
 
 
-def check_damping(damping: Any) -> None:
-    """Checks that the damping is a number from 0 up.
+def check_damping(damping: Any) -> float:
+    """Checks that the damping is a number from 0 up, and returns it as a float.
 
     Raises:
       ValueError: If it is not.
     """
     if not is_real(damping) or damping < 0:
         raise ValueError(f"`damping` must be a number from 0 up, got {shown(damping)}.")
+    return float(damping)
 
 
 def check_finite(new: dict[str, Any]) -> None:
