@@ -292,6 +292,7 @@ def test_px_prunes_deep_networks_as_float64_does_where_it_alone_overflows(scale,
         np.testing.assert_allclose(np.asarray(scores["kernels"]).sum(axis=(1, 2)), 1, rtol=1e-9)
 
 
+@pytest.mark.long
 @both
 def test_px_of_a_loop_over_layers_is_that_of_the_layers_written_out(rng, gates):
     """With two results a round, a loop counter and constants that are added."""
