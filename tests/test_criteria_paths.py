@@ -61,6 +61,7 @@ both = pytest.mark.parametrize("gates", GATES)
 def problem(rng):
     params = net(rng)
     kept = jax.tree.map(lambda w: rng.random(w.shape) < 0.7, trees.select(params))
+    kept["layer_2"]["kernel"] = np.array([[1, 0], [1, 1], [1, 0]], bool)  # outputs differ
     return params, rng.normal(size=(5, 3)), kept
 
 
@@ -140,16 +141,21 @@ def test_px_through_every_cut_of_a_net_without_biases_is_one(rng, gates):
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize(
     ("gates", "act"),
-    [("paths", jax.nn.relu), *(("outputs", act) for act in (jax.nn.relu, jax.nn.leaky_relu))],
+    [
+        ("paths", jax.nn.relu),
+        *(("outputs", act) for act in (jax.nn.relu, jax.nn.leaky_relu, jax.nn.relu6)),
+    ],
 )
-def test_px_of_one_output_or_with_all_gates_open_is_synflow_of_the_squared_weights(rng, gates, act):
-    params, inputs = net(rng, (3, 4, 3, 1)), rng.normal(size=(2, 3))
+def test_px_with_open_gates_or_with_outputs_that_count_alike_is_synflow_of_the_squared_weights(
+    rng, gates, act
+):
+    params, inputs = net(rng), rng.normal(size=(2, 3))
     if gates == "paths":
-        params, inputs = jax.tree.map(np.abs, net(rng)), np.ones((1, 3))
-    function = functools.partial(apply, act=act)
-    scores = criteria.px(function, gates=gates)(params, inputs, key=None)
+        params, inputs = jax.tree.map(np.abs, params), np.ones((1, 3))
+    score = criteria.px(functools.partial(apply, act=act), gates=gates)
+    scores = score(params, inputs, key=None)
     squared = jax.tree.map(np.square, params)
-    expected = criteria.synflow(function, input_shape=(3,))(squared, None, key=None)
+    expected = criteria.synflow(apply, input_shape=(3,))(squared, None, key=None)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), scores, expected)
 
 
@@ -290,6 +296,14 @@ def test_px_prunes_deep_networks_as_float64_does_where_it_alone_overflows(scale,
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(scores))
     if index == 1:
         np.testing.assert_allclose(np.asarray(scores["kernels"]).sum(axis=(1, 2)), 1, rtol=1e-9)
+
+
+@both
+def test_px_is_nan_where_the_network_itself_overflows(rng, gates):
+    """Its gates are then unknown, though the sums of squares are in range."""
+    params = {"kernels": np.float32(1e7 * rng.normal(size=(60, 4, 4)))}
+    score = criteria.px(plain, gates=gates, where=trees.everything)
+    assert np.isnan(score(params, np.ones((1, 4), np.float32), key=None)["kernels"]).all()
 
 
 @pytest.mark.long

@@ -64,9 +64,10 @@ def px(
     what the trace would be if different paths did not interfere.
 
     In both forms, the scores over any cut between inputs and outputs of a network without biases
-    sum to 1. With one output, the first is `synflow` of the squared weights whatever the inputs;
-    the second is so with positive weights and inputs of ones. Meant for about 100 rounds of an
-    exponential schedule on 2 batches (`pruning.pruner`).
+    sum to 1. As long as the last layer is dense and has all its weights, all outputs of the first
+    form count alike, and it is `synflow` of the squared weights whatever the inputs: the data count
+    once pruning tells outputs apart. The second form is so with positive weights and inputs of
+    ones. Meant for about 100 rounds of an exponential schedule on 2 batches (`pruning.pruner`).
 
     The gates are found by following `apply` operation by operation. ReLU and leaky ReLU, max and
     average pooling, and norms in inference mode are piecewise linear. Everything is computed in
