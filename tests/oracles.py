@@ -279,8 +279,8 @@ def _lanes(code, plans):
     return vectors, [code[end + i // 8] >> i % 8 & 1 for i in range(low_bits)]
 
 
-def px(params, inputs):
-    """For each weight of a ReLU net, the share of the squared paths through it, path by path.
+def paths(params, inputs):
+    """The paths of a ReLU net: example, output, weights, gate times input, product of weights.
 
     A path starts at an input, or at a bias, and goes through one unit of each layer after it.
     """
@@ -290,21 +290,40 @@ def px(params, inputs):
         values = values @ layer["kernel"] + layer["bias"]
         gates.append(values > 0 if layer is not layers[-1] else np.ones(values.shape, bool))
         values = np.where(gates[-1], values, 0.0)
-    scores, total = [np.zeros(np.shape(layer["kernel"])) for layer in layers], 0.0
     sizes = [np.shape(layers[0]["kernel"])[0], *(len(layer["bias"]) for layer in layers)]
     for example, begin in itertools.product(range(len(inputs)), range(len(sizes))):
         for units in itertools.product(*(range(size) for size in sizes[begin:])):
-            source = layers[begin - 1]["bias"][units[0]] if begin else inputs[example][units[0]]
-            value, through = float(source), []
-            if begin and not gates[begin - 1][example, units[0]]:
-                continue
+            open_, weights = 1.0 if begin else float(inputs[example][units[0]]), 1.0
+            if begin:
+                open_ *= gates[begin - 1][example, units[0]]
+                weights *= layers[begin - 1]["bias"][units[0]]
+            through = []
             for i in range(begin, len(layers)):
                 step = units[i - begin], units[i - begin + 1]
-                value *= layers[i]["kernel"][step] * gates[i][example, step[1]]
+                weights *= layers[i]["kernel"][step]
+                open_ *= gates[i][example, step[1]]
                 through.append((i, step))
-            total += value**2
-            for i, step in through:
-                scores[i][step] += value**2
+            yield example, units[-1], through, open_, weights
+
+
+def px(params, inputs, gates="paths"):
+    """For each weight of a ReLU net, the share of the squared paths through it, path by path.
+
+    With the gates of outputs, a path counts as much as there are squared inputs on the open paths
+    to its output that no weight or bias of 0 interrupts.
+    """
+    scores = [np.zeros(np.shape(layer["kernel"])) for layer in params.values()]
+    every, total = list(paths(params, inputs)), 0.0
+    data = np.zeros(len(next(reversed(params.values()))["bias"]))
+    for _, output, _, gate, value in every:
+        data[output] += gate**2 * (value != 0)
+    for example, output, through, gate, value in every:
+        if gates == "outputs" and example:
+            continue  # the weights are the same for all examples
+        share = value**2 * (gate**2 if gates == "paths" else data[output])
+        total += share
+        for i, step in through:
+            scores[i][step] += share
     return {name: leaf / total for name, leaf in zip(params, scores, strict=True)}
 
 

@@ -146,6 +146,7 @@ CRITERIA = {
     "prospr": lambda net: criteria.prospr(net.loss, learning_rate=0.1),
     "synflow": lambda net: criteria.synflow(net.apply, input_shape=net.inputs.shape[1:]),
     "px": lambda net: criteria.px(net.gated),
+    "px by paths": lambda net: criteria.px(net.gated, gates="paths"),
     "ntk_sap": lambda net: criteria.ntk_sap(
         net.apply, input_shape=net.inputs.shape[1:], draws=2, examples=3
     ),

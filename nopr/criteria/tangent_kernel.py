@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from nopr.typing import (
     Scores,
     Where,
     check_apply,
+    check_choice,
     check_form,
     check_key,
     is_real,
@@ -29,38 +30,66 @@ from nopr.typing import (
     whole_number,
 )
 
+Gates: TypeAlias = Literal["outputs", "paths"]
+"""What the gates of real inputs weigh in `px`: whole `"outputs"`, or each of the `"paths"`."""
 
-def px(apply: Apply, *, where: Where = trees.is_prunable, stacked: bool = False) -> Criterion:
-    r"""Path exclusion: the share of the paths of a ReLU network, squared, that go through a weight.
 
-    A network that is piecewise linear sums over its paths :math:`p` from inputs (or biases) to
-    outputs: the product :math:`v_p = \prod_{i \in p} w_i` of the weights on a path, its input
-    :math:`x_p`, and its gate :math:`a_p(x)`, 1 if the path is open for the input :math:`x` and 0 if
-    not. The trace of the neural tangent kernel is bounded by sums over paths of
-    :math:`(a_p(x) x_p)^2` and :math:`(v_p / w_i)^2`. The score is
+def px(
+    apply: Apply,
+    *,
+    gates: Gates = "outputs",
+    where: Where = trees.is_prunable,
+    stacked: bool = False,
+) -> Criterion:
+    r"""Path exclusion: a weight's share of a bound on the trace of the neural tangent kernel.
+
+    Output :math:`k` of a piecewise linear network is a sum over the paths :math:`p` that lead to it
+    from inputs, and from whatever is added, such as biases: of the product
+    :math:`v_p = \prod_{i \in p} w_i` of the weights on the path, the input :math:`x_p` where it
+    starts, 1 if it starts within, and its gate :math:`a_p(x)`, 1 if all units on it are active for
+    the input :math:`x` and 0 if not. The score is
 
     .. math:: \frac{w_i^2}{R} \frac{\partial R}{\partial w_i^2}, \qquad
-        R = \sum_x \sum_p \big( v_p \, a_p(x) \, x_p \big)^2 ,
+        R = \sum_k \bigg( \sum_x \sum_{p \to k} \big( a_p(x) \, x_p \big)^2 \bigg)
+        \bigg( \sum_{p \to k} v_p^2 \bigg) .
 
-    where :math:`R` is the sum of the outputs of the network with all weights, biases, constants and
-    inputs squared, under the gates of the real network on the real inputs. Over any cut between
-    inputs and outputs of a network without biases, the scores sum to 1. With open gates and inputs
-    of ones, this is `synflow` of the squared weights. Meant for about 100 rounds of an exponential
-    schedule on 2 batches (`pruning.pruner`).
+    By the Cauchy-Schwarz inequality, the trace of the kernel over these weights, the sum over
+    outputs and inputs of their squared derivatives, is at most
+    :math:`\sum_i \partial R / \partial w_i^2`, where the derivative is of the last factor alone:
+    the data decide how much each output counts. With `gates="paths"`, each path keeps its own gate,
+
+    .. math:: R = \sum_x \sum_p \big( v_p \, a_p(x) \, x_p \big)^2 ,
+
+    which is at most the :math:`R` above and bounds nothing: the same sum of derivatives is then
+    what the trace would be if different paths did not interfere.
+
+    In both forms, the scores over any cut between inputs and outputs of a network without biases
+    sum to 1. As long as the last layer is dense and has all its weights, all outputs of the first
+    form count alike, and it is `synflow` of the squared weights whatever the inputs: the data count
+    once pruning tells outputs apart. The second form is so with positive weights and inputs of
+    ones. Meant for about 100 rounds of an exponential schedule on 2 batches (`pruning.pruner`).
 
     The gates are found by following `apply` operation by operation. ReLU and leaky ReLU, max and
-    average pooling, and norms in inference mode are piecewise linear. Leaves that are not prunable
-    are constants; anything added, such as a bias or a running mean, starts a path of its own. A
-    product counts its factors squared. Everything is computed in float64, and with powers of two
-    beside it, so that deep networks neither overflow nor vanish.
+    average pooling, and norms in inference mode are piecewise linear. Everything is computed in
+    float64, and with powers of two beside it, so that deep networks neither overflow nor vanish.
+    Constants, among them the leaves that are not prunable, are squared like weights. The first
+    factor of the first form is the squared network on squared inputs under the real gates, with
+    all its weights and constants 1 where they are not 0 (pruned weights are 0). The second is the
+    squared network on inputs of ones with all gates open, where leaky ReLU takes its positive side
+    and max pooling the largest sum, for which the bound above does not hold.
 
-    The released code instead multiplies, for each output, the sum of :math:`(a_p(x) x_p)^2` over
-    its paths by that of :math:`v_p^2`, so that the data decide only how much each output counts;
-    here each path keeps its own gate.
+    The versions of the released code differ. In the last one, the batch norms and the classifier
+    of both factors are those of the real network, with the statistics of each batch, and masks act
+    in both; the one before it resets the norms of the first factor, removes its biases, squares
+    all variables of the second, running means among them, and squares the derivative. Both pool
+    the largest sums. Here nothing depends on the other examples of a batch.
 
     Args:
       apply: `apply(params, inputs) -> outputs`; it must follow the dtype of its arguments. The
         inputs are the first entry of a batch that is a tuple or list, and otherwise all of it.
+        Examples are along the first axis of inputs and outputs.
+      gates: What the gates of real inputs weigh: whole `"outputs"`, as published, or each of the
+        `"paths"`.
       where: `where(path, leaf)`, true for a prunable leaf.
       stacked: Whether the batch holds several batches, over which :math:`R` is summed.
 
@@ -68,8 +97,8 @@ def px(apply: Apply, *, where: Where = trees.is_prunable, stacked: bool = False)
       A criterion whose scores are float64, in [0, 1].
 
     Raises:
-      ValueError: From the criterion, if an operation is not piecewise linear, such as GELU,
-        softmax, attention or a norm in training mode; the message names it.
+      ValueError: If `gates` is unknown. From the criterion, if an operation is not piecewise
+        linear, such as GELU, softmax, attention or a norm in training mode; the message names it.
 
     Example:
       >>> import jax
@@ -79,12 +108,16 @@ def px(apply: Apply, *, where: Where = trees.is_prunable, stacked: bool = False)
       ...     return jax.nn.relu(inputs @ params["a"]) @ params["b"]
       >>> params = {"a": jnp.array([[1.0, 2.0], [3.0, -4.0]]), "b": jnp.array([[5.0], [6.0]])}
       >>> criteria.px(apply)(params, jnp.array([[1.0, 0.0]]))["a"]
+      Array([[0.0257732 , 0.14845361],
+             [0.23195876, 0.59381443]], dtype=float64)
+      >>> criteria.px(apply, gates="paths")(params, jnp.array([[1.0, 0.0]]))["a"]
       Array([[0.14792899, 0.85207101],
              [0.        , 0.        ]], dtype=float64)
 
     Source: Iurada et al. 2024, arXiv:2406.01820.
     """
     check_apply(apply)
+    check_choice("gates", gates, Gates)
 
     def score(
         params: Params, batch: Batch, *, masks: Masks | None = None, key: Any = None
@@ -110,8 +143,17 @@ def px(apply: Apply, *, where: Where = trees.is_prunable, stacked: bool = False)
 
         def shares(inputs: Array) -> tuple[Scores, Array]:
             def flow(squares: Params) -> tuple[Array, Array]:
-                return _squared_flow(replaced, weights, squares, inputs)
+                if gates == "paths":
+                    return _total(*_squared_flow(replaced, weights, squares, inputs))
+                ones = inputs
+                if jnp.issubdtype(inputs.dtype, jnp.floating):
+                    ones = jnp.ones_like(inputs[:1])  # all examples are the same
+                values, exponent = _squared_flow(replaced, weights, squares, ones, isopen=True)
+                return _total(data * values, more + exponent)
 
+            if gates == "outputs":
+                kept = jax.tree.map(_indicator, weights)
+                data, more = _squared_flow(replaced, weights, kept, inputs, square=_indicator)
             (value, exponent), slopes = jax.value_and_grad(flow, has_aux=True)(squares)
             scale = jnp.where(value == 0, 1.0, value)
             found = jax.tree.map(lambda s, g: s * g / scale, squares, slopes)
@@ -153,8 +195,8 @@ def ntk_sap(
     where :math:`z_r` and the inputs :math:`x` are standard normal, and drawn anew for each
     :math:`r`. With `init`, so are all params :math:`w_r`, and the scores do not depend on the
     values of the given params. Needs no data. The finite :math:`\epsilon` is the paper's; the
-    difference is taken in float64, where it keeps its digits. Meant for 20 rounds of an exponential
-    schedule (`pruning.pruner`).
+    difference is taken in float64, where it keeps its digits. Meant for rounds of an exponential
+    schedule (`pruning.pruner`), 20 in the script that the authors released.
 
     Norms are those of `apply`. The released code normalizes by the statistics of each batch of
     noise.
@@ -165,8 +207,9 @@ def ntk_sap(
       init: `init(key) -> params`, which draws the weights of each round of noise; None for the
         given params every time.
       eps: The standard deviation :math:`\epsilon` of the perturbation.
-      draws: The number R of draws; the paper's is 5 for CIFAR-10.
-      examples: The number of inputs in each draw; 10 a class in the released code.
+      draws: The number R of draws; 5 in the released code's one sample script, for ResNet-20 on
+        CIFAR-10, and 1 by default there.
+      examples: The number of inputs in each draw; 10 a class by default in the released code.
       where: `where(path, leaf)`, true for a prunable leaf.
 
     Returns:
@@ -236,18 +279,35 @@ def ntk_sap(
 
 
 def _squared_flow(
-    function: Callable[..., Array], weights: Params, squares: Params, inputs: Array
+    function: Callable[..., Array],
+    weights: Params,
+    squares: Params,
+    inputs: Array,
+    *,
+    square: squared_paths.Square = jnp.square,
+    isopen: bool = False,
 ) -> tuple[Array, Array]:
-    """The sum over the squared paths of `function(weights, inputs)`, and its exponent."""
-    values = [
-        squared_paths.squared(real, square, reads=False)
+    """The sums over the squared paths of `function(weights, inputs)`, and their exponent."""
+    values: list[Any] = [
+        squared_paths.Flow(None if isopen else real, square, kind=squared_paths.WEIGHT)
         for real, square in zip(jax.tree.leaves(weights), jax.tree.leaves(squares), strict=True)
     ]
-    floating = jnp.issubdtype(inputs.dtype, jnp.floating)
-    square = squared_paths.squared(inputs, jnp.square(inputs), reads=True)
+    values.append(inputs)
+    if jnp.issubdtype(inputs.dtype, jnp.floating):
+        real = None if isopen else inputs
+        values[-1] = squared_paths.Flow(real, jnp.square(inputs), kind=squared_paths.INPUT)
     program, _ = jaxprs.trace(function, weights, inputs)
-    results = squared_paths.walk(program, [*values, square if floating else inputs])
-    return squared_paths.total(results)
+    (result,) = squared_paths.walk(program, values, square)
+    return squared_paths.outcome(result, square)
+
+
+def _total(values: Array, exponent: Array) -> tuple[Array, Array]:
+    return jnp.sum(values), exponent
+
+
+def _indicator(values: Any) -> Array:
+    """1 where a value is not 0."""
+    return jnp.not_equal(values, 0).astype(jnp.result_type(values))
 
 
 def _sum(one: Params, two: Params) -> Params:
