@@ -34,6 +34,7 @@ METHODS = (
     "prospr",
     "synflow",
     "px",
+    "px_paths",
     "ntk_sap",
     "random",
 )

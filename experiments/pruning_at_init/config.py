@@ -24,6 +24,7 @@ METHODS = (
     "prospr",
     "synflow",
     "px",
+    "px_paths",
     "ntk_sap",
     "random",
 )

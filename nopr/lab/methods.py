@@ -142,6 +142,11 @@ METHODS: Mapping[str, Method] = {
     "force": Method("FORCE", _force, iterative=True, regrow=True),
     "prospr": Method("ProsPr", _prospr),
     "px": Method("PX", lambda p: criteria.px(p.apply, where=p.where), iterative=True),
+    "px_paths": Method(
+        "PX, gates of paths",
+        lambda p: criteria.px(p.apply, gates="paths", where=p.where),
+        iterative=True,
+    ),
     "ntk_sap": Method(
         "NTK-SAP",
         lambda p: criteria.ntk_sap(p.apply, input_shape=p.input_shape, where=p.where),

@@ -126,6 +126,7 @@ Method = Literal[
     "force",
     "prospr",
     "px",
+    "px_paths",
     "ntk_sap",
     "lamp_after",
     "taylor_after",
