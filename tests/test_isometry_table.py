@@ -13,7 +13,7 @@ from experiments.isometry_table import published
 from experiments.isometry_table import run as isometry_table
 from experiments.isometry_table.config import Settings, get_config, kept_units
 from nopr import networks
-from nopr.lab import checkpoints, launch, records, settings, training
+from nopr.lab import checkpoints, launch, long_training, records, settings
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_training_that_is_cut_off_resumes_from_its_checkpoint(tmp_path, monkeypa
 
     def train(folder, rate=0.1):
         with records.open_run(folder, config={}, experiment="test", say=print) as run:
-            return training.with_checkpoints(
+            return long_training.with_checkpoints(
                 network,
                 jax.vmap(network.init)(keys),
                 parts,

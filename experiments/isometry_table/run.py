@@ -28,7 +28,7 @@ from nopr import (
     surgery,
     trees,
 )
-from nopr.lab import records, settings, steps, training
+from nopr.lab import long_training, records, settings, steps, training
 from nopr.typing import Masks, Params
 
 STARTS = ("l1", "l1_orthp")
@@ -129,7 +129,7 @@ def _train(
 ) -> dict[str, Any]:
     asked = setting.asked.training
     per_epoch = steps.per_epoch(len(setting.images.train.labels), batch_size=asked.batch_size)
-    found = training.with_checkpoints(
+    found = long_training.with_checkpoints(
         network,
         params,
         training.arrays(setting.images),

@@ -14,7 +14,6 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +23,7 @@ import optax
 from jax.experimental import checkify
 
 from nopr import data, finetune, masks, networks, sweeps
-from nopr.lab import checkpoints, methods, progress, records, settings, steps
+from nopr.lab import methods, progress, records, settings, steps
 from nopr.typing import Apply, Loss, Masks, Params, Pruner
 
 _MOST = 2**31 - 1
@@ -330,74 +329,3 @@ def sweep(
 
 def _plain(case: Mapping[str, Any]) -> dict[str, Any]:
     return jax.tree.map(np.asarray, {"params": case["params"], "masks": case["masks"]})
-
-
-def with_checkpoints(
-    network: networks.Network,
-    params: Params,
-    parts: Mapping[str, Any],
-    *,
-    tx: optax.GradientTransformation,
-    epochs: int,
-    every: int,
-    batch_size: int,
-    folder: Path,
-    keys: Any,
-) -> dict[str, Any]:
-    """Trains all seeds of a dense network at once, with a checkpoint every few epochs.
-
-    Args:
-      network: The network.
-      params: Initial params, stacked over seeds.
-      parts: Data, as `arrays` returns it.
-      tx: Optax transformation.
-      epochs: Number of epochs.
-      every: Epochs between checkpoints, which carry the histories too.
-      batch_size: Examples per step.
-      folder: Folder of the checkpoints, such as `run.checkpoints("dense")`.
-      keys: Keys of the batches, one per seed.
-
-    Returns:
-      The `params`, and `loss`, `validation_accuracy` and `test_accuracy` by epoch.
-
-    Raises:
-      FloatingPointError: If training gave NaN or infinity.
-    """
-    start = jax.vmap(lambda params, key: finetune.start(params, None, tx=tx, key=key))
-    carry = start(jax.tree.map(jnp.asarray, params), keys)
-    names, step_loss = ("loss", *_CURVES), finetune.stateless(finetune.cross_entropy(network.apply))
-    logs = {name: np.full((len(keys), epochs), -1.0) for name in names}
-
-    def advance(carry: Any, parts: Any, count: int) -> Any:
-        monitor = accuracies(network.apply, parts)
-        return finetune.advance(
-            carry,
-            parts["train"],
-            step_loss=step_loss,
-            tx=tx,
-            epochs=count,
-            batch_size=batch_size,
-            monitor=lambda params: {name: monitor(params)[name] for name in _CURVES},
-        )
-
-    program = jax.jit(jax.vmap(advance, in_axes=(0, None, None)), static_argnums=2)
-    done, found = 0, checkpoints.restore(folder, (carry, logs))
-    if found is not None:
-        done, (carry, logs) = found
-        logs = jax.tree.map(np.array, logs)
-    with progress.bar(total=epochs, initial=done, desc=folder.name, unit="epoch") as bar:
-        while done < epochs:
-            count = min(every, epochs - done)
-            fitted = program(carry, parts, count)
-            carry, history = fitted.carry, fitted.history
-            finetune.raise_if_not_finite(fitted, runs="seeds", remedy="Lower the learning rates.")
-            for name in names:
-                values = history.loss if name == "loss" else history.metrics[name]
-                logs[name][:, done : done + count] = values
-            done += count
-            bar.update(count)
-            checkpoints.save(folder, done, (carry, logs))
-    return {"params": jax.tree.map(np.asarray, carry.params), **logs}
-
-
-_CURVES = ("validation_accuracy", "test_accuracy")
