@@ -60,8 +60,8 @@ both = pytest.mark.parametrize("gates", GATES)
 @pytest.fixture
 def problem(rng):
     params = net(rng)
-    kept = jax.tree.map(lambda w: rng.random(w.shape) < 0.7, trees.select(params))
-    kept["layer_2"]["kernel"] = np.array([[1, 0], [1, 1], [1, 0]], bool)  # outputs differ
+    kept = jax.tree.map(lambda w: rng.random(w.shape) < 0.9, trees.select(params))
+    kept["layer_2"]["kernel"] = np.array([[1, 0], [0, 1], [1, 1]], bool)  # outputs differ
     return params, rng.normal(size=(5, 3)), kept
 
 
@@ -149,7 +149,7 @@ def test_px_through_every_cut_of_a_net_without_biases_is_one(rng, gates):
 def test_px_with_open_gates_or_with_outputs_that_count_alike_is_synflow_of_the_squared_weights(
     rng, gates, act
 ):
-    params, inputs = net(rng), rng.normal(size=(2, 3))
+    params, inputs = jax.tree.map(lambda w: 3 * w, net(rng)), rng.normal(size=(2, 3))
     if gates == "paths":
         params, inputs = jax.tree.map(np.abs, params), np.ones((1, 3))
     score = criteria.px(functools.partial(apply, act=act), gates=gates)
