@@ -20,7 +20,7 @@ from experiments.quickstart import config as configs
 from experiments.quickstart import page as quickstart_page
 from experiments.quickstart import run as quickstart
 from nopr import algorithms, criteria, data, finetune, networks, pruning
-from nopr.lab import methods, settings, training
+from nopr.lab import choosing, methods, settings, training
 
 DENSITIES = (0.5, 0.1)
 SEEDS = 2
@@ -216,7 +216,9 @@ def make_setting(learning_rate=0.05):
     trainer = functools.partial(finetune.trainer, loss, tx, epochs=2, batch_size=8)
     keys = jax.random.split(jax.random.key(0), 1)
     task = training.Task(images, network, loss, trainer, 2, keys, learning_rate)
-    return quickstart.Setting(asked, task, quickstart.pruning_problem(task, 200.0), None)
+    pruning = asked.pruning
+    choice = choosing.choice(task, pruning, densities=pruning.densities, block=None)
+    return quickstart.Setting(asked, task, choice.problem, choice, None)
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 
 from experiments.criteria_map.config import Settings
 from experiments.mask_information import cube
-from experiments.quickstart.run import pruning_problem
 from nopr import information, spectra, surgery, trees
 from nopr.lab import choosing, methods, records, settings, training
 from nopr.typing import Masks, Params
@@ -75,15 +74,8 @@ def _setting(asked: Settings) -> Setting:
         seed=asked.seed,
         seeds=asked.seeds,
     )
-    problem = pruning_problem(task, asked.pruning.grasp_temperature)
-    choice = choosing.Choice(
-        task,
-        problem,
-        densities=(asked.pruning.density,),
-        rounds=asked.pruning.rounds,
-        scoring_examples=asked.pruning.scoring_examples,
-        imp_removal=asked.pruning.imp_removal,
-        block=asked.block,
+    choice = choosing.choice(
+        task, asked.pruning, densities=(asked.pruning.density,), block=asked.block
     )
     return Setting(asked, choice, cube.task(asked.information, where=trees.is_prunable))
 

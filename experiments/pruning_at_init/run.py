@@ -16,7 +16,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.pruning_at_init.config import Settings
-from experiments.quickstart.run import pruning_problem
 from nopr import algorithms, surgery, trees
 from nopr.lab import choosing, methods, records, settings, training
 from nopr.typing import Algorithm, Criterion, Masks, Params
@@ -29,8 +28,6 @@ class Setting(NamedTuple):
     """Everything the stages need, made once."""
 
     asked: Settings
-    task: training.Task
-    problem: methods.Problem
     choice: choosing.Choice
     tune: Any
 
@@ -51,10 +48,10 @@ def run(config: ConfigDict, run: records.Run) -> dict[str, Any]:
     return {
         "dense": {name: value for name, value in dense.items() if name != "params"},
         "found": found,
-        "weights": setting.problem.size,
-        "widths": setting.problem.widths,
-        "epochs": setting.task.epochs,
-        "images": training.counted(setting.task.images),
+        "weights": setting.choice.problem.size,
+        "widths": setting.choice.problem.widths,
+        "epochs": setting.choice.task.epochs,
+        "images": training.counted(setting.choice.task.images),
     }
 
 
@@ -67,24 +64,17 @@ def _setting(asked: Settings) -> Setting:
         seed=asked.seed,
         seeds=asked.seeds,
     )
-    problem = pruning_problem(task, asked.pruning.grasp_temperature)
-    plain = training.tuning(task, partial(_measure, problem.layers))
+    choice = choosing.choice(
+        task, asked.pruning, densities=asked.pruning.densities, block=asked.block
+    )
+    plain = training.tuning(task, partial(_measure, task.network.layers))
 
     def tune(case: Any, shared: Any) -> dict[str, Any]:
         found = plain(case, shared)
         del found["params"]  # a gigabyte over all cases
         return found
 
-    choice = choosing.Choice(
-        task,
-        problem,
-        densities=asked.pruning.densities,
-        rounds=asked.pruning.rounds,
-        scoring_examples=asked.pruning.scoring_examples,
-        imp_removal=asked.pruning.imp_removal,
-        block=asked.block,
-    )
-    return Setting(asked, task, problem, choice, tune)
+    return Setting(asked, choice, tune)
 
 
 def _measure(
@@ -118,8 +108,8 @@ def choose_masks(setting: Setting, name: str, dense: Params) -> dict[str, Any]:
         def build(criterion: Criterion) -> Algorithm:
             return choosing.algorithm(choice, name, trained=case["params"], criterion=criterion)
 
-        own = methods.METHODS[name].criterion(setting.problem)
-        every = algorithms.controls(own, build, init=setting.task.network.init, levels=True)
+        own = methods.METHODS[name].criterion(setting.choice.problem)
+        every = algorithms.controls(own, build, init=setting.choice.task.network.init, levels=True)
         starts = every(data, key=case["key"])
         return {
             "masks": {branch: start.masks for branch, start in starts.items()},
@@ -129,7 +119,7 @@ def choose_masks(setting: Setting, name: str, dense: Params) -> dict[str, Any]:
     found = methods.over_seeds(
         name,
         choose,
-        {"params": dense, "key": setting.task.keys},
+        {"params": dense, "key": setting.choice.task.keys},
         shared=choice.data(name),
         block=setting.asked.block or setting.asked.seeds,
     )
@@ -156,18 +146,18 @@ def unpacked(bits: Mapping[str, np.ndarray], like: Any) -> Masks:
 
 
 def _train_dense(setting: Setting) -> dict[str, Any]:
-    params = setting.task.initial
+    params = setting.choice.task.initial
     case = {"params": params, "masks": jax.vmap(trees.full_masks)(params)}
-    tune = training.tuning(setting.task, partial(_measure, setting.problem.layers))
+    tune = training.tuning(setting.choice.task, partial(_measure, setting.choice.problem.layers))
     block = setting.asked.block
-    return training.sweep(setting.task, {"dense": case}, tune=tune, block=block)["dense"]
+    return training.sweep(setting.choice.task, {"dense": case}, tune=tune, block=block)["dense"]
 
 
 def _train(
     setting: Setting, name: str, kept: Mapping[str, Any], dense: Params, run: records.Run
 ) -> dict[str, dict[float, dict[str, Any]]]:
     """Results of a method, {branch: {density: {name: [seeds, ...]}}}."""
-    initial = setting.task.initial
+    initial = setting.choice.task.initial
     chosen = jax.tree.map(jnp.asarray, dense) if name in methods.AFTER_TRAINING else initial
     paths = trees.paths(initial)
     redrawn = jax.tree.unflatten(
@@ -175,13 +165,13 @@ def _train(
     )
     cases = {}
     for branch in BRANCHES:
-        masks = unpacked(kept["masks"][branch], setting.problem.like)
+        masks = unpacked(kept["masks"][branch], setting.choice.problem.like)
         params = redrawn if branch == "redrawn" else chosen
         for level, density in enumerate(setting.asked.pruning.densities):
             mask = jax.tree.map(lambda leaf, level=level: leaf[:, level], masks)
             cases[branch, density] = {"params": params, "masks": mask}
     swept = training.sweep(
-        setting.task, cases, run, tune=setting.tune, block=setting.asked.block, name=name
+        setting.choice.task, cases, run, tune=setting.tune, block=setting.asked.block, name=name
     )
     return {
         branch: {d: swept[branch, d] for d in setting.asked.pruning.densities}

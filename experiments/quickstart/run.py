@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from experiments.mask_information import cube
 from experiments.quickstart.config import Settings
-from nopr import finetune, isometry, spectra, surgery, trees
+from nopr import isometry, spectra, surgery, trees
 from nopr.lab import choosing, methods, records, settings, training
 from nopr.typing import Masks, Params
 
@@ -41,6 +41,7 @@ class Setting(NamedTuple):
     asked: Settings
     task: training.Task
     problem: methods.Problem
+    choice: choosing.Choice
     tune: Any
 
 
@@ -102,26 +103,15 @@ def _setting(asked: Settings) -> Setting:
         seed=asked.seed,
         seeds=asked.seeds,
     )
-    problem = pruning_problem(task, asked.pruning.grasp_temperature)
+    pruning = asked.pruning
+    choice = choosing.choice(task, pruning, densities=pruning.densities, block=asked.block)
+    problem = choice.problem
     least = min(asked.pruning.densities)
     if round(least * problem.size) < 1:
         raise ValueError(
             f"`pruning.densities` must leave one of {problem.size:,} weights, got {least}."
         )
-    return Setting(asked, task, problem, training.tuning(task, _measure(task)))
-
-
-def pruning_problem(task: training.Task, temperature: float) -> methods.Problem:
-    """What the pruners need to know of a task."""
-    apply = task.network.apply
-    return methods.Problem(
-        apply=apply,
-        loss=task.loss,
-        grasp_loss=finetune.cross_entropy(apply, temperature=temperature),
-        input_shape=task.images.train.images.shape[1:],
-        layers=task.network.layers,
-        like=trees.select(jax.eval_shape(task.network.init, jax.random.key(0))),
-    )
+    return Setting(asked, task, problem, choice, training.tuning(task, _measure(task)))
 
 
 def _measure(task: training.Task) -> training.Measure:
@@ -179,17 +169,7 @@ def _case(setting: Setting, job: Job, kept: Mapping[Any, Any], dense: Params) ->
 
 def choose_masks(setting: Setting, name: str, dense: Params) -> dict[str, Any]:
     """Masks of all seeds and densities, {path: [seeds, densities, ...]}."""
-    asked = setting.asked.pruning
-    choice = choosing.Choice(
-        setting.task,
-        setting.problem,
-        densities=asked.densities,
-        rounds=asked.rounds,
-        scoring_examples=asked.scoring_examples,
-        imp_removal=asked.imp_removal,
-        block=setting.asked.block,
-    )
-    found = choosing.masks(choice, name, dense)
+    found = choosing.masks(setting.choice, name, dense)
     return dict(zip(trees.paths(found), map(np.asarray, jax.tree.leaves(found)), strict=True))
 
 

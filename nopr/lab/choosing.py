@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from nopr import algorithms, pruning
+from nopr import algorithms, finetune, pruning, trees
 from nopr.lab import methods, training
 from nopr.typing import Algorithm, Criterion, Masks, Params
 
@@ -41,6 +41,41 @@ class Choice(NamedTuple):
     def examples(self) -> Any:
         """The examples that are scored on."""
         return self.task.examples(self.scoring_examples)
+
+
+def choice(
+    task: training.Task, pruning: Any, *, densities: tuple[float, ...], block: int | None
+) -> Choice:
+    """How masks are chosen by an experiment's settings of pruning.
+
+    Args:
+      task: Network, data and training.
+      pruning: Settings with `rounds`, `scoring_examples`, `imp_removal` and `grasp_temperature`.
+      densities: Kept over prunable weights, falling.
+      block: Seeds in one vmapped call on a device; all by default.
+    """
+    return Choice(
+        task,
+        problem(task, pruning.grasp_temperature),
+        densities=densities,
+        rounds=pruning.rounds,
+        scoring_examples=pruning.scoring_examples,
+        imp_removal=pruning.imp_removal,
+        block=block,
+    )
+
+
+def problem(task: training.Task, grasp_temperature: float) -> methods.Problem:
+    """What the pruners need to know of a task."""
+    apply = task.network.apply
+    return methods.Problem(
+        apply=apply,
+        loss=task.loss,
+        grasp_loss=finetune.cross_entropy(apply, temperature=grasp_temperature),
+        input_shape=task.images.train.images.shape[1:],
+        layers=task.network.layers,
+        like=trees.select(jax.eval_shape(task.network.init, jax.random.key(0))),
+    )
 
 
 def algorithm(
