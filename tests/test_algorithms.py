@@ -115,6 +115,7 @@ def slowly(params, kept, data, *, key):
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore:No weight is kept")  # which depends on the key
 @pytest.mark.parametrize(
     ("retrain", "later"),
     [("learning_rate_rewinding", train), ("finetuning", slowly), ("weight_rewinding", train)],
@@ -143,6 +144,7 @@ def test_imp_retrains_what_is_left_as_it_is_told(retrain, later, data, getkey):
     assert_same(found, jax.tree.map(lambda *leaves: np.stack(leaves), *path))
 
 
+@pytest.mark.filterwarnings("ignore:No weight is kept")
 def test_the_ways_of_retraining_choose_other_masks(data, getkey):
     """So that the test above can tell them apart."""
     key, found = getkey(), []

@@ -9,7 +9,7 @@ from nopr.lab import launch, records
 # Types and ranges are those of `nopr.lab.settings`, which has tests of its own: here a few of each.
 QUICKSTART = {
     "an unknown dataset": ({"data.name": "minst"}, "'minst'; nearest is 'mnist'"),
-    "an unknown method": ({"methods": ("snap",)}, "`methods` must be one of 'grasp', 'imp', "),
+    "an unknown method": ({"methods": ("snap",)}, "`methods` must be one of 'apoz_after', "),
     "no method": ({"methods": ()}, "`methods` must hold at least one entry, got none"),
     "a density above 1": ({"pruning.densities": (1.3,)}, "above 0 and at most 1, got 1.3"),
     "rising densities": ({"pruning.densities": (0.05, 0.2)}, "must fall from left to right"),

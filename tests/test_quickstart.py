@@ -272,7 +272,7 @@ def test_a_score_that_is_not_finite_gives_no_mask(name, setting):
         ),
         ({"information.width": 1}, r"`information\.width` must be at least 2 for 'units_after'"),
         ({"pruning.densities": (0.5, 1e-4)}, r"must leave a unit in each of `network\.widths`"),
-        ({"methods": ("snip", "snap")}, r"`methods` must be one of 'force', .*, got 'snap'"),
+        ({"methods": ("snip", "snap")}, r"`methods` must be one of 'apoz_after', .*, got 'snap'"),
         ({"methods": ()}, r"`methods` must hold at least one entry, got none"),
         ({"pruning.imp_removal": 1e-9}, r"`pruning\.imp_removal` must be at least 0\.001"),
     ],
