@@ -131,7 +131,7 @@ def _figure(
         )
     drawn = plots.numbered_points(
         rows,
-        title=TITLE,
+        title="Who knows the data, and who merely keeps signals alive?",
         subtitle=f"mean and 95% interval; {asked.information.initializations} initializations "
         f"(bits), {asked.seeds} seeds ({asked.data.name})",
         x_label="mask information I(m; D | init), bits (cube task)",

@@ -66,7 +66,8 @@ def numbered_points(
         shades = mpl.colormaps["viridis"]
         if min(row["y"] for row in points) > 0:
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+            for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+                formatted(FuncFormatter(_plain))
         for number, (row, x) in enumerate(zip(points, places, strict=True), start=1):
             shade = shades(norm(row["color"]))
             halves = [row["x_half_width"] or 0.0, row["y_half_width"] or 0.0]
@@ -88,6 +89,11 @@ def numbered_points(
         axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= most])
         _legends(figure, groups, norm, shades, color_label)
     return figure
+
+
+def _plain(value: float, _: Any) -> str:
+    """A tick's number, where its first digit is 1, 2 or 5."""
+    return f"{value:g}" if f"{value:e}"[0] in "125" else ""
 
 
 def _places(points: canvas.Rows) -> list[float]:
