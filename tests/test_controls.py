@@ -197,3 +197,19 @@ def test_each_level_of_leveled_masks_has_controls_of_its_own():
     for name in ("chosen", "inverted"):
         last = jax.tree.map(lambda leaf: leaf[-1], found[name].masks)
         assert same(last, plain[name].masks), name
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_levels_are_told_from_single_masks():
+    def leveled(criterion):
+        pruner = pruning.levels(pruning.pruner(criterion), [60, 6])
+        return algorithms.at_init(pruner, init=init)
+
+    with pytest.raises(ValueError, match=r"levels=False, got shape \(2, 3, 20\) at 'a/kernel'"):
+        algorithms.controls(SNIP, leveled, init=init)(DATA, key=KEY)
+    for name in ("chosen", "inverted"):
+        begin = algorithms.branch(name, SNIP, at_init, init=init, levels=True)
+        with pytest.raises(ValueError, match=r"axis of levels with levels=True, got .*\(3, 20\)"):
+            begin(DATA, key=KEY)
+    with pytest.raises(ValueError, match="`levels` must be True or False, got 'no'"):
+        algorithms.controls(SNIP, at_init, init=init, levels="no")

@@ -128,6 +128,9 @@ BAD = {
     "`apoz` needs a batch, got None": lambda: criteria.apoz(Images().apply, layers=LAYERS)(
         PARAMS, None
     ),
+    r"`wanda` needs examples, got a batch of shape \(0, 4, 4, 2\)": lambda: criteria.wanda(
+        Images().apply
+    )(PARAMS, X[:0]),
     "at least two kernels, got .'w'.": lambda: criteria.apoz(Images().apply, layers=["w"]),
     "has 3 inputs|`layers` must fit together": lambda: criteria.apoz(
         Images().apply, layers=LAYERS[::-1]

@@ -452,3 +452,14 @@ def test_lamp_competes_over_the_network_as_its_golden_does(rng):
     params = net(rng, (5, 8, 6, 3))
     golden = {name: oracles.lamp(layer["kernel"]) for name, layer in params.items()}
     compare(criteria.lamp()(params, None, key=None), golden)
+
+
+def test_batches_and_input_shapes_that_do_not_fit_are_explained(problem):
+    params, inputs = problem[0], np.ones((2, 9, 7), np.float32)
+    with pytest.raises(ValueError, match="`px` needs a batch, got None"):
+        criteria.px(apply)(params, None)
+    with pytest.raises(ValueError, match=r"`apply` failed on inputs of shape \(9, 7\): .*stacked"):
+        criteria.px(apply, stacked=True)(params, inputs)
+    score = criteria.ntk_sap(apply, input_shape=(9,), draws=1, examples=2)
+    with pytest.raises(ValueError, match=r"shape \(2, 9\), of `input_shape`: .*batch axis"):
+        score(params, None, key=jax.random.key(0))

@@ -168,3 +168,11 @@ BAD = {
 def test_bad_input_is_one_clear_line(message):
     with pytest.raises(ValueError, match=message):
         BAD[message]()
+
+
+def test_weights_that_are_nan_have_no_masks():
+    broken = {"w": ONE["w"].at[2, 1].set(jnp.nan)}
+    with pytest.raises(ValueError, match="new weights have NaN or infinity at 'w'"):
+        reconstruct.sparsegpt(product, density=0.5)(broken, X)
+    with pytest.raises(ValueError, match="`masks` must be bool, got float32 at 'w'"):
+        reconstruct.least_squares(product)(ONE, ONE, X)

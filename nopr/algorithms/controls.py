@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 import jax
 from jaxtyping import Array, Key
 
-from nopr import criteria, sweeps
+from nopr import criteria, sweeps, trees
 from nopr import masks as masks_
 from nopr.algorithms.pure import Init, MadeOf, check_parts, starting_params
 from nopr.typing import (
@@ -20,6 +20,7 @@ from nopr.typing import (
     Params,
     Train,
     check_choice,
+    check_flags,
     check_form,
     shown,
     takes,
@@ -160,6 +161,7 @@ def _parts(
 ) -> dict[str, Callable[..., Start]]:
     """How each branch is made, by name; the controls take the chosen start."""
     criteria.check(criterion)
+    check_flags(levels=levels)
     check_form(build, "(criterion)", name="build", remedy="It returns an Algorithm.")
     check_parts(init=init, **({} if rewind is None else {"rewind": rewind}))
     start = partial(starting_params, init=init, rewind=rewind)
@@ -176,7 +178,9 @@ def _parts(
         return jax.random.split(jax.random.fold_in(key, _STREAM), 3)[index]
 
     def chosen(data: Batch, *, key: Key[Array, ""]) -> Start:
-        return Start(start(data, key=key), algorithm(data, key=key))
+        found = Start(start(data, key=key), algorithm(data, key=key))
+        _check_levels(found, levels)
+        return found
 
     def shuffled(data: Batch, *, chosen: Start, key: Key[Array, ""]) -> Start:
         return chosen._replace(masks=each(_shuffled, chosen.masks, own(key, 0)))
@@ -185,7 +189,9 @@ def _parts(
         return chosen._replace(params=start(data, key=own(key, 1)))
 
     def inverse(data: Batch, *, chosen: Any, key: Key[Array, ""]) -> Start:
-        return Start(start(data, key=key), inverted(data, key=key))
+        found = Start(start(data, key=key), inverted(data, key=key))
+        _check_levels(found, levels)
+        return found
 
     def random(data: Batch, *, chosen: Start, key: Key[Array, ""]) -> Start:
         return chosen._replace(masks=each(_random, chosen.masks, own(key, 2)))
@@ -197,6 +203,20 @@ def _parts(
         "inverted": inverse,
         "random": random,
     }
+
+
+def _check_levels(start: Start, levels: bool) -> None:
+    """Checks that masks have the axis of levels if they should, and only then."""
+    leaves = trees.by_path(start.params, "params")
+    for path, mask in trees.by_path(start.masks, "masks").items():
+        own = getattr(leaves.get(path), "shape", None)
+        if own is not None and (mask.shape[1:] if levels else mask.shape) != own:
+            given = "must have a leading axis of levels" if levels else "must be like the params"
+            raise ValueError(
+                f"The masks of the algorithm {given} with levels={levels}, got shape {mask.shape} "
+                f"at {path!r}, whose weights have {own}. Give levels={not levels}, or change what "
+                "`build` returns."
+            )
 
 
 def _shuffled(masks: Masks, key: Key[Array, ""]) -> Masks:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from nopr import capture, granularity, trees
@@ -154,13 +155,17 @@ def inputs_of(batch: Batch, name: str) -> Any:
     """The inputs of the network in a batch: all of it, or the first of a tuple.
 
     Raises:
-      ValueError: If the batch is None.
+      ValueError: If the batch is None, or has no example.
     """
     inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
-    if not trees.by_path(inputs, "batch"):
+    leaves = trees.by_path(inputs, "batch")
+    if not leaves:
         raise ValueError(
             f"`{name}` needs a batch, got None. Give the network's inputs, or (inputs, labels)."
         )
+    for leaf in leaves.values():
+        if 0 in np.shape(leaf):
+            raise ValueError(f"`{name}` needs examples, got a batch of shape {np.shape(leaf)}.")
     return inputs
 
 

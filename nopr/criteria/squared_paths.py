@@ -151,7 +151,8 @@ def _refuse(name: str, within: str) -> NoReturn:
     place = f"{name!r} in {within!r}" if within else repr(name)
     raise ValueError(
         f"`px` needs a network that is piecewise linear in its inputs and weights, got {place}. "
-        "Use ReLU or another piecewise linear activation, and norms in inference mode."
+        "Use ReLU or another piecewise linear activation, norms in inference mode, and no products "
+        "of two values that depend on the inputs, as in attention."
     )
 
 

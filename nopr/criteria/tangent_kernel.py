@@ -12,6 +12,7 @@ from jaxtyping import Array, Key
 from nopr import jaxprs, precision, sweeps, trees
 from nopr import masks as masks_
 from nopr.criteria import squared_paths
+from nopr.criteria.activations import inputs_of
 from nopr.criteria.shared import check_input_shape, living
 from nopr.typing import (
     Apply,
@@ -25,6 +26,7 @@ from nopr.typing import (
     check_choice,
     check_form,
     check_key,
+    explained,
     is_real,
     shown,
     whole_number,
@@ -126,8 +128,7 @@ def px(
         trees.by_path(params, "params")
         if masks is not None:
             masks_.check_bool(masks)
-        inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
-        inputs = jnp.asarray(trees.numbers(inputs, "batch"))
+        inputs = jnp.asarray(trees.numbers(inputs_of(batch, "px"), "batch"))
         if stacked:
             sweeps.case_count(inputs, name="batch")
         return precision.in_double(path_scores, params, inputs, masks)
@@ -138,7 +139,10 @@ def px(
         squares = jax.tree.map(jnp.square, weights)
 
         def replaced(weights: Params, inputs: Array) -> Array:
-            outputs = apply(trees.overlay(lambda _, new: new, params, weights), inputs)
+            what = f"`apply` failed on inputs of shape {jnp.shape(inputs)}"
+            remedy = "The batch is inputs, or (inputs, labels); `stacked=True` adds a leading axis."
+            with explained(what, remedy):
+                outputs = apply(trees.overlay(lambda _, new: new, params, weights), inputs)
             return trees.numbers(outputs, "apply(params, inputs)")
 
         def shares(inputs: Array) -> tuple[Scores, Array]:
@@ -268,7 +272,10 @@ def ntk_sap(
             gated = trees.overlay(
                 lambda _, new: new, params, jax.tree.map(jnp.multiply, weights, gates)
             )
-            return trees.numbers(apply(gated, inputs), "apply(params, inputs)")
+            what = f"`apply` failed on inputs of shape {inputs.shape}, of `input_shape`"
+            with explained(what, "Give the shape of one input, without the batch axis."):
+                found = apply(gated, inputs)
+            return trees.numbers(found, "apply(params, inputs)")
 
         def change(gates: Params) -> Array:
             return jnp.sum(jnp.square(outputs(weights, gates) - outputs(moved, gates)))

@@ -96,11 +96,12 @@ def least_squares(
 
     def reconstruct(params: Params, masks: Masks, batch: Batch) -> Params:
         entering = inputs_of(batch, "least_squares")
+        masks_.check_bool(masks)
         masked = masks_.apply(params, masks)
         kept = trees.by_path(masks, "masks")
         refitted = tuple(
             path
-            for path, leaf in trees.by_path(trees.select(params, among(kept)), "").items()
+            for path, leaf in trees.by_path(trees.select(params, among(kept)), "masks").items()
             if where(path, leaf)
         )
         if not refitted:

@@ -14,7 +14,15 @@ from jaxtyping import Array, Bool, Int
 from nopr import budgets, capture, precision, ranking, trees
 from nopr import masks as masks_
 from nopr.criteria.activations import inputs_of
-from nopr.reconstruct.layers import among, check_damping, check_first, damped, gram, overlaid
+from nopr.reconstruct.layers import (
+    among,
+    check_damping,
+    check_finite,
+    check_first,
+    damped,
+    gram,
+    overlaid,
+)
 from nopr.typing import Apply, Batch, Masks, Params, Where, check_apply, shown, whole_number
 
 
@@ -151,6 +159,7 @@ def sparsegpt(
             return (new[path],)
 
         capture.walk(apply, [params], entering, visit, where=among(paths))
+        check_finite(new)
         finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in new.values()]).all()
         chosen = jax.tree.unflatten(jax.tree.structure(weights), [kept[path] for path in paths])
         return Pruned(overlaid(params, new), chosen, finite)
