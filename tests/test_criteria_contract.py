@@ -189,7 +189,7 @@ def test_the_contract_holds(name, network):
     if name == "batch_norm_scale":
         where = lambda path, leaf: path in net.scales  # noqa: E731
     if name == "apoz":
-        where = lambda path, leaf: path == net.layers[0]  # noqa: E731
+        where = lambda path, leaf: path in net.layers  # noqa: E731
     assert jax.tree.structure(shapes) == jax.tree.structure(trees.select(net.params, where))
 
 
@@ -341,8 +341,6 @@ def test_the_scores_of_a_model_of_another_library_have_its_form(name, library):
     expected = trees.select(net.params)
     if name == "batch_norm_scale":
         expected = trees.select(net.params, lambda path, leaf: path in net.scales)
-    if name == "apoz":
-        expected = trees.select(net.params, lambda path, leaf: path == net.layers[0])
     assert jax.tree.structure(shapes) == jax.tree.structure(expected)
     assert trees.shapes(shapes) == trees.shapes(expected)
 
@@ -356,15 +354,14 @@ def test_a_key_is_asked_for_where_it_is_needed(name):
             score(net.params, (net.inputs, net.targets))
     else:
         shapes = jax.eval_shape(lambda p: score(p, (net.inputs, net.targets), key=None), net.params)
-        assert trees.shapes(shapes) == ((4, 5), (5, 2))[: 1 if name == "apoz" else 2]
+        assert trees.shapes(shapes) == ((4, 5), (5, 2))
 
 
 @every
 def test_masks_that_are_not_bool_or_do_not_match_are_refused_by_name(name):
     net = NETWORKS["plain"]
     score = CRITERIA[name](net)
-    scored = {"a/w"} if name == "apoz" else {"a/w", "b/w"}
-    chosen = trees.select(net.params, lambda path, leaf: path in scored)
+    chosen = trees.select(net.params)
     wrong = {
         "`masks` must be bool, got float32 at 'a/w'": chosen,
         "'a/bias' that `params` lacks": trees.full_masks(net.params, trees.everything),

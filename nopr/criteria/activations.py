@@ -92,8 +92,8 @@ def apoz(apply: Apply, *, layers: Sequence[str]) -> Criterion:
 
     over the N examples and the M values of unit (channel) c in what enters the next kernel: after
     the nonlinearity, and after pooling where there is some. All weights of the unit's filter have
-    its score, so use a granularity of `filters` or, after removing the last layer, `units`. It is
-    meant for ReLU: units that are never exactly 0 all score 1.
+    its score, so use a granularity of `filters` or `units`. It is meant for ReLU: units that are
+    never exactly 0 all score 1.
 
     A convolution that the network computes as patches (`networks.Conv` does so on a CPU) enters as
     patches, in which zeros of the padding count.
@@ -104,9 +104,10 @@ def apoz(apply: Apply, *, layers: Sequence[str]) -> Criterion:
         [in, out] or [height, width, in, out]. A flatten between them is channels-last, as in Flax.
 
     Returns:
-      A criterion that scores all but the last of the layers; other leaves get no scores and stay
-      whole. Its batch is the inputs, or a tuple whose first entry is. It raises a ValueError if the
-      batch is None, or the layers do not fit the params or each other; the message names the path.
+      A criterion that scores the layers; other leaves get no scores and stay whole. All weights of
+      the last layer, whose outputs enter no kernel, score 1. Its batch is the inputs, or a tuple
+      whose first entry is. It raises a ValueError if the batch is None, or the layers do not fit
+      the params or each other; the message names the path.
 
     Raises:
       ValueError: If `apply` does not take (params, inputs), or `layers` has fewer than two paths.
@@ -119,7 +120,8 @@ def apoz(apply: Apply, *, layers: Sequence[str]) -> Criterion:
       >>> params = {"body": jnp.array([[1.0, -1.0]]), "head": jnp.ones((2, 3))}
       >>> inputs = jnp.array([[1.0], [2.0], [3.0], [-1.0]])
       >>> criteria.apoz(apply, layers=["body", "head"])(params, inputs)
-      {'body': Array([[0.75, 0.25]], dtype=float32), 'head': None}
+      {'body': Array([[0.75, 0.25]], dtype=float32), 'head': Array([[1., 1., 1.],
+             [1., 1., 1.]], dtype=float32)}
 
     Source: Hu et al. 2016, network trimming, arXiv:1607.03250.
     """
@@ -137,12 +139,14 @@ def apoz(apply: Apply, *, layers: Sequence[str]) -> Criterion:
         del key
         inputs = inputs_of(batch, "apoz")
         granularity.chain(trees.select(params, among(layers)), layers, name="params")
-        weights = living(params, masks, among(layers[:-1]))
+        weights = living(params, masks, among(layers))
         params = trees.overlay(lambda _, new: new, params, weights)
         shares = capture.nonzero(apply, params, inputs, where=among(layers[1:]))
         following = dict(itertools.pairwise(layers))
 
         def score(path: str, leaf: Any) -> Array:
+            if path == layers[-1]:
+                return jnp.ones(leaf.shape, jnp.float32)
             share = shares[following[path]].reshape(-1, leaf.shape[-1])  # the channel is fastest
             return jnp.broadcast_to(jnp.mean(share, axis=0), leaf.shape)
 

@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
 
@@ -15,14 +13,10 @@ from nopr import criteria, densities, granularity, pruning, schedules, sweeps, t
 from nopr.lab import settings
 from nopr.typing import (
     Apply,
-    Batch,
     Criterion,
     Loss,
-    Masks,
-    Params,
     Pruner,
     Scope,
-    Scores,
     Shapes,
     Where,
 )
@@ -105,21 +99,6 @@ def _force(problem: Problem) -> Criterion:
     return criteria.force(problem.loss, where=problem.where)
 
 
-def _apoz(problem: Problem) -> Criterion:
-    own = criteria.apoz(problem.apply, layers=problem.layers)
-
-    def score(params: Params, batch: Batch, *, masks: Masks | None = None, key: Any) -> Scores:
-        found = trees.by_path(own(params, batch, masks=masks, key=key), "scores")
-
-        def of_leaf(path: Any, leaf: Any) -> Any:
-            # The outputs of the last layer have no score, and are never removed.
-            return found.get(trees.path_string(path), jnp.zeros(leaf.shape))
-
-        return jax.tree_util.tree_map_with_path(of_leaf, trees.select(params))
-
-    return score
-
-
 def _prospr(problem: Problem) -> Criterion:
     return criteria.prospr(problem.loss, learning_rate=0.1, where=problem.where)
 
@@ -177,7 +156,9 @@ METHODS: Mapping[str, Method] = {
         "movement after training", lambda p: criteria.movement(p.loss, where=p.where), "trained"
     ),
     "fpgm_after": Method("FPGM after training", lambda _: criteria.fpgm(), "trained"),
-    "apoz_after": Method("APoZ after training", _apoz, "trained"),
+    "apoz_after": Method(
+        "APoZ after training", lambda p: criteria.apoz(p.apply, layers=p.layers), "trained"
+    ),
 }
 """The methods that experiments compare, by name, in their order in tables and figures."""
 
