@@ -168,11 +168,11 @@ def test_force_of_the_whole_network_is_snip(problem):
 
 @pytest.mark.long
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("block", [1, 4, 6, 32])
-def test_obd_is_half_the_squared_weight_times_the_mean_squared_gradient(block, problem):
+@pytest.mark.parametrize("examples", [1, 4, 6, 32])
+def test_obd_is_half_the_squared_weight_times_the_mean_squared_gradient(examples, problem):
     params, batch = problem
     kernels, _ = flat_loss(params, batch)
-    scores = criteria.obd(loss, block=block)(params, batch, key=None)
+    scores = criteria.obd(loss, examples=examples)(params, batch, key=None)
     squares = [
         oracles.central_difference(flat_loss(params, tuple(x[[i]] for x in batch))[1], kernels) ** 2
         for i in range(len(batch[0]))
@@ -414,8 +414,8 @@ def test_a_stack_of_no_batches_is_refused(make):
 def test_options_out_of_range_are_refused(unchecked):
     with pytest.raises(ValueError, match="`group` must be one of 'weight', 'filter', got 'unit'"):
         criteria.taylor(loss, group="unit")
-    with pytest.raises(ValueError, match="`block` must be a whole number of at least 1, got 0"):
-        criteria.obd(loss, block=0)
+    with pytest.raises(ValueError, match="`examples` must be a whole number of at least 1, got 0"):
+        criteria.obd(loss, examples=0)
     for bad in (-0.1, np.nan, None, 1e300):
         with pytest.raises(ValueError, match=r"`learning_rate` must be in \[0, 1e\+38\), got"):
             criteria.prospr(loss, learning_rate=bad)

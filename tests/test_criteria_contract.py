@@ -141,7 +141,7 @@ CRITERIA = {
     "taylor of filters": lambda net: criteria.taylor(net.loss, group="filter", where=kernels),
     "movement": lambda net: criteria.movement(net.loss),
     "grasp": lambda net: criteria.grasp(net.loss),
-    "obd": lambda net: criteria.obd(net.loss, block=4),
+    "obd": lambda net: criteria.obd(net.loss, examples=4),
     "woodfisher": lambda net: criteria.woodfisher(net.loss, block=8, examples=4),
     "prospr": lambda net: criteria.prospr(net.loss, learning_rate=0.1),
     "synflow": lambda net: criteria.synflow(net.apply, input_shape=net.inputs.shape[1:]),

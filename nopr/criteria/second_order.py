@@ -61,7 +61,7 @@ def grasp(loss: Loss, *, where: Where = trees.is_prunable, stacked: bool = False
 def obd(
     loss: Loss,
     *,
-    block: int = 32,
+    examples: int = 32,
     where: Where = trees.is_prunable,
     stacked: bool = False,
 ) -> Criterion:
@@ -78,7 +78,7 @@ def obd(
 
     Args:
       loss: `loss(params, batch) -> scalar`, a mean over the batch; called with single examples.
-      block: Number of examples differentiated at once; blocks run one after the other.
+      examples: Number of examples differentiated at once.
       where: `where(path, leaf)`, true for a prunable leaf.
       stacked: Whether the batch holds several batches, over which the scores are summed.
 
@@ -86,15 +86,15 @@ def obd(
       A criterion whose scores are at least float32.
 
     Raises:
-      ValueError: If `block` is not a whole number from 1 up. From the criterion, if the leaves of
-        the batch share no leading axis.
+      ValueError: If `examples` is not a whole number from 1 up. From the criterion, if the leaves
+        of the batch share no leading axis.
 
     Source: LeCun et al. 1990, Optimal Brain Damage; with the Fisher information, Theis et al. 2018,
     arXiv:1801.05787.
     """
     check_loss(loss)
     check_flags(stacked=stacked)
-    block = whole_number("block", block)
+    examples = whole_number("examples", examples)
 
     def score(
         params: Params, batch: Batch, *, masks: Masks | None = None, key: Any = None
@@ -108,7 +108,7 @@ def obd(
             def slope(example: Batch) -> Params:
                 return gradient(loss, params, example, stacked=False)(weights)
 
-            n, total = over_examples(_sum_of_squares, slope, batch, block, zeros)
+            n, total = over_examples(_sum_of_squares, slope, batch, examples, zeros)
             return jax.tree.map(lambda leaf: leaf / n, total)
 
         if stacked:
