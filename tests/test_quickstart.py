@@ -218,7 +218,7 @@ def make_setting(learning_rate=0.05):
     task = training.Task(images, network, loss, trainer, 2, keys, learning_rate)
     pruning = asked.pruning
     choice = choosing.choice(task, pruning, densities=pruning.densities, block=None)
-    return quickstart.Setting(asked, task, choice.problem, choice, None)
+    return quickstart.Setting(asked, choice, None)
 
 
 @pytest.fixture
@@ -258,8 +258,9 @@ def test_a_score_that_is_not_finite_gives_no_mask(name, setting):
     broken = images.train._replace(images=np.full((16, 4), np.nan, np.float32))
     task = setting.task._replace(images=images._replace(train=broken))
     dense = jax.tree.map(lambda leaf: leaf * np.nan, task.initial)
+    choice = setting.choice._replace(task=task)
     with pytest.raises(ValueError, match=f"No mask for '{methods.TITLES[name]}': .*finite"):
-        quickstart.choose_masks(setting._replace(task=task), name, dense)
+        quickstart.choose_masks(setting._replace(choice=choice), name, dense)
 
 
 @pytest.mark.parametrize(

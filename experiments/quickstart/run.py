@@ -39,10 +39,18 @@ class Setting(NamedTuple):
     """Everything the stages need, made once."""
 
     asked: Settings
-    task: training.Task
-    problem: methods.Problem
     choice: choosing.Choice
     tune: Any
+
+    @property
+    def task(self) -> training.Task:
+        """The network and its data."""
+        return self.choice.task
+
+    @property
+    def problem(self) -> methods.Problem:
+        """Its description for the pruners."""
+        return self.choice.problem
 
 
 class Outcome(NamedTuple):
@@ -111,7 +119,7 @@ def _setting(asked: Settings) -> Setting:
         raise ValueError(
             f"`pruning.densities` must leave one of {problem.size:,} weights, got {least}."
         )
-    return Setting(asked, task, problem, choice, training.tuning(task, _measure(task)))
+    return Setting(asked, choice, training.tuning(task, _measure(task)))
 
 
 def _measure(task: training.Task) -> training.Measure:

@@ -140,7 +140,10 @@ def px(
 
         def replaced(weights: Params, inputs: Array) -> Array:
             what = f"`apply` failed on inputs of shape {jnp.shape(inputs)}"
-            remedy = "The batch is inputs, or (inputs, labels); `stacked=True` adds a leading axis."
+            remedy = (
+                "Give params of this network, and inputs or (inputs, labels), with an axis of "
+                "batches before them where `stacked=True`."
+            )
             with explained(what, remedy):
                 outputs = apply(trees.overlay(lambda _, new: new, params, weights), inputs)
             return trees.numbers(outputs, "apply(params, inputs)")
