@@ -86,7 +86,9 @@ def controls(
 
     Raises:
       ValueError: If an argument is not a function of the stated form, `rewind` is not the one that
-        the algorithm was built with, or the algorithm does not rewind the weights.
+        the algorithm was built with, or the algorithm does not rewind the weights. From the
+        function, if the masks of the algorithm have levels where `levels` is False, or have none
+        where it is True.
 
     Example:
       >>> import jax
@@ -137,8 +139,7 @@ def branch(
       `(data, *, key) -> Start`, equal to the result of `controls` under that name.
 
     Raises:
-      ValueError: If there is no branch of that name, or an argument is not a function of the stated
-        form.
+      ValueError: If there is no branch of that name, or for the reasons of `controls`.
     """
     check_choice("name", name, Branch)
     parts = _parts(criterion, build, init, rewind, levels)

@@ -88,8 +88,8 @@ def sparsegpt(
       among the weights alive in them, and makes up for the others too if they are not 0 yet; a
       block keeps no more than are alive. The key is not used. It works under jit and vmap, and
       raises a ValueError if the batch is None, m does not divide the fan-in of a kernel, or a
-      kernel cannot be followed through the network (see `capture`) or is used twice; the message
-      has its path.
+      kernel cannot be followed through the network (see `capture`) or is used twice, or,
+      outside a trace, new weights are not finite; the message has its path.
 
     Raises:
       ValueError: If an option is out of range, or not exactly one of `density` and `n_of_m` is
